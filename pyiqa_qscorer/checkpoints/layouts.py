@@ -1,0 +1,177 @@
+"""The three checkpoint layouts: recognising a folder and naming its files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from ..errors import CheckpointError
+from ..preprocessing import MEAN, STD
+
+PUBLISHED_MODEL_TYPE = "mplug_owl2"
+OUR_MODEL_TYPE = "qscorer"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
+NON_LORA_WEIGHTS = "non_lora_trainables.bin"
+SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
+TORCH_BIN, TORCH_BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+
+
+class Layout(Enum):
+    """Layouts that load; the values are what messages call them."""
+
+    PUBLISHED_LORA = "published LoRA folder (needs a base)"
+    PUBLISHED_MERGED = "published merged folder"
+    QSCORER = "pyiqa-qscorer folder"
+
+
+@dataclass(frozen=True)
+class CheckpointFolder:
+    """A recognised local checkpoint.
+
+    Attributes:
+        layout: which of the three.
+        path: its folder.
+        base: folder of the base model, only for the LoRA layout.
+        config: parsed config.json of `path`.
+    """
+
+    layout: Layout
+    path: Path
+    base: Path | None
+    config: dict[str, Any]
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """Where the tokenizer lies: a LoRA folder has none of its own."""
+        return self.base if self.base is not None else self.path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parsed JSON object of a file; a missing or malformed one is a `CheckpointError` that names it."""
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} has no {path.name}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(parsed).__name__}")
+    return parsed
+
+
+def is_lora_folder(path: Path) -> bool:
+    """True where the adapter files of the published LoRA layout lie."""
+    return any(
+        (path / name).exists() for name in (ADAPTER_CONFIG, *ADAPTER_WEIGHTS, NON_LORA_WEIGHTS)
+    )
+
+
+def recognise(path: Path, base: Path | None = None) -> CheckpointFolder:
+    """Tell the layout of a local folder and check that its files are complete.
+
+    Raises:
+        CheckpointError: none of the layouts, an incomplete one, or a LoRA folder without a base. The message says what
+            was found and what was expected.
+    """
+    if is_lora_folder(path):
+        return _recognise_lora(path, base)
+    if not (path / "config.json").exists():
+        raise CheckpointError(_unknown(path))
+    config = read_json(path / "config.json")
+    model_type = config.get("model_type")
+    if model_type == OUR_MODEL_TYPE:
+        layout = Layout.QSCORER
+    elif model_type == PUBLISHED_MODEL_TYPE:
+        layout = Layout.PUBLISHED_MERGED
+    else:
+        raise CheckpointError(f"{_unknown(path)} config.json says model_type={model_type!r}.")
+    weight_shards(path)
+    return CheckpointFolder(layout, path, None, config)
+
+
+def _recognise_lora(path: Path, base: Path | None) -> CheckpointFolder:
+    needed = [ADAPTER_CONFIG, NON_LORA_WEIGHTS, "config.json"]
+    missing = [name for name in needed if not (path / name).exists()]
+    if not any((path / name).exists() for name in ADAPTER_WEIGHTS):
+        missing.append(" or ".join(ADAPTER_WEIGHTS))
+    if missing:
+        raise CheckpointError(f"{path} is a LoRA folder but lacks {', '.join(missing)}")
+    if base is None:
+        raise CheckpointError(
+            f"{path} is a LoRA folder: give the model it was trained on as base=, e.g. MAGAer13/mplug-owl2-llama2-7b"
+        )
+    base_type = read_json(base / "config.json").get("model_type")
+    if base_type != PUBLISHED_MODEL_TYPE:
+        raise CheckpointError(
+            f"base must be an mPLUG-Owl2 folder (config.json with model_type {PUBLISHED_MODEL_TYPE!r}), "
+            f"got model_type {base_type!r} in {base}"
+        )
+    weight_shards(base)
+    return CheckpointFolder(Layout.PUBLISHED_LORA, path, base, read_json(path / "config.json"))
+
+
+def weight_shards(path: Path) -> list[Path]:
+    """Weight files of a full model folder, safetensors before `.bin`, every shard present.
+
+    Raises:
+        CheckpointError: no weights at all, or shards that the index names but the folder lacks.
+    """
+    for single, index in ((SAFETENSORS, SAFETENSORS_INDEX), (TORCH_BIN, TORCH_BIN_INDEX)):
+        if (path / index).exists():
+            names = sorted(set(read_json(path / index).get("weight_map", {}).values()))
+            missing = [name for name in names if not (path / name).exists()]
+            if missing or not names:
+                raise CheckpointError(
+                    f"{path / index} names weight files that are not there: {', '.join(missing) or 'none at all'}"
+                )
+            return [path / name for name in names]
+        if (path / single).exists():
+            return [path / single]
+    raise CheckpointError(_unknown(path))
+
+
+def check_image_settings(path: Path, image_size: int) -> None:
+    """Refuse a checkpoint whose image settings are not the ones that our preprocessing computes.
+
+    A folder without `preprocessor_config.json` (the LoRA one) is taken to mean the published settings.
+
+    Raises:
+        CheckpointError: another size, mean, standard deviation or resampling filter.
+    """
+    file = path / "preprocessor_config.json"
+    if not file.exists():
+        return
+    settings = read_json(file)
+    size, crop = settings.get("size", image_size), settings.get("crop_size", image_size)
+    found = {
+        "size": size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size,
+        "crop_size": crop.get("height") if isinstance(crop, dict) else crop,
+        "image_mean": tuple(settings.get("image_mean", MEAN)),
+        "image_std": tuple(settings.get("image_std", STD)),
+        "resample": settings.get("resample", 3),
+    }
+    expected = {
+        "size": image_size,
+        "crop_size": image_size,
+        "image_mean": tuple(MEAN),
+        "image_std": tuple(STD),
+        "resample": 3,  # Pillow's number for bicubic
+    }
+    for name, value in expected.items():
+        if found[name] != value:
+            raise CheckpointError(f"{file}: {name} must be {value}, got {found[name]}")
+
+
+def _unknown(path: Path) -> str:
+    names = sorted(entry.name for entry in path.iterdir())
+    found = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "") or "nothing"
+    return (
+        f"{path} is none of the known checkpoint layouts. Found: {found}. Expected one of: "
+        f"{ADAPTER_CONFIG} + {ADAPTER_WEIGHTS[1]} + {NON_LORA_WEIGHTS} + config.json (published LoRA, with base=); "
+        f"config.json with model_type {PUBLISHED_MODEL_TYPE!r} + weights (published merged); "
+        f"config.json with model_type {OUR_MODEL_TYPE!r} + {SAFETENSORS} (pyiqa-qscorer)."
+    )

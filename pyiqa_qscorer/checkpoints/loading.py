@@ -1,0 +1,269 @@
+"""From checkpoint files to a model that scores."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import BitsAndBytesConfig, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from ..errors import CheckpointError
+from ..model import QScorerConfig, QScorerForScoring
+from ..model.abstractor import CrossAttention
+from ..prompt import PromptTokens, score_tokens, tokenize_prompt
+from .layouts import CheckpointFolder, Layout, check_image_settings, read_json, recognise, weight_shards
+from .weights import RECOMPUTED_SUFFIX, LoraAdapter, read_non_lora, read_shard
+
+Precision = Literal["auto", "float16", "bfloat16", "float32", "8bit", "4bit"]
+# Parts that stay in 16 bit under quantisation: small, and the score hangs on them.
+UNQUANTISED = ["lm_head", "deepmlp", "vision_model", "visual_abstractor"]
+
+
+@dataclass
+class LoadedCheckpoint:
+    """A model ready to score.
+
+    Attributes:
+        model: in evaluation mode, parameters frozen, on the CPU unless quantised.
+        tokenizer: knows prompt and score tokens.
+        prompt: the prompt as ids.
+        folder: where it came from.
+        fingerprint: hex digest of the configuration and a sample of every weight; equal weights in equal precision give
+            equal fingerprints, whatever the layout.
+    """
+
+    model: QScorerForScoring
+    tokenizer: PreTrainedTokenizerBase
+    prompt: PromptTokens
+    folder: CheckpointFolder
+    fingerprint: str
+
+
+def load_folder(
+    path: Path,
+    base: Path | None = None,
+    *,
+    dtype: Precision = "auto",
+    prompt: str | None = None,
+    attn_implementation: str | None = None,
+    device_type: str | None = None,
+) -> LoadedCheckpoint:
+    """Load a local checkpoint of any layout.
+
+    Weights are read shard by shard into a model without storage, so the peak memory is that of the weights plus one
+    shard's mapped pages.
+
+    Args:
+        path, base: folders; `base` only for the LoRA layout.
+        dtype: `auto` keeps a checkpoint saved in float32 as it is, and gives others float16 on an accelerator and
+            bfloat16 on the CPU. `8bit` and `4bit` quantise the decoder with bitsandbytes.
+        prompt: name or text; None: what the checkpoint says.
+        attn_implementation: `sdpa` (default), `eager` or `flash_attention_2`.
+        device_type: where the model is going to run; None: `cuda` if there is one, else `cpu`.
+
+    Raises:
+        CheckpointError: files missing, damaged, of an unknown layout, or with missing, unexpected or wrongly shaped keys.
+        ValueError: an option outside its choices.
+    """
+    if dtype not in get_args(Precision):
+        raise ValueError(f"dtype must be one of {', '.join(get_args(Precision))}, got {dtype!r}")
+    folder = recognise(path, base)
+    device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
+    tokenizer = load_tokenizer(folder.tokenizer_folder)
+    config = _configuration(folder, tokenizer)
+    check_image_settings(folder.tokenizer_folder, config.vision_config.image_size)
+    prompt_tokens = tokenize_prompt(
+        tokenizer, prompt or config.prompt, published=folder.layout is not Layout.QSCORER
+    )
+    config._attn_implementation = attn_implementation or "sdpa"
+    torch_dtype = _torch_dtype(dtype, folder, device_type)
+    model = _read_weights(folder, config, torch_dtype)
+    fingerprint = _fingerprint(model, dtype)
+    if dtype in ("8bit", "4bit"):
+        model = _quantise(model, dtype, device_type)
+    model.eval().requires_grad_(False)
+    return LoadedCheckpoint(model, tokenizer, prompt_tokens, folder, fingerprint)
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Tokenizer of a folder: `tokenizer.json` (ours) or LLaMA's `tokenizer.model`. No remote code."""
+    if (folder / "tokenizer.json").exists():
+        kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class", "")
+        return (LlamaTokenizer if kind.startswith("Llama") else PreTrainedTokenizerFast).from_pretrained(folder)
+    if (folder / "tokenizer.model").exists():
+        return LlamaTokenizer.from_pretrained(folder)
+    raise CheckpointError(f"{folder} has no tokenizer: expected tokenizer.json or tokenizer.model")
+
+
+def _configuration(folder: CheckpointFolder, tokenizer: PreTrainedTokenizerBase) -> QScorerConfig:
+    """Our configuration of a checkpoint. Completes the score tokens, in the configuration and in the tokenizer."""
+    try:
+        if folder.layout is Layout.QSCORER:
+            config = QScorerConfig.from_pretrained(folder.path)
+        else:
+            config = QScorerConfig.from_published(folder.config)
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{folder.path / 'config.json'}: {error}") from error
+    if folder.base is not None:
+        # The published loader appends the tokens to the base vocabulary; the LoRA folder itself does not name them.
+        first = read_json(folder.base / "config.json").get("vocab_size", 32000)
+        names = score_tokens(config.vocab_size - first) if config.vocab_size > first else []
+        config.score_tokens, config.score_token_ids = names, list(range(first, config.vocab_size))
+    if not config.score_tokens:
+        raise CheckpointError(
+            f"{folder.path} has no score tokens: it is a base model, or was trained with another formulation"
+        )
+    tokenizer.add_tokens(config.score_tokens, special_tokens=True)
+    ids = tokenizer.convert_tokens_to_ids(config.score_tokens)
+    if ids != config.score_token_ids:
+        raise CheckpointError(
+            f"{folder.tokenizer_folder}: the tokenizer gives {config.score_tokens} the ids {ids}, the checkpoint "
+            f"expects {config.score_token_ids}; tokenizer and checkpoint do not belong together"
+        )
+    return config
+
+
+def _torch_dtype(dtype: Precision, folder: CheckpointFolder, device_type: str) -> torch.dtype:
+    if dtype in ("float16", "bfloat16", "float32"):
+        return getattr(torch, dtype)
+    if dtype == "8bit":
+        return torch.float16  # the only type that LLM.int8 computes with
+    if dtype == "4bit":
+        return half_precision(device_type)
+    saved = folder.config.get("dtype", folder.config.get("torch_dtype"))
+    if folder.layout is Layout.QSCORER and saved == "float32":
+        return torch.float32
+    return half_precision(device_type)
+
+
+def half_precision(device_type: str) -> torch.dtype:
+    """16-bit type of a device: float16 on accelerators, as published; bfloat16 on CPUs, where float16 is slow."""
+    return torch.bfloat16 if device_type == "cpu" else torch.float16
+
+
+def _read_weights(
+    folder: CheckpointFolder, config: QScorerConfig, dtype: torch.dtype
+) -> QScorerForScoring:
+    """Model with the weights of a checkpoint, in `dtype`, on the CPU; strict about keys and shapes."""
+    config.dtype = dtype
+    with torch.device("meta"):
+        model = QScorerForScoring(config)
+    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    filler = _Filler(model, expected, dtype)
+    if folder.base is not None:
+        trained, adapter = read_non_lora(folder.path), LoraAdapter(folder.path)
+        filler.adapter = adapter
+        if unknown := adapter.names - expected.keys():
+            raise CheckpointError(f"{adapter.file}: adapters of unknown modules: {_listed(unknown)}")
+        for shard in weight_shards(folder.base):
+            filler.take((name, tensor) for name, tensor in read_shard(shard) if name not in trained)
+        filler.take(trained.items())
+    else:
+        for shard in weight_shards(folder.path):
+            filler.take(read_shard(shard))
+    filler.finish(folder)
+    model.tie_weights()
+    return model
+
+
+class _Filler:
+    """Puts tensors into a model on the meta device and keeps account of what came."""
+
+    def __init__(
+        self, model: QScorerForScoring, expected: dict[str, torch.Size], dtype: torch.dtype
+    ) -> None:
+        self.model, self.expected, self.dtype = model, expected, dtype
+        self.adapter: LoraAdapter | None = None
+        self.seen: set[str] = set()
+        self.unexpected: list[str] = []
+        self.misshapen: list[str] = []
+
+    def take(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        for name, tensor in tensors:
+            if name not in self.expected:
+                if not name.endswith(RECOMPUTED_SUFFIX):
+                    self.unexpected.append(name)
+            elif tensor.shape != self.expected[name]:
+                self.misshapen.append(
+                    f"{name} {tuple(tensor.shape)} instead of {tuple(self.expected[name])}"
+                )
+            else:
+                self._put(name, tensor)
+
+    def _put(self, name: str, tensor: Tensor) -> None:
+        if self.adapter is not None and name in self.adapter.names:
+            tensor = self.adapter.merge(name, tensor, self.dtype)
+        module_name, _, own_name = name.rpartition(".")
+        module = self.model.get_submodule(module_name)
+        if own_name in module._buffers:
+            module._buffers[own_name] = tensor.float()  # position tables: kept as saved, cast when used
+        else:
+            parameter = nn.Parameter(tensor.to(self.dtype), requires_grad=False)
+            module._parameters[own_name] = parameter
+        self.seen.add(name)
+
+    def finish(self, folder: CheckpointFolder) -> None:
+        for module in self.model.modules():
+            if isinstance(module, CrossAttention) and module.q_pos_embed.is_meta:
+                # LoRA training saves parameters only; the tables are a formula.
+                module.q_pos_embed, module.k_pos_embed = module.position_tables()
+        buffers = {name for name, _ in self.model.named_buffers()}
+        wrong = {
+            "missing keys": self.expected.keys() - self.seen - buffers,
+            "unexpected keys": self.unexpected,
+            "wrong shapes": self.misshapen,
+        }
+        if any(wrong.values()):
+            details = "; ".join(f"{len(w)} {what}: {_listed(w)}" for what, w in wrong.items() if w)
+            raise CheckpointError(f"{folder.path} ({folder.layout.value}) does not fit Q-Scorer: {details}")
+
+
+def _listed(names: Iterable[str]) -> str:
+    names = sorted(names)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+
+
+def _fingerprint(model: QScorerForScoring, dtype: Precision) -> str:
+    """Digest of up to 1,024 evenly spaced elements of every tensor: training changes nearly all of them."""
+    digest = hashlib.sha256()
+    quantised = dtype if dtype in ("8bit", "4bit") else ""
+    digest.update(repr((quantised, model.config.score_token_ids)).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        flat = tensor.flatten()
+        sample = flat[:: max(1, flat.numel() // 1024)].contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _quantise(
+    model: QScorerForScoring, dtype: Precision, device_type: str
+) -> QScorerForScoring:
+    """The same model with a bitsandbytes decoder, on its device (bitsandbytes quantises there)."""
+    settings: dict[str, Any] = {"llm_int8_skip_modules": UNQUANTISED}
+    if dtype == "8bit":
+        settings["load_in_8bit"] = True
+    else:
+        settings.update(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=model.config.dtype
+        )
+    try:
+        quantised = QScorerForScoring.from_pretrained(
+            None,
+            config=model.config,
+            state_dict=model.state_dict(),
+            quantization_config=BitsAndBytesConfig(**settings),
+            dtype=model.config.dtype,
+            attn_implementation=model.config._attn_implementation,
+            device_map={"": device_type},
+        )
+    except ImportError as error:
+        raise CheckpointError(
+            f"dtype={dtype!r} needs bitsandbytes and accelerate: {error}; pip install bitsandbytes accelerate"
+        ) from error
+    return quantised

@@ -1,0 +1,150 @@
+"""`QScorer`: the metric as pyiqa builds it, (B, C, H, W) images in [0, 1] -> (B, 1) scores."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoints import LoadedCheckpoint, Precision, half_precision, load_checkpoint
+from .errors import ImageError, QScorerError
+from .names import SCORE_RANGE
+from .preprocessing import check_images, pixels_from_tensor, straight_through, values_in_range
+
+
+class QScorer(nn.Module):
+    """No-reference image quality by a Q-Scorer model; higher is better.
+
+    Args:
+        checkpoint: Hub id or local folder, in any of the three layouts.
+        base: Hub id or local folder of the model under a LoRA checkpoint; not touched for the other layouts.
+        revision, base_revision: branch, tag or commit on the Hub.
+        dtype: `auto`, `float16`, `bfloat16`, `float32`, `8bit` or `4bit`. `auto`: float32 for a checkpoint of this
+            package saved in float32, else float16 on accelerators and bfloat16 on the CPU, also after `.to(device)`.
+        prompt: `score`, `evaluation`, `training` or a text with one `<|image|>`; None: what the checkpoint says.
+        clamp: keep scores inside [0, 5], as the published `model.score` does; its scripts do not.
+        attn_implementation: `sdpa`, `eager` or `flash_attention_2`.
+        local_files_only: never go to the network.
+        cache_dir: folder of downloads, instead of the Hub's own cache.
+
+    Raises:
+        CheckpointError, DownloadError: the weights cannot be had or do not fit.
+        ValueError: an option outside its choices.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | os.PathLike[str],
+        base: str | os.PathLike[str] | None = None,
+        revision: str | None = None,
+        base_revision: str | None = None,
+        dtype: Precision = "auto",
+        prompt: str | None = None,
+        clamp: bool = True,
+        attn_implementation: str | None = None,
+        local_files_only: bool = False,
+        cache_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        super().__init__()
+        loaded: LoadedCheckpoint = load_checkpoint(
+            checkpoint,
+            base,
+            revision=revision,
+            base_revision=base_revision,
+            dtype=dtype,
+            prompt=prompt,
+            attn_implementation=attn_implementation,
+            local_files_only=local_files_only,
+            cache_dir=cache_dir,
+        )
+        self.network = loaded.model
+        self.prompt = loaded.prompt
+        self.clamp = clamp
+        self.image_size: int = loaded.model.config.vision_config.image_size
+        self._fingerprint = loaded.fingerprint
+        self._follow_device = dtype == "auto" and self.dtype != torch.float32
+        self.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.network.model.embed_tokens.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations: that of the weights that quantisation leaves alone."""
+        return self.network.model.embed_tokens.weight.dtype
+
+    @property
+    def identity(self) -> str:
+        """Hex digest of everything a score depends on but the image: weights, precision, prompt, clamping.
+
+        Equal identities give equal scores up to rounding; a resumed run compares them.
+        """
+        facts = (self._fingerprint, str(self.dtype), self.prompt, self.clamp)
+        return hashlib.sha256(repr(facts).encode()).hexdigest()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QScorer:
+        # pyiqa moves the metric to its device only after building it, so `dtype="auto"` is settled here. A caller who
+        # changes the precision himself (`.half()`, `.float()`, `.to(dtype)`) has decided.
+        before = self.dtype
+        super()._apply(fn, recurse)
+        if self.dtype != before:
+            self._follow_device = False
+        elif self._follow_device and self.dtype != (wanted := half_precision(self.device.type)):
+            super()._apply(lambda t: t.to(wanted) if t.is_floating_point() else t, recurse)
+        return self
+
+    def forward(self, images: Tensor, **_: Any) -> Tensor:
+        """Scores of a batch.
+
+        Args:
+            images: (B, 3 or 1, H, W), floating point, in [0, 1], RGB. With gradients enabled (pyiqa's `as_loss=True`)
+                values outside are clamped; otherwise they are an error.
+
+        Returns:
+            (B, 1) float32, higher is better, in [0, 5] where `clamp` is on.
+
+        Raises:
+            ImageError: another shape or type, NaN or infinite values, or values outside [0, 1].
+        """
+        check_images(images)
+        images = images.to(self.device)
+        valid = images.isfinite().flatten(1).all(1) if torch.is_grad_enabled() else values_in_range(images)
+        scores = self.score_pixels(pixels_from_tensor(images, self.image_size), valid)
+        return scores[:, None]
+
+    def score_pixels(self, pixel_values: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Scores of preprocessed images.
+
+        Args:
+            pixel_values: (B, 3, S, S) float32 normalised pixels, S = `image_size`, on any device.
+            valid: (B,) flags of images whose values can be scored. They are read after the model ran, so that the
+                device is waited for only once.
+
+        Returns:
+            (B,) float32 on the device of the model.
+
+        Raises:
+            ImageError: an image that is not `valid`.
+            QScorerError: the model gave a number that is not finite.
+        """
+        output = self.network.score(
+            pixel_values.to(self.device), self.prompt.prefix, self.prompt.suffix, self.prompt.blank
+        )
+        raw = output.raw_score.float()
+        if valid is not None and not bool(valid.all()):
+            rows = (~valid).nonzero().flatten().tolist()
+            raise ImageError(
+                f"images must hold finite values in [0, 1], images {rows} of the batch do not; "
+                "scale 8-bit images by 1/255 and clamp the output of a network"
+            )
+        if not bool(raw.isfinite().all()):
+            raise QScorerError(
+                f"the model gave scores that are not finite ({raw.tolist()}) in {self.dtype}; "
+                "try dtype='float32' or 'bfloat16', and check that the checkpoint is intact"
+            )
+        return straight_through(raw.clamp(*SCORE_RANGE), raw) if self.clamp else raw

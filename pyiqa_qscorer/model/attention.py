@@ -1,0 +1,56 @@
+"""Attention call shared by the three transformers of the network.
+
+The kernel is looked up by name in transformers' attention interface, so `sdpa`, `flash_attention_2` and whatever the
+user registers there work. `eager` is ours, because the published parts differ in where they round.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+
+def eager_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **_: Any,
+) -> tuple[Tensor, Tensor]:
+    """Plain softmax attention, (B, heads, T, head_dim) -> (B, T, heads, head_dim).
+
+    The decoder's softmax runs in float32, that of the visual parts in the working dtype, as published.
+    """
+    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    if attention_mask is not None:
+        scores = scores + attention_mask
+    softmax_dtype = torch.float32 if module.is_causal and scores.dtype != torch.float64 else None
+    weights = torch.softmax(scores, dim=-1, dtype=softmax_dtype).to(query.dtype)
+    return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
+) -> Tensor:
+    """Attention of (B, heads, T, head_dim) tensors, heads merged: (B, T, heads * head_dim).
+
+    `module` carries what transformers' kernels read: `config`, `is_causal`, `scaling`, `num_key_value_groups`.
+    """
+    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(
+        module.config._attn_implementation, eager_attention
+    )
+    output, _ = kernel(
+        module, query, key, value, attention_mask, dropout=0.0, scaling=module.scaling
+    )
+    return output.reshape(*output.shape[:2], -1)
+
+
+def split_heads(states: Tensor, heads: int) -> Tensor:
+    """(B, T, width) -> (B, heads, T, width / heads), contiguous split as published."""
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -1,0 +1,272 @@
+"""Configuration of the network. Defaults are the sizes of the published 7B model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+from transformers import PreTrainedConfig
+
+
+class QScorerVisionConfig(PreTrainedConfig):
+    """Vision encoder: a ViT that turns a square image into one cls and (image_size/patch_size)^2 patch tokens."""
+
+    model_type = "qscorer_vision"
+    base_config_key = "vision_config"
+
+    def __init__(
+        self,
+        hidden_size: int = 1024,
+        intermediate_size: int = 4096,
+        num_hidden_layers: int = 24,
+        num_attention_heads: int = 16,
+        image_size: int = 448,
+        patch_size: int = 14,
+        layer_norm_eps: float = 1e-6,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.image_size = image_size
+        self.patch_size = patch_size
+        self.layer_norm_eps = layer_norm_eps
+        self.initializer_range = initializer_range
+        _check_heads("vision_config", hidden_size, num_attention_heads)
+        if image_size % patch_size:
+            raise ValueError(
+                f"vision_config: image_size must be a multiple of patch_size, got {image_size} and {patch_size}"
+            )
+
+
+class QScorerAbstractorConfig(PreTrainedConfig):
+    """Visual abstractor: learned queries that summarise the patch tokens into a few visual tokens."""
+
+    model_type = "qscorer_abstractor"
+    base_config_key = "abstractor_config"
+
+    def __init__(
+        self,
+        hidden_size: int = 1024,
+        intermediate_size: int = 2816,
+        num_hidden_layers: int = 6,
+        num_attention_heads: int = 16,
+        num_learnable_queries: int = 64,
+        grid_size: int = 32,
+        layer_norm_eps: float = 1e-6,
+        initializer_range: float = 0.02,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_learnable_queries = num_learnable_queries
+        self.grid_size = grid_size
+        self.layer_norm_eps = layer_norm_eps
+        self.initializer_range = initializer_range
+        _check_heads("abstractor_config", hidden_size, num_attention_heads)
+        if hidden_size % 4:
+            raise ValueError(
+                f"abstractor_config: hidden_size must be a multiple of 4 for the 2-D sine table, got {hidden_size}"
+            )
+
+
+class QScorerConfig(PreTrainedConfig):
+    """Whole network: the decoder's own sizes, the two visual parts, score tokens and regressor.
+
+    Args:
+        vision_config, abstractor_config: sub-configurations, or dicts of their fields.
+        score_tokens: added tokens from the lowest to the highest quality, e.g. `<score1>`..`<score5>`.
+        score_token_ids: their ids in the same order.
+        regressor_hidden_sizes: widths of the hidden layers of the score regressor.
+        prompt: name of a prompt of `pyiqa_qscorer.prompt.PROMPTS`, or a text with one image placeholder.
+
+    The published code keeps the same facts under other names (`deepmlp_hidden_dims`, `score_token_id` from highest
+    to lowest, nested `visual_config`); `from_published` and `to_published` translate.
+    """
+
+    model_type = "qscorer"
+    sub_configs: ClassVar[dict[str, Any]] = {
+        "vision_config": QScorerVisionConfig,
+        "abstractor_config": QScorerAbstractorConfig,
+    }
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+
+    def __init__(
+        self,
+        vocab_size: int = 32005,
+        hidden_size: int = 4096,
+        intermediate_size: int = 11008,
+        num_hidden_layers: int = 32,
+        num_attention_heads: int = 32,
+        max_position_embeddings: int = 2048,
+        rms_norm_eps: float = 1e-6,
+        rope_base: float = 10000.0,
+        initializer_range: float = 0.02,
+        regressor_hidden_sizes: Sequence[int] = (2048, 1024),
+        score_tokens: Sequence[str] = (),
+        score_token_ids: Sequence[int] = (),
+        prompt: str = "score",
+        vision_config: QScorerVisionConfig | dict[str, Any] | None = None,
+        abstractor_config: QScorerAbstractorConfig | dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        # Set before super().__init__, which walks the sub-configurations (attention implementation).
+        self.vision_config = _sub_config(QScorerVisionConfig, vision_config)
+        self.abstractor_config = _sub_config(QScorerAbstractorConfig, abstractor_config)
+        kwargs.setdefault("tie_word_embeddings", False)
+        super().__init__(**kwargs)
+        self.vocab_size = vocab_size
+        self.hidden_size = hidden_size
+        self.intermediate_size = intermediate_size
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.num_key_value_heads = num_attention_heads  # the published decoder has no grouped heads
+        self.max_position_embeddings = max_position_embeddings
+        self.rms_norm_eps = rms_norm_eps
+        self.rope_base = rope_base  # not "rope_theta": transformers moves that name elsewhere
+        self.initializer_range = initializer_range
+        self.regressor_hidden_sizes = list(regressor_hidden_sizes)
+        self.score_tokens = list(score_tokens)
+        self.score_token_ids = list(score_token_ids)
+        self.prompt = prompt
+        _check_heads("config", hidden_size, num_attention_heads)
+        self._check_parts()
+
+    def _check_parts(self) -> None:
+        vision, abstractor = self.vision_config, self.abstractor_config
+        if vision.hidden_size != abstractor.hidden_size:
+            raise ValueError(
+                "abstractor_config.hidden_size must equal vision_config.hidden_size, "
+                f"got {abstractor.hidden_size} and {vision.hidden_size}"
+            )
+        if vision.image_size // vision.patch_size != abstractor.grid_size:
+            raise ValueError(
+                f"abstractor_config.grid_size must be image_size / patch_size of the vision encoder, "
+                f"got {abstractor.grid_size} and {vision.image_size} / {vision.patch_size}"
+            )
+        if len(self.score_tokens) != len(self.score_token_ids):
+            raise ValueError(
+                "score_tokens and score_token_ids must have the same length, "
+                f"got {self.score_tokens} and {self.score_token_ids}"
+            )
+
+    @property
+    def num_visual_tokens(self) -> int:
+        """Visual tokens of one image: the abstractor's queries and the learned end token."""
+        return self.abstractor_config.num_learnable_queries + 1
+
+    @classmethod
+    def from_published(cls, published: dict[str, Any]) -> QScorerConfig:
+        """Build from a published `config.json` (`model_type` `mplug_owl2`), already parsed.
+
+        Score tokens are left as the file has them (the published LoRA folder has none: its loader adds them).
+
+        Raises:
+            ValueError: the file asks for something that the published code cannot compute either
+                (grouped key/value heads, rotary scaling, attention biases, another activation).
+        """
+        heads = published.get("num_attention_heads", 32)
+        refused = {
+            "num_key_value_heads": (published.get("num_key_value_heads") or heads) == heads,
+            "rope_scaling": published.get("rope_scaling") is None,
+            "attention_bias": not published.get("attention_bias", False),
+            "hidden_act": published.get("hidden_act", "silu") == "silu",
+        }
+        for name, supported in refused.items():
+            if not supported:
+                raise ValueError(
+                    f"config.json: {name}={published.get(name)!r} is not supported by Q-Scorer"
+                )
+        visual = published.get("visual_config") or {}
+        names = list(published.get("score_tokens") or [])
+        ids = list(reversed(published.get("score_token_id") or []))
+        if len(names) != len(ids):
+            names = [f"<score{i + 1}>" for i in range(len(ids))]
+        known = (
+            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
+            "rms_norm_eps initializer_range bos_token_id eos_token_id pad_token_id"
+        ).split()
+        return cls(
+            **{name: published[name] for name in known if name in published},
+            rope_base=published.get("rope_theta", 10000.0),
+            regressor_hidden_sizes=published.get("deepmlp_hidden_dims") or (2048, 1024),
+            score_tokens=names,
+            score_token_ids=ids,
+            vision_config=_known_fields(QScorerVisionConfig, visual.get("visual_model")),
+            abstractor_config=_known_fields(
+                QScorerAbstractorConfig, visual.get("visual_abstractor")
+            ),
+        )
+
+    def to_published(self) -> dict[str, Any]:
+        """The same facts as the published code writes them (layout 2), ready for `json.dump`."""
+        vision = _known_fields(QScorerVisionConfig, self.vision_config.to_dict())
+        abstractor = _known_fields(QScorerAbstractorConfig, self.abstractor_config.to_dict())
+        return {
+            "architectures": ["MPLUGOwl2LlamaForCausalLM"],
+            "model_type": "mplug_owl2",
+            "auto_map": {
+                "AutoConfig": "configuration_mplug_owl2.MPLUGOwl2Config",
+                "AutoModelForCausalLM": "modeling_mplug_owl2.MPLUGOwl2LlamaForCausalLM",
+            },
+            "vocab_size": self.vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": self.intermediate_size,
+            "num_hidden_layers": self.num_hidden_layers,
+            "num_attention_heads": self.num_attention_heads,
+            "num_key_value_heads": self.num_attention_heads,
+            "hidden_act": "silu",
+            "max_position_embeddings": self.max_position_embeddings,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_theta": self.rope_base,
+            "rope_scaling": None,
+            "attention_bias": False,
+            "initializer_range": self.initializer_range,
+            "tie_word_embeddings": False,
+            "bos_token_id": self.bos_token_id,
+            "eos_token_id": self.eos_token_id,
+            "image_aspect_ratio": "pad",
+            "deepmlp_hidden_dims": self.regressor_hidden_sizes,
+            "score_tokens": self.score_tokens,
+            "score_token_id": self.score_token_ids[::-1],
+            "visual_config": {
+                "visual_model": {
+                    **vision,
+                    "model_type": "mplug_owl_vision_model",
+                    "hidden_act": "quick_gelu",
+                },
+                "visual_abstractor": {
+                    **abstractor,
+                    "model_type": "mplug_owl_visual_abstract",
+                    "encoder_hidden_size": self.vision_config.hidden_size,
+                },
+            },
+        }
+
+
+def _known_fields(config_class: type[Any], fields: dict[str, Any] | None) -> dict[str, Any]:
+    """The entries that our sub-configuration has; published files carry many generation settings besides."""
+    names = config_class().to_dict().keys() - {"model_type", "transformers_version"}
+    own = {
+        name for name in names if name in config_class.__init__.__code__.co_varnames
+    }
+    return {name: value for name, value in (fields or {}).items() if name in own}
+
+
+def _sub_config(config_class: type[Any], value: Any) -> Any:
+    if value is None:
+        return config_class()
+    return config_class(**value) if isinstance(value, dict) else value
+
+
+def _check_heads(name: str, hidden_size: int, heads: int) -> None:
+    if hidden_size % heads:
+        raise ValueError(
+            f"{name}: hidden_size must be a multiple of num_attention_heads, got {hidden_size} and {heads}"
+        )

@@ -1,0 +1,169 @@
+"""Modality-adaptive decoder: a LLaMA-2 whose norms, keys and values have a copy for text and one for visual tokens.
+
+Written out here instead of deriving from transformers' Llama classes, because pyiqa's own code replaces those for
+the whole process.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+from transformers.cache_utils import Cache
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .attention import attend, split_heads
+from .config import QScorerConfig
+from .multiway import Multiway, VisualSpan
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) in float32, rounded to the input dtype, then times the weight (that order, as published)."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        self.eps = eps
+
+    def forward(self, states: Tensor) -> Tensor:
+        wide = states.double() if states.dtype == torch.float64 else states.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(states.dtype)
+
+
+def rotary_tables(positions: Tensor, head_dim: int, base: float, dtype: torch.dtype) -> Tensor:
+    """(B or 1, T) positions -> (2, B or 1, 1, T, head_dim) cosines and sines, computed in float32.
+
+    Built on every call (93 x 64 numbers): a stored table would have to survive meta-device loading and dtype moves.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
+    frequencies = 1.0 / base ** (exponents / head_dim)
+    angles = positions[:, None, :, None].float() * frequencies
+    angles = torch.cat([angles, angles], dim=-1)
+    return torch.stack([angles.cos(), angles.sin()]).to(dtype)
+
+
+def rotate(states: Tensor, rotary: Tensor) -> Tensor:
+    """Rotary position embedding of (B, heads, T, head_dim), half-split pairs."""
+    first, second = states.chunk(2, dim=-1)
+    cosines, sines = rotary
+    return states * cosines + torch.cat([-second, first], dim=-1) * sines
+
+
+class DecoderAttention(nn.Module):
+    def __init__(self, config: QScorerConfig, layer_idx: int) -> None:
+        super().__init__()
+        self.config = config
+        self.layer_idx = layer_idx
+        width = config.hidden_size
+        self.heads = config.num_attention_heads
+        self.scaling = (width // self.heads) ** -0.5
+        self.num_key_value_groups = 1
+        self.is_causal = True
+        linear = partial(nn.Linear, width, width, bias=False)
+        self.q_proj = linear()
+        self.k_proj = Multiway(linear)
+        self.v_proj = Multiway(linear)
+        self.o_proj = linear()
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        visual: VisualSpan,
+        rotary: Tensor,
+        attention_mask: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        query = rotate(split_heads(self.q_proj(hidden_states), self.heads), rotary)
+        key = rotate(split_heads(self.k_proj(hidden_states, visual), self.heads), rotary)
+        value = split_heads(self.v_proj(hidden_states, visual), self.heads)
+        if cache is not None:
+            key, value = cache.update(key, value, self.layer_idx)
+        return self.o_proj(attend(self, query, key, value, attention_mask))
+
+
+class DecoderMLP(nn.Module):
+    def __init__(self, config: QScorerConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, hidden_states: Tensor) -> Tensor:
+        return self.down_proj(silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+
+
+class DecoderLayer(GradientCheckpointingLayer):
+    def __init__(self, config: QScorerConfig, layer_idx: int) -> None:
+        super().__init__()
+        norm = partial(RMSNorm, config.hidden_size, config.rms_norm_eps)
+        self.self_attn = DecoderAttention(config, layer_idx)
+        self.mlp = DecoderMLP(config)
+        self.input_layernorm = Multiway(norm)
+        self.post_attention_layernorm = Multiway(norm)
+
+    def forward(
+        self,
+        hidden_states: Tensor,
+        visual: VisualSpan,
+        rotary: Tensor,
+        attention_mask: Tensor | None,
+        cache: Cache | None,
+    ) -> Tensor:
+        normed = self.input_layernorm(hidden_states, visual)
+        attended = self.self_attn(normed, visual, rotary, attention_mask, cache)
+        hidden_states = hidden_states + attended
+        return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states, visual))
+
+
+class Decoder(nn.Module):
+    """Token embeddings, decoder layers, final norm. Base class of the backbone, which adds the visual parts."""
+
+    def __init__(self, config: QScorerConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config, index) for index in range(config.num_hidden_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def decode(
+        self,
+        embeddings: Tensor,
+        visual: VisualSpan,
+        attention_mask: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> Tensor:
+        """Run the decoder over (B, T, width) embeddings, causally.
+
+        Args:
+            visual: columns of `embeddings` that are visual tokens.
+            attention_mask: (B, cached + T), True or 1 where a token counts; None: every token counts.
+                Masked tokens take no position, so rows may be padded on either side.
+            cache: keys and values of the tokens before; grows by T.
+
+        Returns:
+            (B, T, width) hidden states after the final norm.
+        """
+        cached = 0 if cache is None else cache.get_seq_length()
+        length = embeddings.shape[1]
+        if attention_mask is None:
+            positions = torch.arange(cached, cached + length, device=embeddings.device)[None]
+        else:
+            positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)[:, -length:]
+        mask = create_causal_mask(
+            config=self.config,
+            inputs_embeds=embeddings,
+            attention_mask=attention_mask,
+            past_key_values=cache,
+        )
+        head_dim = self.config.hidden_size // self.config.num_attention_heads
+        rotary = rotary_tables(positions, head_dim, self.config.rope_base, embeddings.dtype)
+        hidden_states = embeddings
+        for layer in self.layers:
+            hidden_states = layer(hidden_states, visual, rotary, mask, cache)
+        return self.norm(hidden_states)

@@ -1,0 +1,230 @@
+"""The whole network, and the published two-step scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.cache_utils import DynamicCache
+from transformers.utils import ModelOutput
+
+from .abstractor import CrossAttention, VisualAbstractor
+from .config import QScorerConfig
+from .language import Decoder, RMSNorm
+from .multiway import NO_VISUAL, VisualSpan
+from .regressor import ScoreRegressor
+from .vision import VisionEmbeddings, VisionEncoder
+
+IMAGE_TOKEN_ID = -200  # stands for the visual tokens in `input_ids`; published code uses the same number
+
+
+@dataclass
+class QScorerOutput(ModelOutput):
+    """Of a teacher-forced pass over T text tokens and V visual tokens.
+
+    Attributes:
+        logits: (B, T - 1 + V, vocab_size).
+        last_hidden_state: (B, T - 1 + V, width), after the final norm.
+        visual_span: columns of the visual tokens.
+    """
+
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    visual_span: VisualSpan | None = None
+
+
+@dataclass
+class ScoreOutput(ModelOutput):
+    """Of the two-step scoring.
+
+    Attributes:
+        raw_score: (B,) regressor output, unclamped, in the dtype of the weights.
+        first_token: (B,) ids that greedy decoding chose after the prompt.
+        first_logits: (B, vocab_size) logits they were chosen from.
+        hidden_state: (B, width) state at the first token, which the regressor reads.
+    """
+
+    raw_score: Tensor | None = None
+    first_token: Tensor | None = None
+    first_logits: Tensor | None = None
+    hidden_state: Tensor | None = None
+
+
+class QScorerBackbone(Decoder):
+    """Decoder plus vision encoder and visual abstractor (`model.*` in a checkpoint)."""
+
+    def __init__(self, config: QScorerConfig) -> None:
+        super().__init__(config)
+        self.vision_model = VisionEncoder(config.vision_config)
+        self.visual_abstractor = VisualAbstractor(config.abstractor_config, config.hidden_size)
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised pixels -> (B, V, width) visual tokens, in the dtype of the weights."""
+        # Read off a weight that quantisation leaves alone.
+        dtype = self.vision_model.embeddings.patch_embed.weight.dtype
+        return self.visual_abstractor(self.vision_model(pixel_values.to(dtype)))
+
+
+class QScorerPreTrainedModel(PreTrainedModel):
+    config_class = QScorerConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["DecoderLayer", "VisionLayer", "AbstractorLayer", "VisionEmbeddings"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values", "cache"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_attention_backend = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """N(0, initializer_range) weights and zero biases, as transformers leaves the published regressor.
+
+        Goes through `transformers.initialization`, which spares what a checkpoint has already filled.
+        """
+        std = self.config.initializer_range
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+            init.normal_(module.weight, mean=0.0, std=std)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, (nn.LayerNorm, RMSNorm)):
+            init.ones_(module.weight)
+            if getattr(module, "bias", None) is not None:
+                init.zeros_(module.bias)
+        elif isinstance(module, VisionEmbeddings):
+            init.normal_(module.cls_token, mean=0.0, std=std)
+            init.normal_(module.position_embedding, mean=0.0, std=std)
+        elif isinstance(module, VisualAbstractor):
+            init.normal_(module.query_embeds, mean=0.0, std=std)
+            init.normal_(module.vit_eos, mean=0.0, std=std)
+        elif isinstance(module, CrossAttention):
+            query_table, key_table = module.position_tables()
+            init.copy_(module.q_pos_embed, query_table)
+            init.copy_(module.k_pos_embed, key_table)
+
+
+class QScorerForScoring(QScorerPreTrainedModel):
+    """Q-Scorer: image in, score out. Parameter names are those of the published checkpoints."""
+
+    def __init__(self, config: QScorerConfig) -> None:
+        super().__init__(config)
+        self.model = QScorerBackbone(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.deepmlp = ScoreRegressor(config.hidden_size, config.regressor_hidden_sizes)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.embed_tokens = value
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module) -> None:
+        self.lm_head = value
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        pixel_values: Tensor,
+        attention_mask: Tensor | None = None,
+    ) -> QScorerOutput:
+        """Teacher-forced pass, for training and inspection.
+
+        Args:
+            input_ids: (B, T) token ids with one `IMAGE_TOKEN_ID` per row, in the same column of every row
+                (pad shorter rows on the left to align them).
+            pixel_values: (B, 3, S, S) normalised pixels, see `pyiqa_qscorer.preprocessing`.
+            attention_mask: (B, T), True or 1 where a token counts; None: all count.
+
+        Raises:
+            ValueError: a row without exactly one image, or images in different columns.
+        """
+        column = _image_column(input_ids)
+        visual_tokens = self.model.encode_images(pixel_values)
+        if visual_tokens.shape[0] != input_ids.shape[0]:
+            raise ValueError(
+                "pixel_values must hold one image per row of input_ids, "
+                f"got {visual_tokens.shape[0]} images and {input_ids.shape[0]} rows"
+            )
+        embed = self.model.embed_tokens
+        before, after = input_ids[:, :column], input_ids[:, column + 1 :]
+        embeddings = torch.cat([embed(before), visual_tokens, embed(after)], dim=1)
+        span = VisualSpan(column, column + visual_tokens.shape[1])
+        if attention_mask is not None:
+            seen = attention_mask.new_ones(attention_mask.shape[0], visual_tokens.shape[1])
+            attention_mask = torch.cat(
+                [attention_mask[:, :column], seen, attention_mask[:, column + 1 :]], dim=1
+            )
+        hidden_states = self.model.decode(embeddings, span, attention_mask)
+        return QScorerOutput(
+            logits=self.lm_head(hidden_states), last_hidden_state=hidden_states, visual_span=span
+        )
+
+    def score(
+        self,
+        pixel_values: Tensor,
+        prefix_ids: Sequence[int],
+        suffix_ids: Sequence[int],
+        space_id: int,
+    ) -> ScoreOutput:
+        """Published two-step scoring in one pass where that gives the same result.
+
+        Greedy decoding chooses a first token t1 after the prompt; the hidden state at t1 feeds the regressor. A
+        trained model chooses the blank before the score token, so the blank is appended and both steps share one
+        pass. The pass itself tells t1 (causal attention: the states before the blank do not see it); rows where t1 is
+        another token take the second step with that token, through the cache.
+
+        Args:
+            pixel_values: (B, 3, S, S) normalised pixels.
+            prefix_ids, suffix_ids: prompt before and after the image.
+            space_id: id of the blank that stands before a score token.
+        """
+        batch = pixel_values.shape[0]
+        visual_tokens = self.model.encode_images(pixel_values)
+        prefix = self._embed_text(prefix_ids, batch)
+        suffix = self._embed_text([*suffix_ids, space_id], batch)
+        embeddings = torch.cat([prefix, visual_tokens, suffix], dim=1)
+        span = VisualSpan(len(prefix_ids), len(prefix_ids) + visual_tokens.shape[1])
+        cache = DynamicCache()
+        hidden_states = self.model.decode(embeddings, span, cache=cache)
+        first_logits = self.lm_head(hidden_states[:, -2])
+        first_token = first_logits.argmax(dim=-1)
+        at_first_token = hidden_states[:, -1]
+        rows = (first_token != space_id).nonzero().squeeze(-1)
+        if len(rows):
+            cache.batch_select_indices(rows)
+            cache.crop(-1)
+            token = self.model.embed_tokens(first_token[rows])[:, None]
+            second = self.model.decode(token, NO_VISUAL, cache=cache)[:, -1]
+            at_first_token = at_first_token.index_put((rows,), second)
+        return ScoreOutput(
+            raw_score=self.deepmlp(at_first_token),
+            first_token=first_token,
+            first_logits=first_logits,
+            hidden_state=at_first_token,
+        )
+
+    def _embed_text(self, ids: Sequence[int], batch: int) -> Tensor:
+        tokens = torch.tensor([ids], dtype=torch.long, device=self.model.embed_tokens.weight.device)
+        return self.model.embed_tokens(tokens).expand(batch, -1, -1)
+
+
+def _image_column(input_ids: Tensor) -> int:
+    """Column of the image placeholder, which must be one and the same in every row."""
+    rows, columns = (input_ids == IMAGE_TOKEN_ID).nonzero(as_tuple=True)
+    found = columns.tolist()
+    if rows.tolist() != list(range(input_ids.shape[0])) or len(set(found)) != 1:
+        raise ValueError(
+            f"input_ids must hold the image placeholder {IMAGE_TOKEN_ID} once per row and in one column, "
+            f"found it at (row, column) {list(zip(rows.tolist(), found, strict=True))[:8]}; "
+            "pad shorter rows on the left to align them"
+        )
+    return found[0]

@@ -1,0 +1,308 @@
+"""Score tables on disk that survive a crash: csv, jsonl or parquet, one row per image file.
+
+While a run is under way, its rows go one by one, as JSON lines, to `OUTPUT.partial.jsonl` beside
+the output. At the end the whole table is written under a temporary name and renamed. So a killed
+run loses the batch in work and nothing else, and the output is at any time either the old table
+or the whole new one.
+
+A later run with `resume` keeps a row if the metric's identity, and path, size and time of last
+change of the image file, are the same. Rows without a score are made again.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, astuple, fields
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pyiqa_qscorer.errors import QScorerError
+from pyiqa_qscorer.score_files import InputError, ScoreRow, file_key, file_stamp
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+COLUMNS = tuple(field.name for field in fields(ScoreRow))
+SECONDS_BETWEEN_SYNCS = 5.0
+
+
+class OutputError(QScorerError):
+    """The table cannot be written: disk full, no permission."""
+
+
+class ScoreTable:
+    """A table in the making; a context manager.
+
+    Creating one changes nothing on disk and raises what can be known to fail, so do it before
+    loading a model. Then `open`, score what is `unfinished`, `add` each row, `finish`.
+
+    Args:
+        output: File that ends in .csv, .jsonl or .parquet (which needs pandas and pyarrow).
+        resume: Go on from the output and from what an interrupted run left, if they exist.
+        overwrite: Start again; the old output stays until the new one is whole.
+
+    Attributes:
+        partial: File of the rows of a run that is under way or was interrupted.
+        rows: All rows so far, also of earlier runs, by `file_key`.
+
+    Raises:
+        InputError: An impossible output; or one that exists, without `resume` or `overwrite`.
+    """
+
+    def __init__(
+        self, output: str | os.PathLike[str], resume: bool = False, overwrite: bool = False
+    ) -> None:
+        self.output = Path(output)
+        self.partial = self.output.with_name(self.output.name + ".partial.jsonl")
+        self.rows: dict[str, ScoreRow] = {}
+        self._resume = resume
+        self._file: BinaryIO | None = None
+        self._length = 0
+        self._last_sync = time.monotonic()
+        if resume and overwrite:
+            raise InputError("resume and overwrite exclude each other")
+        suffix = self.output.suffix.lower()
+        if suffix not in SUFFIXES:
+            raise InputError(f"the output must end in {', '.join(SUFFIXES)}, not {str(output)!r}")
+        if suffix == ".parquet" and not (find_spec("pandas") and find_spec("pyarrow")):
+            raise InputError("parquet needs pandas and pyarrow: install them, or write .csv")
+        if not self.output.parent.is_dir():
+            raise InputError(f"the folder of the output does not exist: {self.output.parent}")
+        if self.output.is_dir():
+            raise InputError(f"the output is a folder: {self.output}")
+        if not resume and not overwrite:
+            if self.partial.exists():
+                raise InputError(
+                    f"{self.partial} has the rows of an interrupted run: "
+                    "resume to go on with them, or overwrite to start again"
+                )
+            if self.output.exists():
+                raise InputError(
+                    f"{self.output} exists: resume to add to it, or overwrite to replace it"
+                )
+
+    def open(self, metric: str, identity: str) -> ScoreTable:
+        """Open the partial file and, with `resume`, read the rows of earlier runs.
+
+        Raises:
+            InputError: Those rows come from another checkpoint or other options, or are not
+                ours; or another process is writing this table.
+            OutputError: The partial file cannot be written.
+        """
+        try:
+            self._file = open(self.partial, "ab", buffering=0)  # noqa: SIM115 (closed by close)
+            _lock(self._file, self.partial)
+            # Cut only under the lock. A last line without its end is torn by a killed run.
+            self._length = _length_of_whole_lines(self.partial) if self._resume else 0
+            self._file.truncate(self._length)
+            if self._resume:
+                suffix = self.output.suffix.lower()
+                earlier = _READERS[suffix](self.output) if self.output.exists() else []
+                for row in earlier + _read_jsonl(self.partial):
+                    self._keep(row, metric, identity)
+        except OSError as error:
+            self.close()
+            raise OutputError(f"cannot write {self.partial}: {error.strerror}") from error
+        except InputError:
+            self.close()
+            raise
+        return self
+
+    def __enter__(self) -> ScoreTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def unfinished(self, paths: Iterable[str]) -> list[str]:
+        """The `paths` that no earlier run has scored, or whose file has changed since."""
+        return [path for path in paths if not self._is_scored(path)]
+
+    def add(self, row: ScoreRow) -> None:
+        """Write one row; it survives the end of this process, and within seconds a power cut.
+
+        Raises:
+            OutputError: It cannot be written; the rows before it are kept.
+        """
+        if self._file is None:
+            raise ValueError("the table is not open")
+        line = json.dumps(asdict(row)).encode("ascii") + b"\n"
+        try:
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
+            if time.monotonic() - self._last_sync > SECONDS_BETWEEN_SYNCS:
+                os.fsync(self._file.fileno())
+                self._last_sync = time.monotonic()
+        except OSError as error:
+            self._file.truncate(self._length)
+            raise OutputError(self._write_problem(self.partial, error)) from error
+        self._length += len(line)
+        self.rows[file_key(row.path)] = row
+
+    def finish(self, paths: Sequence[str]) -> None:
+        """Write the output and remove the partial file.
+
+        Rows stand in the order of `paths`, after those that earlier runs made of other files.
+
+        Raises:
+            OutputError: The output cannot be written; all rows are kept in the partial file.
+        """
+        keys = [file_key(path) for path in paths]
+        chosen = set(keys)
+        rows = [row for key, row in self.rows.items() if key not in chosen]
+        rows += [self.rows[key] for key in keys if key in self.rows]
+        temporary = self.output.with_name(f".{self.output.name}.{os.getpid()}.tmp")
+        try:
+            _WRITERS[self.output.suffix.lower()](temporary, rows)
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, self.output)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OutputError(self._write_problem(self.output, error)) from error
+        self._length = 0  # nothing is left that only the partial file has
+        self.close()
+
+    def close(self) -> None:
+        """Close the partial file, and remove it if it has nothing that is needed."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            with file:
+                if self._length:
+                    os.fsync(file.fileno())
+            if not self._length:
+                self.partial.unlink()
+        except OSError as error:
+            raise OutputError(self._write_problem(self.partial, error)) from error
+
+    def _write_problem(self, path: Path, error: OSError) -> str:
+        return (
+            f"cannot write {path}: {error.strerror}. {len(self.rows)} finished rows are kept; "
+            "put it right and go on with resume"
+        )
+
+    def _keep(self, row: ScoreRow, metric: str, identity: str) -> None:
+        if row.identity != identity:
+            raise InputError(
+                f"cannot resume {self.output}: its scores were made by {row.metric} with identity "
+                f"{row.identity}, but this run is {metric} with identity {identity} (another "
+                "checkpoint or other options). Use the same options, another output, or overwrite"
+            )
+        self.rows[file_key(row.path)] = row
+
+    def _is_scored(self, path: str) -> bool:
+        row = self.rows.get(file_key(path))
+        if row is None or row.score is None:
+            return False
+        return (row.bytes, row.modified) == file_stamp(path)
+
+
+def _lock(file: BinaryIO, path: Path) -> None:
+    """Keep a second run off the same table; where there is no flock (Windows) nothing is done."""
+    if not find_spec("fcntl"):
+        return
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"another run is writing {path}: wait for it to end") from error
+
+
+def _length_of_whole_lines(path: Path) -> int:
+    with open(path, "rb") as file:
+        return sum(len(line) for line in file if line.endswith(b"\n"))
+
+
+# --- the three file formats ---------------------------------------------------------------------
+
+
+_TYPES: dict[str, Callable[[Any], Any]] = {
+    "path": str,
+    "score": float,
+    "error": str,
+    "metric": sys.intern,  # one string, not one per row of a long table
+    "identity": sys.intern,
+    "width": int,
+    "height": int,
+    "bytes": int,
+    "modified": str,
+}
+
+
+def _row(cells: dict[Any, Any], path: Path, number: int) -> ScoreRow:
+    try:
+        if set(cells) != set(COLUMNS):
+            raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
+        values: dict[str, Any] = {
+            name: None if cells[name] in ("", None) else kind(cells[name])
+            for name, kind in _TYPES.items()
+        }
+        if values["path"] is None:
+            raise ValueError("it has no path")
+        return ScoreRow(**values)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"cannot resume: row {number} of {path} is not of a score table ({error}). "
+            "Choose another output, or overwrite"
+        ) from error
+
+
+def _read_jsonl(path: Path) -> list[ScoreRow]:
+    rows = []
+    with open(path, "rb") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                cells = json.loads(line)
+            except ValueError as error:
+                raise InputError(f"cannot resume: line {number} of {path} is not JSON") from error
+            rows.append(_row(cells if isinstance(cells, dict) else {}, path, number))
+    return rows
+
+
+def _read_csv(path: Path) -> list[ScoreRow]:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        return [_row(cells, path, number) for number, cells in enumerate(csv.DictReader(file), 1)]
+
+
+def _read_parquet(path: Path) -> list[ScoreRow]:
+    import pandas as pd
+
+    frame = pd.read_parquet(path)
+    records = frame.astype(object).where(frame.notna(), None).to_dict("records")
+    return [_row(cells, path, number) for number, cells in enumerate(records, 1)]
+
+
+def _write_jsonl(path: Path, rows: list[ScoreRow]) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
+
+
+def _write_csv(path: Path, rows: list[ScoreRow]) -> None:
+    # surrogateescape: a file name that is not UTF-8 comes out byte for byte.
+    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(COLUMNS)
+        writer.writerows(astuple(row) for row in rows)
+
+
+def _write_parquet(path: Path, rows: list[ScoreRow]) -> None:
+    import pandas as pd
+
+    frame = pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
+    dtypes = dict.fromkeys(COLUMNS, "string") | {"score": "float64"}
+    dtypes |= dict.fromkeys(("width", "height", "bytes"), "Int64")
+    # Parquet holds UTF-8 only; a byte of a file name that is not becomes \\xNN.
+    frame["path"] = [os.fsencode(row.path).decode("utf-8", "backslashreplace") for row in rows]
+    frame.astype(dtypes).to_parquet(path, index=False)
+
+
+_READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
+_WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}

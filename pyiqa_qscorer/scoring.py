@@ -1,0 +1,382 @@
+"""`Scorer`: images of any kind and size in, scores out.
+
+Decoding and resizing run in threads ahead of the model (Pillow releases the GIL), so that the
+device does not wait for files. Images are read lazily, results come in input order, and at most
+`3 * batch_size + workers` images are held at a time, however long the input.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+import numpy as np
+import torch
+from PIL import Image
+
+from pyiqa_qscorer import preprocessing
+from pyiqa_qscorer.errors import ImageError, QScorerError
+
+if TYPE_CHECKING:
+    from pyiqa_qscorer.metric import QScorer
+
+ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | torch.Tensor | np.ndarray"
+
+MAX_DEFAULT_WORKERS = 16
+FAILURES_IN_MESSAGE = 20
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """Result of one image; exactly one of `score` and `error` is None.
+
+    Attributes:
+        index: Position in the input, from 0.
+        source: The path as given, or a short description of an image in memory.
+        score: Finite; higher is better.
+        error: Why there is no score, in one line.
+        width: Of the image as it came in, before padding and resizing; None if unreadable.
+        height: As `width`.
+    """
+
+    index: int
+    source: str
+    score: float | None = None
+    error: str | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+class FailedImagesError(ImageError):
+    """Some images have no score; all others were scored before this was raised.
+
+    Attributes:
+        scores: float32 array (N,), NaN where an image failed.
+        failures: The failed images, in input order.
+    """
+
+    def __init__(self, scores: np.ndarray, failures: Sequence[ScoredImage]) -> None:
+        self.scores = scores
+        self.failures = list(failures)
+        lines = [f"  [{item.index}] {item.source}: {item.error}" for item in self.failures]
+        if len(lines) > FAILURES_IN_MESSAGE:
+            hidden = len(lines) - FAILURES_IN_MESSAGE
+            lines[FAILURES_IN_MESSAGE:] = [f"  and {hidden} more: see .failures of this error"]
+        super().__init__(
+            f"{len(self.failures)} of {len(scores)} images could not be scored. The scores of the "
+            "others are in .scores of this error; on_error='nan' returns them instead.\n"
+            + "\n".join(lines)
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.scores, self.failures)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """An image on its way to the model: pixel values (3, S, S), or why there are none."""
+
+    source: str
+    pixels: torch.Tensor | None = None
+    error: str | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+class Scorer:
+    """Scores images, mixed in kind and size.
+
+    An image is a path (str or os.PathLike), the bytes of an image file, a PIL image, a float
+    tensor (3 or 1, H, W) in [0, 1], or a uint8 array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) in
+    the order RGB(A); OpenCV gives BGR. Alpha is dropped.
+
+    Args:
+        metric: A name of `pyiqa_qscorer.METRICS`; or a built `QScorer` (any module with
+            `score_pixels`, `image_size` and `identity`), which is set to eval mode.
+        device: Where the model runs; default CUDA where there is one, else CPU. A built metric
+            stays where it is.
+        batch_size: Images per pass of the model.
+        workers: Threads that decode and resize; default one per core, at most 16.
+        **options: Those of `QScorer` (checkpoint, base, dtype, prompt, ...); only with a name.
+
+    Raises:
+        QScorerError: Unknown name or option, a device that does not exist, a faulty checkpoint.
+    """
+
+    def __init__(
+        self,
+        metric: str | torch.nn.Module = "qscorer",
+        device: str | torch.device | None = None,
+        batch_size: int = 16,
+        workers: int | None = None,
+        **options: Any,
+    ) -> None:
+        self.batch_size = _positive("batch_size", batch_size)
+        self.workers = _positive("workers", _default_workers() if workers is None else workers)
+        if isinstance(metric, str):
+            self.name = metric
+            self.device = resolve_device(device)
+            built: torch.nn.Module = build_metric(metric, options)
+        else:
+            _check_built(metric, options)
+            self.name = str(getattr(metric, "name", type(metric).__name__))
+            self.device = _device_of(metric) if device is None else resolve_device(device)
+            built = metric
+        self.metric = cast("QScorer", built.to(self.device).eval())
+        # One PIL image may stand in the input twice; it cannot be loaded by two threads at once.
+        self._pil_lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return (
+            f"Scorer({self.name!r}, device={str(self.device)!r}, batch_size={self.batch_size}, "
+            f"workers={self.workers})"
+        )
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of the checkpoint and of the options that change scores."""
+        return self.metric.identity
+
+    def score(self, images: ImageLike | Iterable[ImageLike], on_error: str = "raise") -> np.ndarray:
+        """Scores of one image or of an iterable of images: float32 (N,), in input order.
+
+        Args:
+            images: A str is a path. A tensor or array is one image, unless it has 4 axes.
+            on_error: "raise", or "nan" to get NaN for images that cannot be scored.
+
+        Raises:
+            FailedImagesError: (an `ImageError`) After all images were tried: lists those that
+                failed and carries the scores of the others.
+        """
+        if on_error not in ("raise", "nan"):
+            raise ValueError(f"on_error must be 'raise' or 'nan', not {on_error!r}")
+        many = cast("Iterable[ImageLike]", [images] if _is_single(images) else images)
+        results = list(self.score_iter(many))
+        scores = np.array(
+            [np.nan if item.score is None else item.score for item in results], dtype=np.float32
+        )
+        failures = [item for item in results if item.error is not None]
+        if failures and on_error == "raise":
+            raise FailedImagesError(scores, failures)
+        return scores
+
+    def score_iter(self, images: Iterable[ImageLike]) -> Iterator[ScoredImage]:
+        """One `ScoredImage` per image, in input order, batch by batch; reads `images` lazily.
+
+        An image that cannot be scored is a result with `error` and stops nothing. Raises what the
+        model raises; and what `images` raises, once the images before that are scored.
+        """
+        if _is_single(images):
+            raise TypeError(
+                f"score_iter takes an iterable of images, not a {type(images).__name__}: "
+                "put it in a list"
+            )
+        return self._score_iter(iter(images))
+
+    def _score_iter(self, images: Iterator[ImageLike]) -> Iterator[ScoredImage]:
+        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="qscorer-decode")
+        pending: deque[Future[_Prepared]] = deque()
+        input_error: Exception | None = None
+        index = 0
+        try:
+            while True:
+                # Filled up before scoring: the pool prepares the next batch during this one.
+                room = 2 * self.batch_size + self.workers - len(pending)
+                try:
+                    for image in islice(images, room if input_error is None else 0):
+                        pending.append(pool.submit(self._prepare, image))
+                except Exception as error:  # of the caller's iterable; raised below
+                    input_error = error
+                if not pending:
+                    break
+                count = min(self.batch_size, len(pending))
+                batch = [pending.popleft().result() for _ in range(count)]
+                scores = self._score_batch([item.pixels for item in batch if item.error is None])
+                for item in batch:
+                    yield _result(index, item, next(scores) if item.error is None else None)
+                    index += 1
+            if input_error is not None:
+                raise input_error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, image: ImageLike) -> _Prepared:
+        """Pixel values of one image; runs in a thread of the pool."""
+        source = describe(image)
+        try:
+            with torch.no_grad():
+                if isinstance(image, torch.Tensor):
+                    return self._prepare_tensor(source, image)
+                return self._prepare_picture(source, image)
+        except ImageError as error:
+            return _Prepared(source, error=_reason(error, source))
+        except MemoryError:
+            return _Prepared(source, error="not enough memory to decode this image")
+
+    def _prepare_tensor(self, source: str, image: torch.Tensor) -> _Prepared:
+        if image.ndim != 3:
+            raise ImageError(f"a tensor must have shape (3 or 1, H, W), not {tuple(image.shape)}")
+        batch = image.detach().unsqueeze(0)
+        preprocessing.check_images(batch)
+        if not preprocessing.values_in_range(batch).item():
+            low, high = batch.amin().item(), batch.amax().item()
+            raise ImageError(
+                f"values must be finite and in [0, 1], but go from {low:g} to {high:g}; "
+                "divide by 255 if they are 8-bit values"
+            )
+        pixels = preprocessing.pixels_from_tensor(batch, self.metric.image_size)[0]
+        return _Prepared(source, pixels, width=image.shape[2], height=image.shape[1])
+
+    def _prepare_picture(self, source: str, image: object) -> _Prepared:
+        if isinstance(image, np.ndarray):
+            image = image_from_array(image)
+        if isinstance(image, Image.Image):
+            with self._pil_lock:
+                picture = preprocessing.open_image(image)
+        elif isinstance(image, (str, os.PathLike, bytes)):
+            picture = preprocessing.open_image(image)
+        else:
+            raise ImageError(
+                f"an image cannot be a {type(image).__name__}: give a path, bytes, a PIL image, "
+                "a tensor (3, H, W) in [0, 1] or a uint8 array (H, W, 3)"
+            )
+        pixels = preprocessing.pixels_from_pil(picture, self.metric.image_size)
+        return _Prepared(source, pixels, width=picture.width, height=picture.height)
+
+    def _score_batch(self, pixels: list[torch.Tensor | None]) -> Iterator[float]:
+        """Scores of pixel values (3, S, S), at most `batch_size` of them."""
+        images = [image.to(self.device) for image in pixels if image is not None]
+        if not images:
+            return iter(())
+        try:
+            # Not inference_mode: what the metric caches may be needed by a loss later.
+            with torch.no_grad():
+                scores = self.metric.score_pixels(torch.stack(images))
+                return iter(scores.float().cpu().tolist())
+        except torch.cuda.OutOfMemoryError as error:
+            advice = f"lower batch_size (now {self.batch_size})"
+            if self.batch_size == 1:
+                advice = "batch_size is 1 already: use a smaller dtype or another device"
+            raise QScorerError(
+                f"CUDA ran out of memory with a batch of {len(images)} images: {advice}"
+            ) from error
+
+
+def build_metric(name: str, options: dict[str, Any]) -> QScorer:
+    """The `QScorer` of a metric name, with `options` over those of the name."""
+    from pyiqa_qscorer.metric import QScorer
+    from pyiqa_qscorer.names import resolve_metric_options
+
+    return QScorer(**resolve_metric_options(name, options))
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """`device`; for None CUDA where there is one, else CPU.
+
+    Raises:
+        QScorerError: It does not exist here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise QScorerError(
+            f"device must be like 'cpu', 'cuda' or 'cuda:1', not {device!r}"
+        ) from error
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (resolved.index or 0) >= count:
+            raise QScorerError(
+                f"device {str(resolved)!r} does not exist: torch sees {count} CUDA devices"
+            )
+    elif resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise QScorerError("device 'mps' does not exist: torch sees no Apple GPU")
+    return resolved
+
+
+def image_from_array(array: np.ndarray) -> Image.Image:
+    """PIL image of a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in RGB(A) order."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    right_shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
+    if array.dtype != np.uint8 or not right_shape or 0 in array.shape:
+        raise ImageError(
+            f"an array must be uint8 (H, W), (H, W, 3) or (H, W, 4), not {array.dtype} "
+            f"{array.shape}; give values in [0, 1] as a torch tensor (3, H, W)"
+        )
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def describe(image: object) -> str:
+    """A path as given; of an image in memory its kind and size."""
+    if isinstance(image, (str, os.PathLike)):
+        return os.fsdecode(image)
+    if isinstance(image, bytes):
+        return f"<{len(image)} bytes>"
+    if isinstance(image, Image.Image):
+        return f"<PIL image {image.width}x{image.height}>"
+    if isinstance(image, (torch.Tensor, np.ndarray)):
+        kind = "tensor" if isinstance(image, torch.Tensor) else "array"
+        return f"<{kind} {tuple(image.shape)}>"
+    return f"<{type(image).__name__}>"
+
+
+def _result(index: int, item: _Prepared, score: float | None) -> ScoredImage:
+    error = item.error
+    if score is not None and np.isfinite(score):
+        score = float(str(np.float32(score)))  # the shortest decimal: 3.302386, not 3.30238604545
+    elif score is not None:
+        error = f"the model's score is {score}; dtype float32 or bfloat16 may help"
+        score = None
+    return ScoredImage(index, item.source, score, error, item.width, item.height)
+
+
+def _reason(error: ImageError, source: str) -> str:
+    """The message in one line, without the name of the image, which every report has anyway."""
+    return " ".join(str(error).removeprefix(f"image {source!r}: ").split())
+
+
+def _is_single(images: object) -> bool:
+    if isinstance(images, (torch.Tensor, np.ndarray)):
+        return images.ndim != 4
+    return isinstance(images, (str, os.PathLike, bytes, Image.Image))
+
+
+def _check_built(metric: object, options: dict[str, Any]) -> None:
+    needed = ("score_pixels", "image_size", "identity")
+    missing = [name for name in needed if not hasattr(metric, name)]
+    if missing:
+        raise TypeError(
+            f"metric must be a metric name or a built QScorer, but {type(metric).__name__} has no "
+            f"{', '.join(missing)} (of a pyiqa metric give .net)"
+        )
+    if options:
+        raise TypeError(
+            f"{', '.join(sorted(options))}: options go with a metric name; this metric is built, "
+            "give them to QScorer(...)"
+        )
+
+
+def _device_of(module: torch.nn.Module) -> torch.device:
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _positive(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    return value
+
+
+def _default_workers() -> int:
+    if hasattr(os, "sched_getaffinity"):  # unlike cpu_count it respects container limits
+        return min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0)))
+    return min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)

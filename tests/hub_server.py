@@ -1,0 +1,387 @@
+"""A Hugging Face Hub on loopback, for tests: a real HTTP server with the faults of real ones.
+
+It speaks what `huggingface_hub` needs to fetch a model: the listing (`/api/models/...`), `HEAD` and
+`GET` of `/{owner}/{name}/resolve/{revision}/{file}`, `Range` requests, and the redirect of large
+files to a second origin (the Hub's CDN). Every request is recorded in `HubServer.requests`.
+
+    with HubServer() as server:
+        server.add_repo("owner/name", folder)
+        server.cut("model.safetensors", after=15_000_000)      # once: drop the connection there
+        subprocess.run(..., env=server.environment(home=tmp_path))
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import struct
+import threading
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+LORA_REPO = "2kxx/Qscorer_lora_5_1"
+BASE_REPO = "MAGAer13/mplug-owl2-llama2-7b"
+
+LFS_SUFFIXES = (".bin", ".safetensors", ".model")
+TOKEN = "hf_loopback"  # the only token this Hub accepts
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a commit: what is served, and what the listing says of it."""
+
+    content: bytes
+    lfs: bool
+    git_sha1: str
+    sha256: str
+
+    @classmethod
+    def of(cls, name: str, content: bytes) -> StoredFile:
+        git_sha1 = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        return cls(
+            content, name.endswith(LFS_SUFFIXES), git_sha1, hashlib.sha256(content).hexdigest()
+        )
+
+    @property
+    def etag(self) -> str:
+        return self.sha256 if self.lfs else self.git_sha1
+
+    def listing(self, name: str) -> dict[str, Any]:
+        entry: dict[str, Any] = {"rfilename": name, "size": len(self.content)}
+        entry["blobId"] = self.git_sha1
+        if self.lfs:
+            entry["lfs"] = {"sha256": self.sha256, "size": len(self.content), "pointerSize": 134}
+        return entry
+
+
+@dataclass
+class Repo:
+    """A repository: its commits (sha -> name -> file), its branches and tags, and its gate."""
+
+    commits: dict[str, dict[str, StoredFile]] = field(default_factory=dict)
+    refs: dict[str, str] = field(default_factory=dict)
+    gated: bool = False
+
+    def commit_of(self, revision: str) -> str | None:
+        sha = self.refs.get(revision, revision)
+        return sha if sha in self.commits else None
+
+
+@dataclass(frozen=True)
+class Request:
+    """One request. `host` is "hub" or "cdn"; `sent` lists the sizes of the pieces of content."""
+
+    host: str
+    method: str
+    path: str
+    range: str | None
+    authorized: bool
+    sent: list[int] = field(default_factory=list)
+
+    @property
+    def bytes_sent(self) -> int:
+        return sum(self.sent)
+
+
+@dataclass
+class Fault:
+    """What goes wrong when the content of a file is sent; `times` counts down, None is for ever."""
+
+    kind: str  # "cut", "reset", "hang", "corrupt", "short", "status"
+    after: int = 0
+    times: int | None = 1
+    status: int = 503
+
+
+class HubServer:
+    """The Hub and its CDN on two ports of 127.0.0.1. Use it as a context manager."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Repo] = {}
+        self.requests: list[Request] = []
+        self.faults: dict[str, list[Fault]] = {}
+        self.listing_status: int | None = None  # answer every listing with this error
+        self.sizes_listed = True
+        self.released = threading.Event()  # ends every hanging answer
+        self._hub = _listen(self, "hub")
+        self._cdn = _listen(self, "cdn")
+
+    def __enter__(self) -> HubServer:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop listening: from now on connections are refused."""
+        self.released.set()
+        for server in (self._hub, self._cdn):
+            server.shutdown()
+            server.server_close()
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self._hub.server_address[1]}"
+
+    @property
+    def cdn(self) -> str:
+        return f"http://127.0.0.1:{self._cdn.server_address[1]}"
+
+    def environment(self, home: Path, **extra: str) -> dict[str, str]:
+        """Environment of a process that knows this Hub only, with its cache under `home`/hf."""
+        inherited = ("PATH", "PYTHONPATH", "SYSTEMROOT", "TMPDIR", "LD_LIBRARY_PATH")
+        env = {key: os.environ[key] for key in inherited if key in os.environ}
+        env.update({k: v for k, v in os.environ.items() if k.startswith(("COV_", "COVERAGE_"))})
+        env.update(HOME=str(home), HF_HOME=str(home / "hf"), HF_ENDPOINT=self.endpoint)
+        env.update(HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="*", no_proxy="*")
+        return {**env, **extra}
+
+    def add_repo(
+        self,
+        repo_id: str,
+        files: Path | dict[str, bytes],
+        *,
+        branch: str = "main",
+        gated: bool = False,
+        extra: dict[str, bytes] | None = None,
+    ) -> str:
+        """Commit a folder (or name -> bytes) to `branch`; returns the commit's sha."""
+        if isinstance(files, Path):
+            root = files
+            files = {
+                path.relative_to(root).as_posix(): path.read_bytes()
+                for path in sorted(root.rglob("*"))
+                if path.is_file()
+            }
+        stored = {name: StoredFile.of(name, c) for name, c in {**files, **(extra or {})}.items()}
+        repo = self.repos.setdefault(repo_id, Repo())
+        seed = repr([repo_id, len(repo.commits), sorted((n, f.etag) for n, f in stored.items())])
+        sha = hashlib.sha1(seed.encode()).hexdigest()
+        repo.commits[sha] = stored
+        repo.refs[branch] = sha
+        repo.gated = gated
+        return sha
+
+    def file(self, repo_id: str, name: str, revision: str = "main") -> StoredFile:
+        repo = self.repos[repo_id]
+        return repo.commits[repo.refs.get(revision, revision)][name]
+
+    # ---- faults: all concern the content of the file called `name`, in whatever repository
+
+    def cut(self, name: str, after: int, times: int | None = 1, *, reset: bool = False) -> None:
+        """Drop the connection after `after` bytes of an answer (`reset`: with a TCP reset)."""
+        self._fault(name, Fault("reset" if reset else "cut", after, times))
+
+    def hang(self, name: str, after: int, times: int | None = 1) -> None:
+        """Send `after` bytes, then nothing until the server closes."""
+        self._fault(name, Fault("hang", after, times))
+
+    def corrupt(self, name: str, times: int | None = None) -> None:
+        """Send other bytes of the same length."""
+        self._fault(name, Fault("corrupt", 0, times))
+
+    def shorten(self, name: str, to: int, times: int | None = None) -> None:
+        """Send a complete answer that holds only the first `to` bytes of the file."""
+        self._fault(name, Fault("short", to, times))
+
+    def fail(self, name: str, status: int, times: int | None = 1) -> None:
+        """Answer with an HTTP error."""
+        self._fault(name, Fault("status", 0, times, status))
+
+    def _fault(self, name: str, fault: Fault) -> None:
+        self.faults.setdefault(name, []).append(fault)
+
+    def take_fault(self, name: str) -> Fault | None:
+        for fault in self.faults.get(name, []):
+            if fault.times is None:
+                return fault
+            if fault.times > 0:
+                fault.times -= 1
+                return fault
+        return None
+
+    # ---- what was asked
+
+    def contents_of(self, name: str) -> list[Request]:
+        """The `GET` requests that were answered with content of the file `name`, in order."""
+        return [r for r in self.requests if r.method == "GET" and r.sent and r.path.endswith(name)]
+
+    def forget_requests(self) -> None:
+        self.requests.clear()
+
+
+class _Listener(ThreadingHTTPServer):
+    daemon_threads = True
+    hub: HubServer
+    role: str
+
+
+def _listen(hub: HubServer, role: str) -> _Listener:
+    server = _Listener(("127.0.0.1", 0), _Handler)
+    server.hub, server.role = hub, role
+    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+    return server
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server: _Listener
+
+    def log_message(self, format: str, *args: object) -> None:  # the tests read `requests`
+        return
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        url = urlsplit(self.path)
+        path, hub = unquote(url.path), self.server.hub
+        authorization = self.headers.get("Authorization")
+        self.request_seen = Request(
+            self.server.role,
+            self.command,
+            path,
+            self.headers.get("Range"),
+            authorization == f"Bearer {TOKEN}",
+        )
+        hub.requests.append(self.request_seen)
+        if authorization is not None and not self.request_seen.authorized:
+            self._error(401, message="Invalid credentials in Authorization header")
+        elif self.server.role == "cdn":
+            sha256, name = path.removeprefix("/lfs/").split("/", 1)
+            found = (f for r in hub.repos.values() for c in r.commits.values() for f in c.values())
+            self._send_file(name, next(f for f in found if f.sha256 == sha256), {})
+        elif path.startswith("/api/models/"):
+            self._answer_listing(path.removeprefix("/api/models/"), parse_qs(url.query))
+        elif "/resolve/" in path:
+            self._answer_resolve(*path[1:].split("/resolve/", 1))
+        else:
+            self._error(404)
+
+    def _answer_listing(self, path: str, query: dict[str, list[str]]) -> None:
+        hub = self.server.hub
+        repo_id, _, rest = path.partition("/revision/")
+        repo_id, is_check = repo_id.removesuffix("/auth-check"), repo_id.endswith("/auth-check")
+        repo = hub.repos.get(repo_id)
+        if hub.listing_status is not None:
+            return self._error(hub.listing_status)
+        if repo is None:
+            return self._error(404, "RepoNotFound", "Repository not found")
+        if is_check:
+            return self._refuse_gated(repo_id) if self._is_closed(repo) else self._json({})
+        sha = repo.commit_of(rest or "main")
+        if sha is None:
+            return self._error(404, "RevisionNotFound", f"Invalid rev id: {rest}")
+        siblings = [f.listing(name) for name, f in sorted(repo.commits[sha].items())]
+        if "blobs" not in query or not hub.sizes_listed:
+            siblings = [{"rfilename": entry["rfilename"]} for entry in siblings]
+        gated = "manual" if repo.gated else False
+        return self._json({"id": repo_id, "sha": sha, "gated": gated, "siblings": siblings})
+
+    def _answer_resolve(self, repo_id: str, rest: str) -> None:
+        hub = self.server.hub
+        repo = hub.repos.get(repo_id)
+        if repo is None:
+            return self._error(404, "RepoNotFound", "Repository not found")
+        if self._is_closed(repo):
+            return self._refuse_gated(repo_id)
+        revision, _, name = rest.partition("/")
+        sha = repo.commit_of(revision)
+        if sha is None:
+            return self._error(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        if name not in repo.commits[sha]:
+            return self._error(404, "EntryNotFound", "Entry not found")
+        file = repo.commits[sha][name]
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{file.etag}"'}
+        if not file.lfs:
+            return self._send_file(name, file, headers)
+        headers = {"X-Repo-Commit": sha, "X-Linked-Etag": f'"{file.sha256}"'}
+        headers["X-Linked-Size"] = str(len(file.content))
+        headers["Location"] = f"{hub.cdn}/lfs/{file.sha256}/{name}"
+        return self._send(302, b"", headers)
+
+    def _is_closed(self, repo: Repo) -> bool:
+        return repo.gated and not self.request_seen.authorized
+
+    def _refuse_gated(self, repo_id: str) -> None:
+        message = f"Access to model {repo_id} is restricted. You must be authenticated."
+        self._error(401, "GatedRepo", message)
+
+    def _send_file(self, name: str, file: StoredFile, headers: dict[str, str]) -> None:
+        fault = self.server.hub.take_fault(name) if self.command == "GET" else None
+        content, kind = file.content, fault.kind if fault else None
+        if fault is not None and kind == "status":
+            return self._error(fault.status)
+        if kind == "corrupt":
+            content = bytes([content[0] ^ 0xFF]) + content[1:]
+        if fault is not None and kind == "short":
+            content = content[: fault.after]
+        start, status = 0, 200
+        if self.request_seen.range is not None:
+            start, status = int(self.request_seen.range.removeprefix("bytes=").split("-")[0]), 206
+            if start >= len(content):
+                return self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        headers.update({"Accept-Ranges": "bytes", "ETag": f'"{file.etag}"'})
+        limit = fault.after if fault is not None and kind in ("cut", "reset", "hang") else None
+        self._send(status, content[start:], headers, limit)
+        if limit is None:
+            return None
+        if kind == "hang":
+            self.server.hub.released.wait()
+        if kind == "reset":
+            linger = struct.pack("ii", 1, 0)
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+        self.close_connection = True
+        return None
+
+    def _send(
+        self, status: int, body: bytes, headers: dict[str, str], limit: int | None = None
+    ) -> None:
+        self.send_response(status)
+        for key, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(key, value)
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        view = memoryview(body)[: len(body) if limit is None else limit]
+        sent = self.request_seen.sent
+        try:
+            for start in range(0, len(view), 1 << 18):
+                self.wfile.write(view[start : start + (1 << 18)])
+                if status in (200, 206):
+                    sent.append(len(view[start : start + (1 << 18)]))
+            self.wfile.flush()
+        except (BrokenPipeError, ConnectionResetError):  # the client went away, as some tests want
+            self.close_connection = True
+
+    def _json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _error(self, status: int, code: str | None = None, message: str | None = None) -> None:
+        headers = {"X-Error-Code": code, "X-Error-Message": message}
+        self._send(status, b"", {key: value for key, value in headers.items() if value})
+
+
+def serve_published_layout(
+    tmp_path: Path, golden: Path, tokenizer_model: Path | None = None
+) -> tuple[HubServer, dict[str, str]]:
+    """Serve the tiny golden LoRA layout and its base under the published names.
+
+    Returns the running server (close it, or use it in a `with`) and the environment of a process
+    that knows no other Hub and caches under `tmp_path`. `tokenizer_model`: the SentencePiece file
+    to serve beside the base, since `tests/golden` does not carry it (its own licence).
+    """
+    server = HubServer()
+    tokenizer = {} if tokenizer_model is None else {"tokenizer.model": tokenizer_model.read_bytes()}
+    server.add_repo(BASE_REPO, golden / "base", extra=tokenizer)
+    server.add_repo(LORA_REPO, golden / "official_lora_layout")
+    return server, server.environment(tmp_path)
