@@ -1,10 +1,10 @@
 """From an image to the pixel values of the vision encoder, bit for bit as published.
 
-The published preprocessing is: convert to RGB, pad to a square with the mean colour, resize to 448 x 448 with
-Pillow's bicubic filter (8-bit result), scale to [0, 1], normalise. Files go through Pillow itself
-(`pixels_from_pil`). Tensors go through `pixels_from_tensor`, whose own resize differs from Pillow's by 0 of 255
-levels, on any device, and which is differentiable. The published centre crop is left out: after padding and
-resizing the image already is a 448 x 448 square.
+The published preprocessing: convert to RGB, pad to a square with the mean colour, resize to
+448 x 448 with Pillow's bicubic filter (8-bit result), scale to [0, 1], normalise. Images from files
+go through Pillow itself (`pixels_from_pil`), tensors through `pixels_from_tensor`, whose own resize
+is differentiable, runs on any device, and differs from Pillow's in 0 of all values. The published
+centre crop is left out: a padded and resized image already is a 448 x 448 square.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
+import operator
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,39 +27,39 @@ from .errors import ImageError
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
 PAD_COLOR = (int(255 * MEAN[0]), int(255 * MEAN[1]), int(255 * MEAN[2]))
-RESCALE = 1 / 255
 IMAGE_SIZE = 448
 
-#: Longest side that is accepted. The work grows with the square of the longer side, and up to here the fixed-point
-#: resize provably leaves the constant padding colour unchanged.
-MAX_SIDE = 100_000
-#: Values that are worked on at once; bounds the memory that large images need and never changes a result.
-STRIP_VALUES = 2**21
+#: Longest side that is accepted, the longest that JPEG can hold: the work can grow with its square.
+MAX_SIDE = 65_535
+#: Values worked on at once. Bounds the memory that large images need; never changes a result.
+STRIP_VALUES = 2**20
 
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-# --- reading images -----------------------------------------------------------------------------------------------
+# --- reading ---------------------------------------------------------------------------------
 
 
 def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Image:
     """Read an image completely and return it in mode RGB.
 
-    `source` is a path, the bytes of an image file, or a PIL image (never changed, and returned itself if it
-    already is RGB). As in the published code, the conversion is Pillow's `convert("RGB")`: alpha is dropped (not
-    composited), gray is repeated, palette and CMYK are converted without colour profile. EXIF rotation is not
-    applied: the image is taken as PIL opens it. Of an animation the first frame is taken; of a PIL image the frame
-    that it is at. 16-bit *colour* files are opened by Pillow as their upper 8 bits.
+    `source` is a path, the bytes of an image file, or a PIL image (not changed, and returned
+    itself if it already is RGB). The conversion is Pillow's `convert("RGB")`, as published: alpha
+    is dropped, not composited; gray is repeated; palette, CMYK and other colours are converted
+    without colour profile; 16-bit colour files arrive from Pillow with their upper 8 bits. EXIF
+    rotation is not applied. Of an animation the first frame is taken, of a PIL image the frame it
+    is at.
 
-    Raises `ImageError` for a missing, unreadable, empty, truncated, corrupt or non-image file, for more pixels than
-    PIL's limit (`PIL.Image.MAX_IMAGE_PIXELS`; between one and two times the limit PIL warns), for an image of zero
-    size, and for 16- and 32-bit gray modes (`I;16`, `I`, `F`): Pillow converts those by clipping at 255, which
-    turns an ordinary 16-bit photo white, and no other conversion would agree with the published one.
+    Raises `ImageError` for a missing, unreadable, empty, truncated, corrupt or non-image file; for
+    more pixels than PIL allows (twice `PIL.Image.MAX_IMAGE_PIXELS`; from once the limit on PIL
+    warns); for a side of 0 or above `MAX_SIDE`; and for the gray modes of more than 8 bits (`I;16`,
+    `I`, `F`): Pillow clips those at 255, which turns an ordinary 16-bit photo white, and any other
+    conversion would give another score than the published one.
     """
     if isinstance(source, Image.Image):
         filename = getattr(source, "filename", "")
-        name = f"PIL image {filename!r}" if filename else "PIL image"
-        with _reported_as_image_error(name), _truncated_files_fail():
+        name = f"PIL image {os.fspath(filename)!r}" if filename else "PIL image"
+        with _failures_as_image_error(name), _truncated_files_fail():
             source.load()
             return _to_rgb(source, name)
     if isinstance(source, bytes):
@@ -66,62 +68,59 @@ def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Im
             raise ImageError(f"{name}: it is empty; pass the content of an image file.")
         return _decode(io.BytesIO(source), name)
     if isinstance(source, str | os.PathLike):
-        path = os.fspath(source)
+        path = os.fsdecode(source)
         name = f"image {path!r}"
         _check_file(path, name)
         return _decode(path, name)
     raise ImageError(
-        f"source must be a path, the bytes of an image file, or a PIL image, got {type(source).__name__}; "
-        "tensors are scored by the metric itself or by Scorer."
+        "source must be a path, the bytes of an image file, or a PIL image, "
+        f"got {type(source).__name__}; score tensors with the metric or Scorer."
     )
 
 
 def _check_file(path: str, name: str) -> None:
-    if "://" in path:
-        raise ImageError(f"{name}: URLs are not fetched; download the file and pass its path.")
-    try:
-        if os.path.isdir(path):
-            raise ImageError(f"{name}: it is a folder; pass the image files in it.")
-        if not os.path.exists(path):
-            raise ImageError(f"{name}: there is no such file; check the path (working folder {os.getcwd()!r}).")
-        if not os.path.isfile(path):  # opening a pipe would wait for ever
-            raise ImageError(f"{name}: it is not a regular file; pass an image file or its bytes.")
-        if os.path.getsize(path) == 0:
-            raise ImageError(f"{name}: the file is empty (0 bytes); copy or download it again.")
-    except OSError as error:
-        raise ImageError(f"{name}: it cannot be read ({error.strerror or error}).") from error
+    if os.path.isdir(path):
+        raise ImageError(f"{name}: it is a folder; pass the image files in it.")
+    if not os.path.exists(path):
+        if "://" in path:
+            raise ImageError(f"{name}: URLs are not fetched; download it and pass the file.")
+        raise ImageError(f"{name}: there is no such file in {os.getcwd()!r}; check the path.")
+    if not os.path.isfile(path):  # opening a pipe would wait for ever
+        raise ImageError(f"{name}: it is not a regular file; pass an image file or its bytes.")
+    if not os.access(path, os.R_OK):
+        raise ImageError(f"{name}: there is no permission to read it; change its permissions.")
+    if os.path.getsize(path) == 0:
+        raise ImageError(f"{name}: the file is empty (0 bytes); copy or download it again.")
 
 
 def _decode(file: str | io.BytesIO, name: str) -> Image.Image:
-    with _reported_as_image_error(name), _truncated_files_fail(), Image.open(file) as image:
+    with _failures_as_image_error(name), _truncated_files_fail(), Image.open(file) as image:
         image.load()
         return _to_rgb(image, name)
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:
-    width, height = image.size
-    if width == 0 or height == 0:
-        raise ImageError(f"{name}: its size is {width}x{height}; both sides must be at least 1.")
-    _check_side(width, height, name)
+    _check_sides(*image.size, name)
     if image.mode == "F" or image.mode.startswith("I"):
         raise ImageError(
-            f"{name}: mode {image.mode!r} has more than 8 bits per value, and Pillow's conversion to RGB would clip "
-            "every value above 255 to white. Convert it to 8 bits first, for 16-bit gray for example with "
+            f"{name}: mode {image.mode!r} has more than 8 bits per value, and Pillow's conversion "
+            "to RGB would clip every value above 255 to white. Convert it to 8 bits first, "
+            "16-bit gray for example with "
             "PIL.Image.fromarray((numpy.asarray(image) / 257).round().astype('uint8'))."
         )
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _check_side(width: int, height: int, name: str) -> None:
-    if max(width, height) > MAX_SIDE:
+def _check_sides(width: int, height: int, name: str) -> None:
+    if min(width, height) < 1 or max(width, height) > MAX_SIDE:
         raise ImageError(
-            f"{name}: its size is {width}x{height}, the longer side must be at most {MAX_SIDE} pixels; "
+            f"{name}: its size is {width}x{height}, each side must be 1 to {MAX_SIDE} pixels; "
             "crop or downscale it first."
         )
 
 
 @contextlib.contextmanager
-def _reported_as_image_error(name: str) -> Iterator[None]:
+def _failures_as_image_error(name: str) -> Iterator[None]:
     """Turn whatever PIL raises into an `ImageError` that names the image."""
     try:
         yield
@@ -129,20 +128,24 @@ def _reported_as_image_error(name: str) -> Iterator[None]:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
-            f"{name}: {error} If you trust the file, raise PIL.Image.MAX_IMAGE_PIXELS."
+            f"{name}: {error} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
         ) from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{name}: it is not an image that Pillow can read (or its first bytes are damaged)."
+            f"{name}: it is not an image that Pillow can read, or its first bytes are damaged; "
+            "convert it to PNG or copy it again."
         ) from error
-    except Exception as error:  # PIL's decoders raise nearly every built-in exception on damaged files
+    except MemoryError as error:
+        raise ImageError(f"{name}: not enough memory to decode it; downscale it first.") from error
+    except Exception as error:  # PIL's decoders raise nearly every built-in type on damaged files
         raise ImageError(
-            f"{name}: it is truncated or corrupt ({type(error).__name__}: {error}); copy or download it again."
+            f"{name}: it cannot be decoded ({type(error).__name__}: {error}); it may be truncated "
+            "or corrupt, copy or download it again."
         ) from error
 
 
 _decoding = threading.Lock()
-_decoding_threads = 0
+_decoding_count = 0
 _tolerant_before = False
 
 
@@ -150,52 +153,56 @@ _tolerant_before = False
 def _truncated_files_fail() -> Iterator[None]:
     """Keep PIL's process-wide LOAD_TRUNCATED_IMAGES off while any thread of ours decodes.
 
-    Importing pyiqa's AVA dataset switches it on for the whole process; the missing part of a truncated file would
-    then be filled with gray and scored without a word.
+    Importing pyiqa's AVA dataset switches it on for good; the missing part of a truncated file
+    would then be filled with gray and scored without a word.
     """
-    global _decoding_threads, _tolerant_before
+    global _decoding_count, _tolerant_before
     with _decoding:
-        if _decoding_threads == 0:
+        if _decoding_count == 0:
             _tolerant_before = ImageFile.LOAD_TRUNCATED_IMAGES
             ImageFile.LOAD_TRUNCATED_IMAGES = False
-        _decoding_threads += 1
+        _decoding_count += 1
     try:
         yield
     finally:
         with _decoding:
-            _decoding_threads -= 1
-            if _decoding_threads == 0:
+            _decoding_count -= 1
+            if _decoding_count == 0:
                 ImageFile.LOAD_TRUNCATED_IMAGES = _tolerant_before
 
 
-# --- pixel values -------------------------------------------------------------------------------------------------
+# --- pixel values ----------------------------------------------------------------------------
 
 
 def pixels_from_pil(image: Image.Image, size: int = IMAGE_SIZE) -> torch.Tensor:
-    """Pixel values of one PIL image: float32 (3, size, size) on the CPU, normalised.
+    """Normalised pixel values of one PIL image: float32 (3, size, size), on the CPU.
 
-    Any mode that `open_image` accepts; raises its `ImageError`. Every image size works, 1x1 and 3x3 included, where
-    the published code guesses the channel axis wrongly.
+    Takes every mode that `open_image` takes and raises its `ImageError`. Every image size works,
+    1x1 and 3x3 included, for which the published code mistakes rows for channels.
     """
     return _normalise(_resize_with_pillow(open_image(image), size))
 
 
 def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Tensor:
-    """Pixel values of a batch: (B, 1 or 3, H, W) in [0, 1] -> float32 (B, 3, size, size), same device.
+    """Normalised pixel values of a batch (B, 1 or 3, H, W) in [0, 1]: float32 (B, 3, size, size).
 
-    Any of float16, bfloat16, float32, float64; gray is repeated. Values are first rounded to 8 bits, so k/255 in
-    any of these dtypes gives what an image file with the value k gives, to the bit. Differentiable: every rounding
-    and clipping is exact in the forward pass and the identity in the backward pass, so the gradient is that of pad,
-    linear resize and normalisation, and pixels outside [0, 1] (clamped in the forward pass) still receive a
-    gradient that can pull them back. Images do not influence each other.
+    float16, bfloat16, float32 or float64, any device; gray is repeated. Values are first rounded to
+    8 bits, so k/255 in any of these dtypes gives, to the bit, what a file with the value k gives.
+    Images do not influence each other.
 
-    Raises `ImageError` as `check_images`. Does not look at the values, which would make the CPU wait for a GPU: an
-    image with a NaN or infinite value gives NaN, one outside [0, 1] is clamped; callers that must reject them ask
-    `values_in_range`.
+    Differentiable: each rounding and each clipping is exact in the forward pass and the identity in
+    the backward pass. The gradient is that of a linear resize, and pixels outside [0, 1], which the
+    forward pass clamps, get one too, so an optimiser can pull them back.
+
+    Raises `ImageError` as `check_images` does. Values are not judged, since that would make the CPU
+    wait for the GPU: an image with a NaN or infinite value gives NaN, and one outside [0, 1] is
+    clamped. Callers that must refuse such images ask `values_in_range`.
     """
     check_images(images)
+    if images.device.type == "mps":  # Apple GPUs have no float64
+        return pixels_from_tensor(images.cpu(), size).to(images.device)
     images = images.expand(-1, 3, -1, -1)
-    if _pillow_is_possible(images):
+    if _pillow_gives_the_same(images):
         levels = torch.stack([_resize_with_pillow(_to_pil(image), size) for image in images])
     else:
         levels = _resize_with_matrices(images, size)
@@ -203,161 +210,156 @@ def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Te
 
 
 def check_images(images: torch.Tensor) -> None:
-    """Raise `ImageError` unless `images` is a floating point (B, 1 or 3, H, W) tensor with at least one pixel.
+    """Raise `ImageError` unless `images` is a floating point (B, 1 or 3, H, W) tensor, not empty.
 
-    Values are not looked at: see `values_in_range`.
+    Its values are not looked at: see `values_in_range`.
     """
     if not isinstance(images, torch.Tensor):
         raise ImageError(
             f"images must be a torch.Tensor (B, 3 or 1, H, W), got {type(images).__name__}; "
-            "for paths and PIL images use Scorer or open_image."
+            "give paths and PIL images to Scorer."
         )
     shape = tuple(images.shape)
     if images.ndim != 4:
-        hint = "add the batch axis with images.unsqueeze(0)" if images.ndim == 3 else "reshape it"
+        hint = "add the batch axis with images[None]" if images.ndim == 3 else "reshape it"
         raise ImageError(f"images must have 4 axes (B, 3 or 1, H, W), got shape {shape}; {hint}.")
     if images.dtype not in FLOAT_DTYPES:
-        hint = "convert it with images.float()"
-        if not images.is_floating_point() and not images.is_complex():
-            hint += ", and divide by 255 if it holds 8-bit values"
         raise ImageError(
-            f"images must be float16, bfloat16, float32 or float64 with values in [0, 1], got {images.dtype}; {hint}."
+            "images must be float16, bfloat16, float32 or float64 with values in [0, 1], "
+            f"got {images.dtype}; convert with images.float(), and divide by 255 if it is 8-bit."
         )
-    if 0 in shape:
-        raise ImageError(f"images must hold at least one image of at least one pixel, got shape {shape}.")
     if shape[1] not in (1, 3):
-        hint = "drop the alpha channel with images[:, :3]" if shape[1] == 4 else "the channel axis comes second"
-        raise ImageError(f"images must have 1 (gray) or 3 (RGB) channels, got shape {shape}; {hint}.")
-    _check_side(shape[3], shape[2], "images")
+        hint = "drop alpha with images[:, :3]" if shape[1] == 4 else "channels are the second axis"
+        raise ImageError(f"images must have 1 or 3 channels, got shape {shape}; {hint}.")
+    if shape[0] == 0:
+        raise ImageError(f"images must hold at least one image, got shape {shape}.")
+    _check_sides(shape[3], shape[2], "images")
 
 
 def values_in_range(images: torch.Tensor, tolerance: float = 1e-6) -> torch.Tensor:
-    """Bool (B,), on the device of `images`: True where all values of an image are finite and in [0, 1].
+    """Bool (B,) on the device of `images` (B, C, H, W): all values finite and in [0, 1]?
 
-    `tolerance` is allowed on either side, as in pyiqa. Does not wait for a GPU.
+    `tolerance`, allowed on either side, is pyiqa's. Does not make the CPU wait for the GPU.
     """
     images = images.detach()
-    low = images.amin(dim=(1, 2, 3)).double()
-    high = images.amax(dim=(1, 2, 3)).double()
-    return (low >= -tolerance) & (high <= 1 + tolerance)  # both are False for NaN
+    low, high = images.amin(dim=(1, 2, 3)).float(), images.amax(dim=(1, 2, 3)).float()
+    return (low >= -tolerance) & (high <= 1 + tolerance)  # NaN is neither
 
 
 def _normalise(levels: torch.Tensor) -> torch.Tensor:
-    """(..., 3, S, S) levels 0..255 -> float32: scaled in float64, then normalised in float32, as published."""
+    """Levels 0..255 (..., 3, S, S) -> float32; scaled in float64, normalised in float32."""
     mean, std, _ = _constants(levels.device)
-    return ((levels.double() * RESCALE).float() - mean) / std
+    return ((levels.double() * (1 / 255)).float() - mean) / std
 
 
-# --- pad to a square and resize, both as Pillow does -----------------------------------------------------------------
+# --- pad to a square and resize, exactly as Pillow -------------------------------------------
 
 
-def _offsets(width: int, height: int) -> tuple[int, int, int]:
-    """Side of the padded square, and the column and row where the image starts in it."""
+def _square(width: int, height: int) -> tuple[int, int, int]:
+    """Side of the padded square, and the column and row at which the image starts in it."""
     side = max(width, height)
     return side, (side - width) // 2, (side - height) // 2
 
 
 def _resize_with_pillow(image: Image.Image, size: int) -> torch.Tensor:
-    """RGB image -> (3, size, size) uint8.
+    """RGB image -> uint8 (3, size, size).
 
-    Pillow resizes horizontally, then vertically. Doing the two passes apart allows to leave out the padding rows in
-    the first, which keeps their constant colour, and to go through large images in strips of rows.
+    Pillow resizes rows, then columns. Called for one direction at a time, the first pass can skip
+    the padding rows, whose colour it would not change, and go through large images in strips.
     """
     width, height = image.size
-    side, left, top = _offsets(width, height)
-    rows_per_strip = max(1, STRIP_VALUES // side)
+    side, left, top = _square(width, height)
+    step = max(1, STRIP_VALUES // side)
     narrowed = Image.new("RGB", (size, side), PAD_COLOR)
-    for row in range(0, height, rows_per_strip):
+    for row in range(0, height, step):
         strip = image
-        if width < side or rows_per_strip < height:
-            strip = Image.new("RGB", (side, min(rows_per_strip, height - row)), PAD_COLOR)
+        if width < side or step < height:
+            strip = Image.new("RGB", (side, min(step, height - row)), PAD_COLOR)
             strip.paste(image, (left, -row))
-        narrowed.paste(strip.resize((size, strip.height), Image.Resampling.BICUBIC), (0, top + row))
+        strip = strip.resize((size, strip.height), Image.Resampling.BICUBIC)
+        narrowed.paste(strip, (0, top + row))
     resized = narrowed.resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
 
 
-def _pillow_is_possible(images: torch.Tensor) -> bool:
-    """On a CPU without gradient Pillow is several times faster than two matrix products, with the same bits."""
+def _pillow_gives_the_same(images: torch.Tensor) -> bool:
+    """On the CPU without gradient Pillow is 2 to 3 times faster than the matrices, same bits."""
     if images.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     if images.requires_grad and torch.is_grad_enabled():
         return False
-    # A NaN or infinite value must not become a level: the matrices carry it on.
+    # 8 bits cannot carry a NaN on, the matrices can.
     return bool(images.sum(dtype=torch.float64).isfinite())
 
 
 def _to_pil(image: torch.Tensor) -> Image.Image:
     _, height, width = image.shape
-    rows_per_strip = max(1, STRIP_VALUES // (3 * width))
+    step = max(1, STRIP_VALUES // (3 * width))
     levels = torch.empty(height, width, 3, dtype=torch.uint8)
-    for row in range(0, height, rows_per_strip):
-        rows = slice(row, row + rows_per_strip)
-        levels[rows] = (image[:, rows].double() * 255).round_().clamp_(0, 255).permute(1, 2, 0)
+    for row in range(0, height, step):
+        strip = image[:, row : row + step].detach().double() * 255
+        levels[row : row + step] = strip.round_().clamp_(0, 255).permute(1, 2, 0)
     return Image.fromarray(levels.numpy())
 
 
 def _resize_with_matrices(images: torch.Tensor, size: int) -> torch.Tensor:
-    """(B, 3, H, W) in [0, 1] -> (B, 3, size, size) float64 levels, equal to Pillow's on every value.
+    """(B, 3, H, W) in [0, 1] -> float64 levels (B, 3, size, size), each equal to Pillow's.
 
-    The padded square is never built: what padding adds to an output value is a constant per channel. All sums are
-    of multiples of 2^-22 below 2^53 x 2^-22 and therefore exact in float64, in any order.
+    Padding is never built: what it adds to an output value is a constant. Exact, because each sum
+    is one of multiples of 2^-22 that float64 holds exactly, whatever the order of summation.
     """
-    height, width = images.shape[-2:]
-    side, left, top = _offsets(width, height)
-    matrix = _matrix_on(side, size, images.device)
+    # A compiled graph is for one image size: index() makes torch.compile see plain numbers.
+    height, width = (operator.index(length) for length in images.shape[-2:])
+    side, left, top = _square(width, height)
+    step = max(1, STRIP_VALUES // (images.shape[0] * 3 * width))
+    matrix = _resize_matrix_on(side, size, images.device)
     _, _, pad = _constants(images.device)
-    across, across_pad = _of_image_and_padding(matrix, left, width)
-    down, down_pad = _of_image_and_padding(matrix, top, height)
+    across, across_padding = _of_image_and_padding(matrix, left, left + width)
+    down, down_padding = _of_image_and_padding(matrix, top, top + height)
 
-    rows_per_strip = max(1, STRIP_VALUES // (images.shape[0] * 3 * width))
-    narrowed = torch.cat(
-        [
-            _round_and_clip(_quantise(strip) @ across.T + pad * across_pad)
-            for strip in images.split(rows_per_strip, dim=-2)
-        ],
-        dim=-2,
-    )
-    # The padding rows keep their colour in the horizontal pass, so it enters the vertical one as it is.
-    return _round_and_clip(down @ narrowed + pad * down_pad[:, None])
+    strips = [_to_levels(s) @ across.T + pad * across_padding for s in images.split(step, dim=-2)]
+    narrowed = torch.cat([_round_and_clip(strip) for strip in strips], dim=-2)
+    # The padding rows keep their colour in the first pass, so it enters the second as it is.
+    return _round_and_clip(down @ narrowed + pad * down_padding[:, None])
 
 
-def _of_image_and_padding(matrix: torch.Tensor, start: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """The columns of the resize matrix that meet the image, and the sums (size,) of those that meet padding."""
-    end = start + length
+def _of_image_and_padding(
+    matrix: torch.Tensor, start: int, end: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns of the resize matrix that meet the image; sum (size,) of those that meet padding."""
     return matrix[:, start:end], matrix[:, :start].sum(1) + matrix[:, end:].sum(1)
 
 
-def _quantise(images: torch.Tensor) -> torch.Tensor:
+def _to_levels(images: torch.Tensor) -> torch.Tensor:
     levels = images.double() * 255
-    return straight_through(levels.round().clamp(0, 255), levels)
+    return _straight_through(levels.round().clamp(0, 255), levels)
 
 
 def _round_and_clip(levels: torch.Tensor) -> torch.Tensor:
-    return straight_through((levels + 0.5).floor().clamp(0, 255), levels)
+    return _straight_through((levels + 0.5).floor().clamp(0, 255), levels)
 
 
-def straight_through(exact: torch.Tensor, smooth: torch.Tensor) -> torch.Tensor:
+def _straight_through(exact: torch.Tensor, smooth: torch.Tensor) -> torch.Tensor:
     """`exact`, to the bit, with the gradient of `smooth`; NaN where `smooth` is not finite."""
     return exact.detach() + (smooth - smooth.detach())
 
 
-def _resize_matrix(in_size: int, out_size: int) -> np.ndarray:
-    """Pillow's bicubic filter as a matrix (out_size, in_size): float64, every entry a multiple of 2^-22."""
+def _resize_matrix(in_size: int, out_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Pillow's bicubic filter as float64 (out_size, in_size), each entry a multiple of 2^-22."""
     scale = in_size / out_size
     stretch = max(scale, 1.0)  # antialiasing: the kernel widens when the image shrinks
     centers = (np.arange(out_size) + 0.5) * scale
-    first = np.maximum((centers - 2 * stretch + 0.5).astype(np.int64), 0)
-    end = np.minimum((centers + 2 * stretch + 0.5).astype(np.int64), in_size)
-    taps = first[:, None] + np.arange((end - first).max())
-    inside = taps < end[:, None]
+    starts = np.maximum((centers - 2 * stretch + 0.5).astype(np.int64), 0)
+    ends = np.minimum((centers + 2 * stretch + 0.5).astype(np.int64), in_size)
+    taps = starts[:, None] + np.arange((ends - starts).max())
+    inside = taps < ends[:, None]
 
-    x = np.abs((taps - centers[:, None] + 0.5) * (1.0 / stretch))
     a = -0.5
+    x = np.abs((taps - centers[:, None] + 0.5) * (1.0 / stretch))
     near = ((a + 2) * x - (a + 3)) * x * x + 1
     far = (((x - 5) * x + 8) * x - 4) * a
     weights = np.where(x < 1, near, np.where(x < 2, far, 0.0)) * inside
-    weights /= weights.cumsum(axis=1)[:, -1:]  # summed one after the other, as Pillow does; .sum() adds in pairs
+    weights /= weights.cumsum(axis=1)[:, -1:]  # Pillow adds one by one; sum() adds in pairs
     fixed = np.trunc(weights * 2**22 + np.copysign(0.5, weights))
 
     matrix = np.zeros((out_size, in_size))
@@ -366,27 +368,35 @@ def _resize_matrix(in_size: int, out_size: int) -> np.ndarray:
     return matrix
 
 
-@functools.lru_cache(maxsize=8)
-def _cached_matrix(in_size: int, out_size: int, device: torch.device) -> torch.Tensor:
-    with torch.inference_mode(False):  # a cached inference tensor could not be used for a gradient later
-        return torch.from_numpy(_resize_matrix(in_size, out_size)).to(device)
-
-
-@functools.lru_cache(maxsize=8)
-def _cached_constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    with torch.inference_mode(False):
-        mean = torch.tensor(MEAN, dtype=torch.float32, device=device).view(3, 1, 1)
-        std = torch.tensor(STD, dtype=torch.float32, device=device).view(3, 1, 1)
-        pad = torch.tensor(PAD_COLOR, dtype=torch.float64, device=device).view(3, 1, 1)
-    return mean, std, pad
+# A traced call takes the two functions below as constants, and must not fill their caches, where
+# torch.export would leave fake tensors.
 
 
 @torch.compiler.assume_constant_result
-def _matrix_on(in_size: int, out_size: int, device: torch.device) -> torch.Tensor:
-    return _cached_matrix(in_size, out_size, device)
+def _resize_matrix_on(in_size: int, out_size: int, device: torch.device) -> torch.Tensor:
+    return _cached_unless_tracing(_build_matrix)(in_size, out_size, device)
 
 
 @torch.compiler.assume_constant_result
 def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean and std as float32 (3, 1, 1), padding colour as float64 (3, 1, 1)."""
-    return _cached_constants(device)
+    return _cached_unless_tracing(_build_constants)(device)
+
+
+def _cached_unless_tracing(build: functools._lru_cache_wrapper[Any]) -> Callable[..., Any]:
+    return build.__wrapped__ if torch.compiler.is_compiling() else build
+
+
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)  # autograd refuses cached tensors born in inference mode
+def _build_matrix(in_size: int, out_size: int, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(_resize_matrix(in_size, out_size)).to(device)
+
+
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _build_constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    mean = torch.tensor(MEAN, dtype=torch.float32, device=device).view(3, 1, 1)
+    std = torch.tensor(STD, dtype=torch.float32, device=device).view(3, 1, 1)
+    pad = torch.tensor(PAD_COLOR, dtype=torch.float64, device=device).view(3, 1, 1)
+    return mean, std, pad

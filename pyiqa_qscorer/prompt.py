@@ -116,34 +116,37 @@ def tokenize_prompt(
     text = resolve_prompt(prompt)
     before, after = text.split(IMAGE_PLACEHOLDER)
     bos = tokenizer.bos_token_id
-    blank = _blank_before_score_token(tokenizer)
+    blank = _blank(tokenizer)
     sides = []
     for side in (before, after):
         ids = list(tokenizer(side)["input_ids"])
-        if bos is None or ids[:1] != [bos] or bos in ids[1:]:
+        if ids[:1] != [bos] or bos in ids[1:]:
             raise CheckpointError(
                 f"tokenizer must put its BOS token (id {bos}) once before a text, got ids {ids[:4]} for {side[:20]!r}; "
                 "set add_bos_token to true in tokenizer_config.json"
             )
         # The published tokenizer puts a blank before any text, today's spares a text that has one already.
         sides.append((blank, *ids[1:]) if side.startswith(" ") else tuple(ids[1:]))
-    prefix, suffix = (bos, *sides[0]), sides[1]
+    prefix, suffix = (*ids[:1], *sides[0]), sides[1]
     if published or tokenizer.get_vocab().get("▁quality") == _QUESTION_IDS[5]:
         _check_pinned_ids(text, prefix, suffix, blank)
     return PromptTokens(prefix, suffix, blank)
 
 
-def _blank_before_score_token(tokenizer: Tokenizer) -> int:
-    """Id between the answer and `<score1>`, found by tokenizing them together."""
-    answer = tokenizer(ANSWER)["input_ids"]
-    with_score = tokenizer(f"{ANSWER} {score_tokens(1)[0]}")["input_ids"]
-    score_id = tokenizer.get_vocab().get(score_tokens(1)[0])
-    if len(with_score) != len(answer) + 2 or with_score[:-2] != answer or with_score[-1] != score_id:
+def _blank(tokenizer: Tokenizer) -> int:
+    """Id of the lone blank; where there are score tokens, checked to stand between the answer and a score token."""
+    vocabulary = tokenizer.get_vocab()
+    blank, score_id = vocabulary.get("▁"), vocabulary.get(score_tokens(1)[0])
+    if blank is None:
+        raise CheckpointError("tokenizer must have the piece '▁', a lone blank, as SentencePiece ones do")
+    answer = list(tokenizer(ANSWER)["input_ids"])
+    with_score = list(tokenizer(f"{ANSWER} {score_tokens(1)[0]}")["input_ids"])
+    if score_id is not None and with_score != [*answer, blank, score_id]:
         raise CheckpointError(
-            f"tokenizer must read '{ANSWER} <score1>' as the answer, one blank and the score token, got ids "
-            f"{list(with_score)} against {list(answer)}; were the score tokens added to it as special tokens?"
+            f"tokenizer must read '{ANSWER} <score1>' as the answer, one blank ({blank}) and the score token "
+            f"({score_id}), got ids {with_score} against {answer}; were the score tokens added as special tokens?"
         )
-    return int(with_score[-2])
+    return blank
 
 
 def _check_pinned_ids(
@@ -153,7 +156,7 @@ def _check_pinned_ids(
         if text == PROMPTS[name] and (prefix, suffix) != (expected_prefix, expected_suffix):
             raise CheckpointError(
                 f"tokenizer gives other ids for the {name!r} prompt than the published one: {prefix} + {suffix} "
-                f"instead of {expected_prefix} + {expected_suffix}; the tokenizer must be the LLaMA-2 one with legacy=False"
+                f"instead of {expected_prefix} + {expected_suffix}; it must be the LLaMA-2 one with legacy=False"
             )
     if blank != _LLAMA_BLANK:
         raise CheckpointError(

@@ -7,6 +7,7 @@ device does not wait for files. Images are read lazily, results come in input or
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import deque
@@ -140,8 +141,8 @@ class Scorer:
 
     @property
     def identity(self) -> str:
-        """Fingerprint of the checkpoint and of the options that change scores."""
-        return self.metric.identity
+        """Fingerprint of the checkpoint and of the options that change scores, 16 hex digits."""
+        return self.metric.identity[:16]
 
     def score(self, images: ImageLike | Iterable[ImageLike], on_error: str = "raise") -> np.ndarray:
         """Scores of one image or of an iterable of images: float32 (N,), in input order.
@@ -197,9 +198,9 @@ class Scorer:
                     break
                 count = min(self.batch_size, len(pending))
                 batch = [pending.popleft().result() for _ in range(count)]
-                scores = self._score_batch([item.pixels for item in batch if item.error is None])
+                scores = iter(self._score_batch([item for item in batch if item.error is None]))
                 for item in batch:
-                    yield _result(index, item, next(scores) if item.error is None else None)
+                    yield _result(index, item, item.error or next(scores))
                     index += 1
             if input_error is not None:
                 raise input_error
@@ -249,23 +250,30 @@ class Scorer:
         pixels = preprocessing.pixels_from_pil(picture, self.metric.image_size)
         return _Prepared(source, pixels, width=picture.width, height=picture.height)
 
-    def _score_batch(self, pixels: list[torch.Tensor | None]) -> Iterator[float]:
-        """Scores of pixel values (3, S, S), at most `batch_size` of them."""
-        images = [image.to(self.device) for image in pixels if image is not None]
-        if not images:
-            return iter(())
+    def _score_batch(self, batch: list[_Prepared]) -> list[float | str]:
+        """Score, or why there is none, of at most `batch_size` prepared images."""
+        if not batch:
+            return []
+        pixels = [item.pixels.to(self.device) for item in batch if item.pixels is not None]
         try:
             # Not inference_mode: what the metric caches may be needed by a loss later.
             with torch.no_grad():
-                scores = self.metric.score_pixels(torch.stack(images))
-                return iter(scores.float().cpu().tolist())
+                scores: list[float] = self.metric.score_pixels(torch.stack(pixels)).tolist()
         except torch.cuda.OutOfMemoryError as error:
             advice = f"lower batch_size (now {self.batch_size})"
             if self.batch_size == 1:
                 advice = "batch_size is 1 already: use a smaller dtype or another device"
             raise QScorerError(
-                f"CUDA ran out of memory with a batch of {len(images)} images: {advice}"
+                f"CUDA ran out of memory with a batch of {len(pixels)} images: {advice}"
             ) from error
+        except QScorerError as error:
+            # The metric refuses a batch with a score that is not finite. Its neighbours have one.
+            if len(batch) == 1:
+                return [_reason(error, batch[0].source)]
+            return [result for item in batch for result in self._score_batch([item])]
+        return [
+            score if math.isfinite(score) else f"the model's score is {score}" for score in scores
+        ]
 
 
 def build_metric(name: str, options: dict[str, Any]) -> QScorer:
@@ -328,17 +336,14 @@ def describe(image: object) -> str:
     return f"<{type(image).__name__}>"
 
 
-def _result(index: int, item: _Prepared, score: float | None) -> ScoredImage:
-    error = item.error
-    if score is not None and np.isfinite(score):
-        score = float(str(np.float32(score)))  # the shortest decimal: 3.302386, not 3.30238604545
-    elif score is not None:
-        error = f"the model's score is {score}; dtype float32 or bfloat16 may help"
-        score = None
-    return ScoredImage(index, item.source, score, error, item.width, item.height)
+def _result(index: int, item: _Prepared, result: float | str) -> ScoredImage:
+    if isinstance(result, str):
+        return ScoredImage(index, item.source, None, result, item.width, item.height)
+    score = float(str(np.float32(result)))  # the shortest decimal: 3.302386, not 3.30238604545593
+    return ScoredImage(index, item.source, score, None, item.width, item.height)
 
 
-def _reason(error: ImageError, source: str) -> str:
+def _reason(error: QScorerError, source: str) -> str:
     """The message in one line, without the name of the image, which every report has anyway."""
     return " ".join(str(error).removeprefix(f"image {source!r}: ").split())
 

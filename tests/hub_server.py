@@ -43,9 +43,7 @@ class StoredFile:
     @classmethod
     def of(cls, name: str, content: bytes) -> StoredFile:
         git_sha1 = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        return cls(
-            content, name.endswith(LFS_SUFFIXES), git_sha1, hashlib.sha256(content).hexdigest()
-        )
+        return cls(content, name.endswith(LFS_SUFFIXES), git_sha1, hashlib.sha256(content).hexdigest())
 
     @property
     def etag(self) -> str:
@@ -255,6 +253,8 @@ class _Handler(BaseHTTPRequestHandler):
         hub.requests.append(self.request_seen)
         if authorization is not None and not self.request_seen.authorized:
             self._error(401, message="Invalid credentials in Authorization header")
+        elif self.server.role == "cdn" and not path.startswith("/lfs/"):
+            self._send(200, b"<html>Welcome to our free network</html>", {})
         elif self.server.role == "cdn":
             sha256, name = path.removeprefix("/lfs/").split("/", 1)
             found = (f for r in hub.repos.values() for c in r.commits.values() for f in c.values())
@@ -343,9 +343,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = True
         return None
 
-    def _send(
-        self, status: int, body: bytes, headers: dict[str, str], limit: int | None = None
-    ) -> None:
+    def _send(self, status: int, body: bytes, headers: dict[str, str], limit: int | None = None) -> None:
         self.send_response(status)
         for key, value in {**headers, "Content-Length": str(len(body))}.items():
             self.send_header(key, value)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from . import hub
-from .layouts import ADAPTER_CONFIG, NON_LORA_WEIGHTS, CheckpointFolder, Layout, is_lora_folder, recognise
+from .layouts import CheckpointFolder, Layout, has_lora_files, is_lora_folder, recognise
 from .loading import LoadedCheckpoint, Precision, half_precision, load_folder
 from .saving import SavedLayout, save_folder
 
@@ -48,26 +48,23 @@ def plan_checkpoint(
         CheckpointError: no such folder, or a LoRA checkpoint without a base.
         DownloadError: the Hub cannot be asked and the cache has no complete copy.
     """
-    options = {"cache_dir": cache_dir, "local_files_only": local_files_only}
-    parts: list[Path | hub.DownloadPlan] = []
-    if hub.is_local(checkpoint):
-        parts.append(hub.resolve(checkpoint, revision))
-        lora = is_lora_folder(parts[0])
-    else:
-        planned = hub.plan(os.fspath(checkpoint), revision, **options)
-        parts.append(planned)
-        lora = not {ADAPTER_CONFIG, NON_LORA_WEIGHTS}.isdisjoint(planned.names)
-    if lora:
-        if base is None:
-            raise CheckpointError(
-                f"checkpoint {os.fspath(checkpoint)!r} is a LoRA: give the model it was trained on as base=, "
-                "e.g. MAGAer13/mplug-owl2-llama2-7b"
-            )
-        if hub.is_local(base):
-            parts.append(hub.resolve(base, base_revision))
-        else:
-            parts.append(hub.plan(os.fspath(base), base_revision, **options))
-    return parts
+
+    def locate(source: PathOrId, source_revision: str | None) -> Path | hub.DownloadPlan:
+        if hub.is_local(source):
+            return hub.resolve(source, source_revision)
+        return hub.plan(
+            os.fspath(source), source_revision, cache_dir=cache_dir, local_files_only=local_files_only
+        )
+
+    part = locate(checkpoint, revision)
+    if not (is_lora_folder(part) if isinstance(part, Path) else has_lora_files(part.names)):
+        return [part]
+    if base is None:
+        raise CheckpointError(
+            f"checkpoint {os.fspath(checkpoint)!r} is a LoRA: give the model it was trained on as base=, "
+            "e.g. MAGAer13/mplug-owl2-llama2-7b"
+        )
+    return [part, locate(base, base_revision)]
 
 
 def download_checkpoint(

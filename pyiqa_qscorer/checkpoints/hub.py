@@ -58,7 +58,7 @@ _NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 # HTTPError is the transport's base class (httpx or httpx2, by version of huggingface_hub).
 _FETCH_ERRORS: tuple[type[Exception], ...] = (HTTPError, OSError, EntryNotFoundError)
 # What answers may be no Hub: the page of a hotel's network, a mirror with an error in its JSON.
-_LISTING_ERRORS = (*_FETCH_ERRORS, ValueError, LookupError, TypeError)
+_LISTING_ERRORS: tuple[type[Exception], ...] = (*_FETCH_ERRORS, ValueError, LookupError, TypeError)
 
 Select = Callable[[list[str]], list[str]]
 
@@ -108,41 +108,40 @@ class DownloadPlan:
 # ---------------------------------------------------------------- what a checkpoint argument means
 
 
-def is_local(checkpoint: str | os.PathLike[str]) -> bool:
+def is_local(checkpoint: str | os.PathLike[str], *, argument: str = "checkpoint") -> bool:
     """Whether `checkpoint` is a folder on this machine (True) or a Hub id "owner/name" (False).
 
     An existing folder always wins. What looks like a path and does not exist is never looked up on
-    the Hub. Raises `CheckpointError` for that, for a file, and for what can be neither.
+    the Hub. Raises `CheckpointError` for that, for a file, and for what can be neither; `argument`
+    is the name that the message gives it.
     """
     text = os.fspath(checkpoint)
     path = Path(text).expanduser()
     if text and path.is_dir():
         return True
     if text and path.exists():
-        raise CheckpointError(f"checkpoint {text!r} is a file: give the folder that holds it.")
+        raise CheckpointError(f"{argument}={text!r} is a file: give the folder that holds it.")
     is_path = isinstance(checkpoint, os.PathLike) or text.startswith((".", "~")) or "\\" in text
     if is_path or path.is_absolute() or text.count("/") > 1:
         raise CheckpointError(
-            f"checkpoint {text!r}: no such folder ({path.absolute()}). If you meant a model on the "
+            f"{argument}={text!r}: no such folder ({path.absolute()}). If you meant a model on the "
             "Hugging Face Hub, give its id as 'owner/name'."
         )
-    _check_repo_id(text)
+    _check_repo_id(text, argument)
     return False
 
 
-def _check_repo_id(repo_id: str) -> None:
+def _check_repo_id(repo_id: str, argument: str) -> None:
+    reason = ""
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         reason = f" ({error})"
-    else:
-        reason = ""
-        if repo_id.count("/") == 1:
-            return
-    raise CheckpointError(
-        f"checkpoint {repo_id!r} is neither an existing folder nor a Hugging Face Hub id of the "
-        f"form 'owner/name'{reason}. Check the path, or write the id with its owner."
-    )
+    if reason or repo_id.count("/") != 1:
+        raise CheckpointError(
+            f"{argument}={repo_id!r} is neither an existing folder nor a Hugging Face Hub id of the "
+            f"form 'owner/name'{reason}. Check the path, or write the id with its owner."
+        )
 
 
 def resolve(
@@ -153,11 +152,13 @@ def resolve(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
     needed_for: str | None = None,
+    argument: str = "checkpoint",
 ) -> Path:
     """Folder of a checkpoint given as a local folder or as a Hub id (which is fetched)."""
-    if not is_local(checkpoint):
+    text = os.fspath(checkpoint)
+    if not is_local(checkpoint, argument=argument):
         return fetch(
-            os.fspath(checkpoint),
+            text,
             revision,
             select=select,
             cache_dir=cache_dir,
@@ -166,10 +167,10 @@ def resolve(
         )
     if revision is not None:
         raise CheckpointError(
-            f"revision={revision!r} was given with the local folder {os.fspath(checkpoint)!r}, "
-            "which has no revisions. Leave it out, or give a Hub id 'owner/name'."
+            f"revision {revision!r} was given for {argument}={text!r}, a local folder, which has no "
+            "revisions. Leave it out, or give a Hub id 'owner/name'."
         )
-    return Path(checkpoint).expanduser()
+    return Path(text).expanduser()
 
 
 # ---------------------------------------------------------------- which files
@@ -182,17 +183,19 @@ _SETTINGS = re.compile(
 def weight_files(names: Sequence[str]) -> list[str]:
     """The files of a checkpoint among `names`: weights, settings, tokenizer; nothing in subfolders.
 
-    Every set of weights (model, adapter, non-LoRA parameters) is taken once: the safetensors if
-    complete, otherwise the `.bin`. Optimizer states, scripts, pictures and other formats stay.
+    The model and the adapter are taken once: as safetensors if complete, otherwise as `.bin`.
+    Optimizer states, scripts, pictures and other formats stay.
     """
     flat = [name for name in names if "/" not in name]
     chosen = [name for name in flat if _SETTINGS.fullmatch(name)]
-    for stem in ("model", "adapter_model", "non_lora_trainables"):
-        kinds = [(stem, "safetensors"), ("pytorch_model" if stem == "model" else stem, "bin")]
-        stored = [_stored_weights(flat, *kind) for kind in kinds]
+    for stem, bin_stem in (("model", "pytorch_model"), ("adapter_model", "adapter_model")):
+        stored = [
+            _stored_weights(flat, stem, "safetensors"),
+            _stored_weights(flat, bin_stem, "bin"),
+        ]
         complete = [files for files, is_complete in stored if is_complete]
-        chosen += (complete or [files for files, _ in stored if files] or [[]])[0]
-    return chosen
+        chosen += next(iter(complete + [files for files, _ in stored if files]), [])
+    return chosen + [name for name in flat if name == "non_lora_trainables.bin"]
 
 
 def _stored_weights(names: Sequence[str], stem: str, suffix: str) -> tuple[list[str], bool]:
@@ -226,7 +229,7 @@ def plan(
     complete cached copy is used. Raises `DownloadError` if there is neither, and if the repository
     or revision does not exist or is closed; `CheckpointError` if it holds nothing that is selected.
     """
-    _check_repo_id(repo_id)
+    _check_repo_id(repo_id, "repo_id")
     select, revision = select or weight_files, revision or constants.DEFAULT_REVISION
     cache = _cache_folder(cache_dir)
     cached = _cached_plans(repo_id, revision, select, cache)
@@ -297,12 +300,8 @@ def _plan_of(
     snapshot = store / "snapshots" / commit
     missing = [file for file in files if not _has_size(snapshot / file.name, file.size)]
     to_fetch = [file for file in missing if not _has_size(_blob(store, file), file.size)]
-    missing_bytes = sum(
-        max((file.size or 0) - _size(_partial(_blob(store, file))), 0) for file in to_fetch
-    )
-    return DownloadPlan(
-        repo_id, revision, commit, cache, tuple(files), tuple(missing), missing_bytes, repo_files
-    )
+    missing_bytes = sum(max((file.size or 0) - _size(_partial(_blob(store, file))), 0) for file in to_fetch)
+    return DownloadPlan(repo_id, revision, commit, cache, tuple(files), tuple(missing), missing_bytes, repo_files)
 
 
 def _cached_plans(repo_id: str, revision: str, select: Select, cache: Path) -> list[DownloadPlan]:
@@ -334,22 +333,24 @@ def _cached_plans(repo_id: str, revision: str, select: Select, cache: Path) -> l
 def _files_by_structure(folder: Path, select: Select) -> list[HubFile]:
     """The selected files of a snapshot without a list, and those that must lie beside them."""
     present = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    chosen = select(present)
-    needed = set(chosen) | ({"config.json"} if present else set())
-    for name in chosen:
+    needed = set(select(present))
+    for name in sorted(needed):
         if name.endswith(".index.json"):
             weight_map = _read_json(folder / name).get("weight_map")
             needed |= set(weight_map.values()) if isinstance(weight_map, dict) else set()
-        if match := re.fullmatch(r"(.+-)(\d+)(-of-)(\d+)(\.\w+)", name):
-            head, number, of, total, suffix = match.groups()
-            shards = (str(i + 1).zfill(len(number)) for i in range(int(total)))
-            needed |= {f"{head}{shard}{of}{total}{suffix}" for shard in shards}
-    stems = {Path(name).stem for name in chosen}
-    if "adapter_config.json" in chosen:
-        absent = {"adapter_model", "non_lora_trainables"} - stems
-        needed |= {f"{stem}.bin" for stem in absent}
-    elif chosen and not any(name.endswith((".bin", ".safetensors")) for name in chosen):
-        needed.add("model.safetensors")
+        if match := re.fullmatch(r"(.+-)\d+-of-(\d+)(\.\w+)", name):
+            head, total, suffix = match.groups()
+            width = len(total) if total.startswith("0") else 0
+            for number in range(1, int(total) + 1):
+                needed.add(f"{head}{number:0{width}}-of-{total}{suffix}")
+    if needed and select is weight_files:
+        needed.add("config.json")
+        stems = {Path(name).stem for name in needed}
+        if "adapter_config.json" in needed:
+            absent = {"adapter_model", "non_lora_trainables"} - stems
+            needed |= {f"{stem}.bin" for stem in absent}
+        elif not any(name.endswith((".bin", ".safetensors")) for name in needed):
+            needed.add("model.safetensors")
     return [HubFile(name, None) for name in sorted(needed)]
 
 
@@ -413,8 +414,8 @@ def check_disk(plans: Sequence[DownloadPlan], *, needed_for: str | None = None) 
         free = free_bytes(cache)
         if needed and needed + margin > free:
             raise DownloadError(
-                f"Too little disk space: {_for(needed_for)}{readable_size(needed)} are to be "
-                f"downloaded ({_parts(here)}), plus {readable_size(margin)} of reserve, but "
+                f"Too little disk space: {readable_size(needed)} are to be downloaded"
+                f"{_for(needed_for)} ({_parts(here)}), plus {readable_size(margin)} of reserve, but "
                 f"{cache} has {readable_size(free)} free. Nothing was downloaded. Free some space, "
                 "set HF_HOME (or `cache_dir`) to a bigger disk, or give `checkpoint` (and `base`) "
                 "as folders that you already have."
@@ -443,8 +444,8 @@ def _announce(plans: Sequence[DownloadPlan], needed_for: str | None) -> None:
     logger.log(
         logging.WARNING if size >= LARGE_DOWNLOAD else logging.INFO,
         "Downloading %s%s (%s) to %s, %s free. This is done once; if interrupted, it resumes.",
-        _for(needed_for),
         readable_size(size),
+        _for(needed_for),
         _parts(missing),
         missing[0].cache_dir,
         readable_size(free_bytes(missing[0].cache_dir)),
@@ -464,9 +465,7 @@ def _fetch_file(planned: DownloadPlan, file: HubFile, label: str) -> None:
             best = max(best, done)
             if failures >= ATTEMPTS or not _may_pass(error):
                 where = planned.cache_dir
-                raise _explain(
-                    error, planned.repo_id, planned.revision, where, file, done
-                ) from error
+                raise _explain(error, planned.repo_id, planned.revision, where, file, done) from error
             logger.warning(
                 "Fetching %s was interrupted after %s of %s (%s); continuing there.",
                 file.name,
@@ -481,7 +480,7 @@ def _fetch_file_once(planned: DownloadPlan, file: HubFile, label: str) -> None:
     blob, pointer = _blob(planned.store, file), planned.folder / file.name
     url = hf_hub_url(planned.repo_id, file.name, revision=planned.commit)
     served = get_hf_file_metadata(url).etag
-    if served == file.digest:
+    if file.digest is not None and served == file.digest:
         # hf_hub_download takes the same lock, so it must be free again when that is called.
         lock = planned.cache_dir / ".locks" / planned.store.name / f"{served}.lock"
         for folder in (lock.parent, blob.parent):
@@ -700,9 +699,7 @@ def _damaged(repo_id: str, file: HubFile, how: str) -> DownloadError:
     )
 
 
-def _not_cached(
-    repo_id: str, revision: str, cache: Path, cached: Sequence[DownloadPlan], why: str
-) -> DownloadError:
+def _not_cached(repo_id: str, revision: str, cache: Path, cached: Sequence[DownloadPlan], why: str) -> DownloadError:
     begun = [planned for planned in cached if len(planned.missing) < len(planned.files)]
     if begun:
         absent, total = [file.name for file in begun[0].missing], len(begun[0].files)
@@ -735,7 +732,7 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _for(needed_for: str | None) -> str:
-    return f"for {needed_for}: " if needed_for else ""
+    return f" for {needed_for}" if needed_for else ""
 
 
 def _parts(plans: Sequence[DownloadPlan]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -65,9 +66,12 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def is_lora_folder(path: Path) -> bool:
     """True where the adapter files of the published LoRA layout lie."""
-    return any(
-        (path / name).exists() for name in (ADAPTER_CONFIG, *ADAPTER_WEIGHTS, NON_LORA_WEIGHTS)
-    )
+    return has_lora_files(entry.name for entry in path.iterdir())
+
+
+def has_lora_files(names: Iterable[str]) -> bool:
+    """True where any of the file names belongs to the published LoRA layout."""
+    return not {ADAPTER_CONFIG, *ADAPTER_WEIGHTS, NON_LORA_WEIGHTS}.isdisjoint(names)
 
 
 def recognise(path: Path, base: Path | None = None) -> CheckpointFolder:

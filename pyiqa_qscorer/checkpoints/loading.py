@@ -67,7 +67,7 @@ def load_folder(
         device_type: where the model is going to run; None: `cuda` if there is one, else `cpu`.
 
     Raises:
-        CheckpointError: files missing, damaged, of an unknown layout, or with missing, unexpected or wrongly shaped keys.
+        CheckpointError: files missing, damaged or of an unknown layout; missing, unexpected or wrongly shaped keys.
         ValueError: an option outside its choices.
     """
     if dtype not in get_args(Precision):
@@ -114,16 +114,17 @@ def _configuration(folder: CheckpointFolder, tokenizer: PreTrainedTokenizerBase)
         first = read_json(folder.base / "config.json").get("vocab_size", 32000)
         names = score_tokens(config.vocab_size - first) if config.vocab_size > first else []
         config.score_tokens, config.score_token_ids = names, list(range(first, config.vocab_size))
-    if not config.score_tokens:
+    kind = "score" if config.formulation == "score_token" else "level"
+    tokens, expected = getattr(config, f"{kind}_tokens"), getattr(config, f"{kind}_token_ids")
+    if not tokens:
+        raise CheckpointError(f"{folder.path} has no {kind} tokens: it is a base model, or was never trained to score")
+    if kind == "score":
+        tokenizer.add_tokens(tokens, special_tokens=True)
+    ids = tokenizer.convert_tokens_to_ids(tokens)
+    if ids != expected:
         raise CheckpointError(
-            f"{folder.path} has no score tokens: it is a base model, or was trained with another formulation"
-        )
-    tokenizer.add_tokens(config.score_tokens, special_tokens=True)
-    ids = tokenizer.convert_tokens_to_ids(config.score_tokens)
-    if ids != config.score_token_ids:
-        raise CheckpointError(
-            f"{folder.tokenizer_folder}: the tokenizer gives {config.score_tokens} the ids {ids}, the checkpoint "
-            f"expects {config.score_token_ids}; tokenizer and checkpoint do not belong together"
+            f"{folder.tokenizer_folder}: the tokenizer gives {tokens} the ids {ids}, the checkpoint expects "
+            f"{expected}; tokenizer and checkpoint do not belong together"
         )
     return config
 

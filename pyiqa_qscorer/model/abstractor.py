@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import attend, split_heads
+from .attention import LayerStack, attend, split_heads
 from .config import QScorerAbstractorConfig
 
 
@@ -117,10 +117,7 @@ class VisualAbstractor(nn.Module):
         self.config = config
         width = config.hidden_size
         self.query_embeds = nn.Parameter(torch.empty(1, config.num_learnable_queries, width))
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(
-            AbstractorLayer(config) for _ in range(config.num_hidden_layers)
-        )
+        self.encoder = LayerStack(AbstractorLayer(config) for _ in range(config.num_hidden_layers))
         self.visual_fc = nn.Linear(width, output_size)
         self.vit_eos = nn.Parameter(torch.empty(1, 1, output_size))
 

@@ -1,4 +1,4 @@
-"""Attention call shared by the three transformers of the network.
+"""What the three transformers of the network share: the attention call and the stack of layers.
 
 The kernel is looked up by name in transformers' attention interface, so `sdpa`, `flash_attention_2` and whatever the
 user registers there work. `eager` is ours, because the published parts differ in where they round.
@@ -6,15 +6,32 @@ user registers there work. `eager` is ours, because the published parts differ i
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
+class AttentionModule(Protocol):
+    """What transformers' kernels read from the module that they work for."""
+
+    config: Any
+    scaling: float
+    is_causal: bool
+
+
+class LayerStack(nn.Module):
+    """Holds layers under the name `layers`, where the published checkpoints have them."""
+
+    def __init__(self, layers: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+
+
 def eager_attention(
-    module: nn.Module,
+    module: AttentionModule,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -36,12 +53,9 @@ def eager_attention(
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
+    module: AttentionModule, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
 ) -> Tensor:
-    """Attention of (B, heads, T, head_dim) tensors, heads merged: (B, T, heads * head_dim).
-
-    `module` carries what transformers' kernels read: `config`, `is_causal`, `scaling`, `num_key_value_groups`.
-    """
+    """Attention of (B, heads, T, head_dim) tensors, heads merged: (B, T, heads * head_dim)."""
     kernel = ALL_ATTENTION_FUNCTIONS.get_interface(
         module.config._attn_implementation, eager_attention
     )

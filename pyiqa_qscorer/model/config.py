@@ -7,6 +7,14 @@ from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
+FORMULATIONS = ("score_token", "level_onehot", "level_soft")
+REGRESSORS = ("mlp", "hyper")
+# Fields of the decoder that the published config.json has under the same name.
+_SAME_IN_PUBLISHED = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
+    *("max_position_embeddings", "rms_norm_eps", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id"),
+)
+
 
 class QScorerVisionConfig(PreTrainedConfig):
     """Vision encoder: a ViT that turns a square image into one cls and (image_size/patch_size)^2 patch tokens."""
@@ -83,6 +91,11 @@ class QScorerConfig(PreTrainedConfig):
         vision_config, abstractor_config: sub-configurations, or dicts of their fields.
         score_tokens: added tokens from the lowest to the highest quality, e.g. `<score1>`..`<score5>`.
         score_token_ids: their ids in the same order.
+        formulation: how the score leaves the decoder. `score_token`: regressed from the state before a score token
+            (Q-Scorer). `level_onehot`, `level_soft`: expectation over the probabilities of level tokens, trained with
+            one-hot labels (Q-Align) or soft ones (DeQA-Score); kept for comparison.
+        level_tokens, level_token_ids: words of the level formulations, lowest quality first, and their ids.
+        regressor: `mlp` (published), or `hyper`, whose weights come from the visual tokens (HyperIQA's idea).
         regressor_hidden_sizes: widths of the hidden layers of the score regressor.
         prompt: name of a prompt of `pyiqa_qscorer.prompt.PROMPTS`, or a text with one image placeholder.
 
@@ -111,6 +124,10 @@ class QScorerConfig(PreTrainedConfig):
         regressor_hidden_sizes: Sequence[int] = (2048, 1024),
         score_tokens: Sequence[str] = (),
         score_token_ids: Sequence[int] = (),
+        formulation: str = "score_token",
+        level_tokens: Sequence[str] = (),
+        level_token_ids: Sequence[int] = (),
+        regressor: str = "mlp",
         prompt: str = "score",
         vision_config: QScorerVisionConfig | dict[str, Any] | None = None,
         abstractor_config: QScorerAbstractorConfig | dict[str, Any] | None = None,
@@ -134,6 +151,10 @@ class QScorerConfig(PreTrainedConfig):
         self.regressor_hidden_sizes = list(regressor_hidden_sizes)
         self.score_tokens = list(score_tokens)
         self.score_token_ids = list(score_token_ids)
+        self.formulation = formulation
+        self.level_tokens = list(level_tokens)
+        self.level_token_ids = list(level_token_ids)
+        self.regressor = regressor
         self.prompt = prompt
         _check_heads("config", hidden_size, num_attention_heads)
         self._check_parts()
@@ -150,11 +171,15 @@ class QScorerConfig(PreTrainedConfig):
                 f"abstractor_config.grid_size must be image_size / patch_size of the vision encoder, "
                 f"got {abstractor.grid_size} and {vision.image_size} / {vision.patch_size}"
             )
-        if len(self.score_tokens) != len(self.score_token_ids):
-            raise ValueError(
-                "score_tokens and score_token_ids must have the same length, "
-                f"got {self.score_tokens} and {self.score_token_ids}"
-            )
+        for kind in ("score", "level"):
+            tokens, ids = getattr(self, f"{kind}_tokens"), getattr(self, f"{kind}_token_ids")
+            if len(tokens) != len(ids):
+                raise ValueError(
+                    f"{kind}_tokens and {kind}_token_ids must have the same length, got {tokens} and {ids}"
+                )
+        for name, choices in (("formulation", FORMULATIONS), ("regressor", REGRESSORS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
 
     @property
     def num_visual_tokens(self) -> int:
@@ -188,12 +213,8 @@ class QScorerConfig(PreTrainedConfig):
         ids = list(reversed(published.get("score_token_id") or []))
         if len(names) != len(ids):
             names = [f"<score{i + 1}>" for i in range(len(ids))]
-        known = (
-            "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads max_position_embeddings "
-            "rms_norm_eps initializer_range bos_token_id eos_token_id pad_token_id"
-        ).split()
         return cls(
-            **{name: published[name] for name in known if name in published},
+            **{name: published[name] for name in _SAME_IN_PUBLISHED if name in published},
             rope_base=published.get("rope_theta", 10000.0),
             regressor_hidden_sizes=published.get("deepmlp_hidden_dims") or (2048, 1024),
             score_tokens=names,

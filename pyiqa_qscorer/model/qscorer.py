@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +16,7 @@ from .abstractor import CrossAttention, VisualAbstractor
 from .config import QScorerConfig
 from .language import Decoder, RMSNorm
 from .multiway import NO_VISUAL, VisualSpan
-from .regressor import ScoreRegressor
+from .regressor import HyperRegressor, ScoreRegressor
 from .vision import VisionEmbeddings, VisionEncoder
 
 IMAGE_TOKEN_ID = -200  # stands for the visual tokens in `input_ids`; published code uses the same number
@@ -30,29 +29,32 @@ class QScorerOutput(ModelOutput):
     Attributes:
         logits: (B, T - 1 + V, vocab_size).
         last_hidden_state: (B, T - 1 + V, width), after the final norm.
+        visual_tokens: (B, V, width), the decoder's input at `visual_span`.
         visual_span: columns of the visual tokens.
     """
 
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
+    visual_tokens: Tensor | None = None
     visual_span: VisualSpan | None = None
 
 
 @dataclass
-class ScoreOutput(ModelOutput):
-    """Of the two-step scoring.
+class ScoreOutput:
+    """Of scoring.
 
     Attributes:
-        raw_score: (B,) regressor output, unclamped, in the dtype of the weights.
+        raw_score: (B,) unclamped, in the dtype of the weights (level formulations: float32).
         first_token: (B,) ids that greedy decoding chose after the prompt.
         first_logits: (B, vocab_size) logits they were chosen from.
-        hidden_state: (B, width) state at the first token, which the regressor reads.
+        hidden_state: (B, width) state that the score was read from: at the first token, or, in the level formulations,
+            at the end of the prompt.
     """
 
-    raw_score: Tensor | None = None
-    first_token: Tensor | None = None
-    first_logits: Tensor | None = None
-    hidden_state: Tensor | None = None
+    raw_score: Tensor
+    first_token: Tensor
+    first_logits: Tensor
+    hidden_state: Tensor
 
 
 class QScorerBackbone(Decoder):
@@ -75,8 +77,8 @@ class QScorerPreTrainedModel(PreTrainedModel):
     base_model_prefix = "model"
     main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
-    _no_split_modules: ClassVar[list[str]] = ["DecoderLayer", "VisionLayer", "AbstractorLayer", "VisionEmbeddings"]
-    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values", "cache"]
+    _no_split_modules = ["DecoderLayer", "VisionLayer", "AbstractorLayer", "VisionEmbeddings"]  # noqa: RUF012
+    _skip_keys_device_placement = ["cache"]  # noqa: RUF012  (transformers declares both as instance attributes)
     _supports_sdpa = True
     _supports_flash_attn = True
     _supports_attention_backend = True
@@ -90,12 +92,8 @@ class QScorerPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
             init.normal_(module.weight, mean=0.0, std=std)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
         elif isinstance(module, (nn.LayerNorm, RMSNorm)):
             init.ones_(module.weight)
-            if getattr(module, "bias", None) is not None:
-                init.zeros_(module.bias)
         elif isinstance(module, VisionEmbeddings):
             init.normal_(module.cls_token, mean=0.0, std=std)
             init.normal_(module.position_embedding, mean=0.0, std=std)
@@ -106,6 +104,9 @@ class QScorerPreTrainedModel(PreTrainedModel):
             query_table, key_table = module.position_tables()
             init.copy_(module.q_pos_embed, query_table)
             init.copy_(module.k_pos_embed, key_table)
+        bias = getattr(module, "bias", None)
+        if isinstance(bias, Tensor):
+            init.zeros_(bias)
 
 
 class QScorerForScoring(QScorerPreTrainedModel):
@@ -115,7 +116,8 @@ class QScorerForScoring(QScorerPreTrainedModel):
         super().__init__(config)
         self.model = QScorerBackbone(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.deepmlp = ScoreRegressor(config.hidden_size, config.regressor_hidden_sizes)
+        regressor = HyperRegressor if config.regressor == "hyper" else ScoreRegressor
+        self.deepmlp = regressor(config.hidden_size, config.regressor_hidden_sizes)
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -165,7 +167,10 @@ class QScorerForScoring(QScorerPreTrainedModel):
             )
         hidden_states = self.model.decode(embeddings, span, attention_mask)
         return QScorerOutput(
-            logits=self.lm_head(hidden_states), last_hidden_state=hidden_states, visual_span=span
+            logits=self.lm_head(hidden_states),
+            last_hidden_state=hidden_states,
+            visual_tokens=visual_tokens,
+            visual_span=span,
         )
 
     def score(
@@ -175,7 +180,7 @@ class QScorerForScoring(QScorerPreTrainedModel):
         suffix_ids: Sequence[int],
         space_id: int,
     ) -> ScoreOutput:
-        """Published two-step scoring in one pass where that gives the same result.
+        """Score images: in the level formulations the expected level, else the published two steps.
 
         Greedy decoding chooses a first token t1 after the prompt; the hidden state at t1 feeds the regressor. A
         trained model chooses the blank before the score token, so the blank is appended and both steps share one
@@ -187,14 +192,13 @@ class QScorerForScoring(QScorerPreTrainedModel):
             prefix_ids, suffix_ids: prompt before and after the image.
             space_id: id of the blank that stands before a score token.
         """
-        batch = pixel_values.shape[0]
         visual_tokens = self.model.encode_images(pixel_values)
-        prefix = self._embed_text(prefix_ids, batch)
-        suffix = self._embed_text([*suffix_ids, space_id], batch)
-        embeddings = torch.cat([prefix, visual_tokens, suffix], dim=1)
-        span = VisualSpan(len(prefix_ids), len(prefix_ids) + visual_tokens.shape[1])
+        if self.config.formulation != "score_token":
+            at_end = self._read(prefix_ids, visual_tokens, suffix_ids)[:, -1]
+            logits = self.lm_head(at_end)
+            return ScoreOutput(self.expected_level(logits), logits.argmax(dim=-1), logits, at_end)
         cache = DynamicCache()
-        hidden_states = self.model.decode(embeddings, span, cache=cache)
+        hidden_states = self._read(prefix_ids, visual_tokens, [*suffix_ids, space_id], cache)
         first_logits = self.lm_head(hidden_states[:, -2])
         first_token = first_logits.argmax(dim=-1)
         at_first_token = hidden_states[:, -1]
@@ -206,11 +210,32 @@ class QScorerForScoring(QScorerPreTrainedModel):
             second = self.model.decode(token, NO_VISUAL, cache=cache)[:, -1]
             at_first_token = at_first_token.index_put((rows,), second)
         return ScoreOutput(
-            raw_score=self.deepmlp(at_first_token),
+            raw_score=self.deepmlp(at_first_token, visual_tokens),
             first_token=first_token,
             first_logits=first_logits,
             hidden_state=at_first_token,
         )
+
+    def expected_level(self, logits: Tensor) -> Tensor:
+        """(..., vocab_size) logits -> (...) float32 expected level 1..K over the level tokens, as Q-Align restores it."""
+        ids = torch.tensor(self.config.level_token_ids, device=logits.device)
+        probabilities = logits[..., ids].float().softmax(dim=-1)
+        return probabilities @ torch.arange(1.0, len(ids) + 1, device=logits.device)
+
+    def _read(
+        self,
+        prefix_ids: Sequence[int],
+        visual_tokens: Tensor,
+        suffix_ids: Sequence[int],
+        cache: DynamicCache | None = None,
+    ) -> Tensor:
+        """Hidden states (B, P + V + S, width) of prompt and image."""
+        batch = visual_tokens.shape[0]
+        embeddings = torch.cat(
+            [self._embed_text(prefix_ids, batch), visual_tokens, self._embed_text(suffix_ids, batch)], dim=1
+        )
+        span = VisualSpan(len(prefix_ids), len(prefix_ids) + visual_tokens.shape[1])
+        return self.model.decode(embeddings, span, cache=cache)
 
     def _embed_text(self, ids: Sequence[int], batch: int) -> Tensor:
         tokens = torch.tensor([ids], dtype=torch.long, device=self.model.embed_tokens.weight.device)

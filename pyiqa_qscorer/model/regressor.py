@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,15 +23,42 @@ class RegressorBlock(nn.Module):
 
 
 class ScoreRegressor(nn.Module):
-    """(..., width) hidden states -> (...) raw scores, unclamped."""
+    """The published regressor: (B, width) states -> (B,) raw scores, unclamped; any leading axes."""
 
     def __init__(self, width: int, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
         sizes = [width, *hidden_sizes]
         self.model = nn.Sequential(
-            *(RegressorBlock(a, b) for a, b in zip(sizes[:-1], sizes[1:], strict=True))
+            *(RegressorBlock(*in_out) for in_out in pairwise(sizes))
         )
         self.output_layer = nn.Linear(sizes[-1], 1)
 
-    def forward(self, states: Tensor) -> Tensor:
+    def forward(self, states: Tensor, visual_tokens: Tensor | None = None) -> Tensor:
+        """`visual_tokens` are ignored; they are there so that both regressors are called alike."""
         return self.output_layer(self.model(states)).squeeze(-1)
+
+
+class HyperRegressor(nn.Module):
+    """Regressor whose weights come from the image's visual tokens (idea of HyperIQA, Su et al., CVPR 2020).
+
+    A shared layer narrows the state to `hidden_sizes[0]`; the layers after it, down to one number, get their weights
+    and biases per image, by linear maps of the mean visual token.
+    """
+
+    def __init__(self, width: int, hidden_sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.sizes = [*hidden_sizes, 1]
+        self.narrow = nn.Linear(width, self.sizes[0])
+        self.weights = nn.ModuleList(nn.Linear(width, a * b) for a, b in pairwise(self.sizes))
+        self.biases = nn.ModuleList(nn.Linear(width, b) for b in self.sizes[1:])
+
+    def forward(self, states: Tensor, visual_tokens: Tensor) -> Tensor:
+        """(B, width) states and (B, V, width) visual tokens -> (B,) raw scores, unclamped."""
+        content = visual_tokens.mean(dim=1)
+        hidden = torch.relu(self.narrow(states))
+        for index, (weight, bias) in enumerate(zip(self.weights, self.biases, strict=True)):
+            matrix = weight(content).unflatten(-1, (self.sizes[index + 1], self.sizes[index]))
+            hidden = torch.einsum("boi,bi->bo", matrix, hidden) + bias(content)
+            if index + 2 < len(self.sizes):
+                hidden = torch.relu(hidden)
+        return hidden.squeeze(-1)

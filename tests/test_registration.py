@@ -1,0 +1,369 @@
+"""Registration with pyiqa: any order, any number of times, and what happens when it cannot be done.
+
+A toy pyiqa stands in for the real one, which takes seconds to import; `test_packaging.py` has the
+real one. `-S` keeps Python's start-up files out, so that here `import pyiqa_qscorer` does the work.
+"""
+
+from __future__ import annotations
+
+import inspect
+import zipfile
+from pathlib import Path
+
+import pytest
+from environments import REPOSITORY, answer, run_python, write_toy_pyiqa
+
+from pyiqa_qscorer import names
+from pyiqa_qscorer.errors import QScorerError
+
+OURS = ["qscorer", "qscorer_4bit", "qscorer_8bit"]
+ARCH = "pyiqa_qscorer.metric:QScorer"
+
+REPORT = """
+import dataclasses, json, sys
+def report(**more):
+    configs = sys.modules["pyiqa.default_model_configs"].DEFAULT_CONFIGS
+    registry = sys.modules["pyiqa.utils.registry"].ARCH_REGISTRY
+    finders = [f for f in sys.meta_path if getattr(f, "is_pyiqa_qscorer", False)]
+    state = {}
+    if "pyiqa_qscorer" in sys.modules:
+        state = dataclasses.asdict(sys.modules["pyiqa_qscorer"].registration_state())
+    print(json.dumps({"ours": sorted(n for n in configs if n != "toy"), "archs": registry._lazy_map,
+                      "finders": len(finders), "state": state} | more))
+"""
+
+
+def run(code: str, toy: Path, *flags: str, **environment: str):
+    return run_python(REPORT + inspect.cleandoc(code), *flags, path=(REPOSITORY, toy), **environment)
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    return write_toy_pyiqa(tmp_path / "toy")
+
+
+@pytest.mark.parametrize("flags", [("-S",), ()], ids=["without start-up files", "as installed"])
+@pytest.mark.parametrize(
+    "order",
+    [
+        "import pyiqa, pyiqa_qscorer",
+        "import pyiqa_qscorer, pyiqa",
+        "import pyiqa.utils.registry, pyiqa_qscorer.names",
+        "import pyiqa_qscorer, pyiqa; pyiqa_qscorer.register(); pyiqa_qscorer.register()",
+        "import pyiqa_qscorer; pyiqa_qscorer.register(); import pyiqa; pyiqa_qscorer.register()",
+    ],
+)
+def test_any_order_any_number_of_times(order: str, flags: tuple[str, ...], toy: Path) -> None:
+    found = answer(run(f"{order}\nreport()", toy, *flags))
+    assert found["ours"] == OURS
+    assert found["archs"] == {"QScorer": ARCH}
+    assert found["finders"] == 0
+    assert found["state"]["hook_installed"] is False
+    assert sorted(found["state"]["metrics"]) == OURS
+    assert found["state"]["arch"] == ARCH
+    assert found["state"]["problem"] is None
+    if flags:
+        assert found["state"]["started_by"] == "import"
+        assert found["state"]["startup_file_ran"] is False
+
+
+def test_state_before_pyiqa_is_imported(toy: Path) -> None:
+    code = """
+    import pyiqa_qscorer
+    before = pyiqa_qscorer.registration_state()
+    import pyiqa
+    report(before=dataclasses.asdict(before),
+           registered=[before.registered, pyiqa_qscorer.registration_state().registered])
+    """
+    found = answer(run(code, toy, "-S"))
+    assert found["before"] == {
+        "switched_off": False,
+        "startup_file_ran": False,
+        "hook_installed": True,
+        "pyiqa_imported": False,
+        "metrics": [],
+        "arch": None,
+        "started_by": "import",
+        "problem": None,
+    }
+    assert found["registered"] == [False, True]
+
+
+@pytest.mark.parametrize("flags", [("-S",), ()], ids=["without start-up files", "as installed"])
+def test_off_switch_and_register_in_spite_of_it(flags: tuple[str, ...], toy: Path) -> None:
+    code = """
+    import pyiqa, pyiqa_qscorer
+    from pyiqa_qscorer.plugin import register_from_entry_point
+    register_from_entry_point()
+    off = dataclasses.asdict(pyiqa_qscorer.registration_state())
+    listed = pyiqa.list_models()
+    pyiqa_qscorer.register()
+    report(off=off, listed=listed)
+    """
+    found = answer(run(code, toy, *flags, PYIQA_QSCORER_AUTOLOAD="0"))
+    assert found["listed"] == ["toy"]
+    assert found["off"]["switched_off"] is True
+    assert found["off"]["hook_installed"] is False
+    assert found["off"]["started_by"] is None
+    assert found["ours"] == OURS
+    assert found["archs"] == {"QScorer": ARCH}
+    assert found["state"]["started_by"] == "register()"
+
+
+def test_what_a_user_changed_in_our_entry_stays(toy: Path) -> None:
+    code = """
+    import pyiqa_qscorer, pyiqa.default_model_configs as table
+    table.DEFAULT_CONFIGS["qscorer"]["metric_opts"]["dtype"] = "float32"
+    pyiqa_qscorer.register()
+    report(dtype=table.DEFAULT_CONFIGS["qscorer"]["metric_opts"]["dtype"])
+    """
+    assert answer(run(code, toy, "-S"))["dtype"] == "float32"
+
+
+def test_the_import_system_sees_nothing_unusual(toy: Path) -> None:
+    """The wrapped loader acts as the real one, is gone after the import, and reload works."""
+    code = """
+    import copy, importlib, importlib.util, inspect
+    import pyiqa_qscorer
+    from pyiqa_qscorer.plugin import FINDER
+    folder = [p for p in sys.path if p.endswith("toy")][0] + "/pyiqa"
+    NAME = "pyiqa.default_model_configs"
+    early = FINDER.find_spec(NAME, [folder])
+    copy.copy(early.loader)
+    seen = {
+        "source": "DEFAULT_CONFIGS" in early.loader.get_source(NAME),
+        "package": early.loader.is_package(NAME),
+        "code": early.loader.get_code(NAME) is not None,
+        "reader": early.loader.get_resource_reader(NAME) is not None,
+        "no such": hasattr(early.loader, "no_such_thing"),
+        "others": FINDER.find_spec("pyiqa.api_helpers", [folder]),
+        "still waiting": FINDER in sys.meta_path,
+    }
+    spec = importlib.util.find_spec(NAME)  # imports pyiqa, as it does for any submodule
+    table = sys.modules[NAME]
+    seen["loaders"] = [type(x).__name__ for x in (spec.loader, table.__loader__)]
+    seen["loaders"].append(type(table.__spec__.loader).__name__)
+    seen["getsource"] = "DEFAULT_CONFIGS" in inspect.getsource(table)
+    importlib.reload(table)
+    seen["after reload"] = sorted(table.DEFAULT_CONFIGS)
+    seen["pyiqa after reload"] = sys.modules["pyiqa"].list_models()
+    pyiqa_qscorer.register()
+    report(seen=seen)
+    """
+    found = answer(run(code, toy, "-S"))
+    assert found["seen"] == {
+        "source": True,
+        "package": False,
+        "code": True,
+        "reader": True,
+        "no such": False,
+        "others": None,
+        "still waiting": True,
+        "loaders": ["SourceFileLoader"] * 3,
+        "getsource": True,
+        "after reload": ["toy"],
+        "pyiqa after reload": [*OURS, "toy"],
+    }
+    assert found["ours"] == OURS
+
+
+def test_pyiqa_in_a_zip_file(tmp_path: Path, toy: Path) -> None:
+    archive = tmp_path / "pyiqa.zip"
+    with zipfile.ZipFile(archive, "w") as file:
+        for path in toy.rglob("*.py"):
+            file.write(path, path.relative_to(toy))
+    found = answer(run("import pyiqa_qscorer, pyiqa; report(file=pyiqa.__file__)", archive, "-S"))
+    assert found["ours"] == OURS
+    assert archive.name in found["file"]
+
+
+def test_without_pyiqa_nothing_breaks() -> None:
+    code = """
+    import json, pyiqa_qscorer
+    pyiqa_qscorer.register()
+    try:
+        import pyiqa
+    except ModuleNotFoundError as error:
+        print(json.dumps([str(error), pyiqa_qscorer.registration_state().hook_installed]))
+    """
+    found = answer(run_python(code, "-S", path=(REPOSITORY,)))
+    assert found == ["No module named 'pyiqa'", True]
+
+
+def test_an_error_inside_pyiqa_is_pyiqas_and_the_next_try_works(toy: Path) -> None:
+    table = toy / "pyiqa" / "default_model_configs.py"
+    code = f"""
+    import pathlib, sys
+    sys.dont_write_bytecode = True
+    table = pathlib.Path({str(table)!r})
+    good = table.read_text()
+    table.write_text("raise ValueError('of pyiqa')")
+    import pyiqa_qscorer
+    try:
+        import pyiqa
+    except ValueError as error:
+        first = str(error)
+    table.write_text(good)
+    import pyiqa
+    report(first=first)
+    """
+    found = answer(run(code, toy, "-S"))
+    assert found["first"] == "of pyiqa"
+    assert found["ours"] == OURS
+
+
+BAD_PYIQAS = {
+    "foreign metric": (
+        {"default_model_configs.py": 'DEFAULT_CONFIGS = {"qscorer": {"metric_opts": {"type": "X"}}}'},
+        "calls qscorer; left as it was",
+        OURS,
+    ),
+    "foreign arch": (
+        {
+            "utils/registry.py": """
+            class ARCH_REGISTRY:
+                class QScorer: ...
+                _obj_map, _lazy_map = {"QScorer": QScorer}, {}
+            """
+        },
+        "already has 'QScorer', from 'pyiqa.utils.registry:ARCH_REGISTRY.QScorer'",
+        OURS,
+    ),
+    "too old": ({"utils/registry.py": "class ARCH_REGISTRY: _lazy_map = {}"}, "needs pyiqa>=0.1.16", OURS),
+    "other tables": ({"default_model_configs.py": "DEFAULT_CONFIGS = None"}, "AttributeError", []),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_PYIQAS)
+@pytest.mark.parametrize("order", ["pyiqa, pyiqa_qscorer", "pyiqa_qscorer, pyiqa"])
+def test_failure_warns_with_the_reason_and_pyiqa_imports(kind: str, order: str, tmp_path: Path) -> None:
+    changed, reason, ours = BAD_PYIQAS[kind]
+    changed = {"api_helpers.py": "import pyiqa.default_model_configs, pyiqa.utils.registry"} | changed
+    changed |= {"__init__.py": "from . import api_helpers"}
+    toy = write_toy_pyiqa(tmp_path, changed)
+    code = f"""
+    import json, warnings
+    with warnings.catch_warnings(record=True) as caught:
+        import {order}
+    try:
+        pyiqa_qscorer.register()
+        raised = None
+    except Exception as error:
+        raised = str(error)
+    configs = pyiqa.default_model_configs.DEFAULT_CONFIGS or ()
+    state = pyiqa_qscorer.registration_state()
+    print(json.dumps({{
+        "ours": sorted(n for n in configs if n != "toy"),
+        "warnings": [(w.category.__name__, str(w.message)) for w in caught],
+        "raised": raised, "problem": state.problem, "registered": state.registered,
+        "waiting": state.hook_installed,
+    }}))
+    """
+    found = answer(run_python(code, "-S", path=(REPOSITORY, toy)))
+    assert found["ours"] == ours
+    ((category, message),) = found["warnings"]
+    assert category == "RuntimeWarning"
+    assert message.startswith("pyiqa-qscorer could not add all its metrics to pyiqa: ")
+    assert reason in message
+    assert "PYIQA_QSCORER_AUTOLOAD=0" in message
+    assert found["raised"] in found["problem"]
+    assert found["registered"] is False
+    assert found["waiting"] is False
+
+
+def test_threads_that_import_everything_at_once(toy: Path) -> None:
+    code = """
+    import threading
+    sys.setswitchinterval(1e-6)
+    start, errors = threading.Barrier(12), []
+    def work(i):
+        try:
+            start.wait()
+            if i % 3 == 0:
+                import pyiqa
+            elif i % 3 == 1:
+                import pyiqa_qscorer
+            else:
+                from pyiqa_qscorer import register
+                register()
+                import pyiqa
+        except Exception as error:
+            errors.append(repr(error))
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(12)]
+    [t.start() for t in threads], [t.join(60) for t in threads]
+    report(errors=errors, alive=sum(t.is_alive() for t in threads))
+    """
+    for _ in range(5):
+        found = answer(run(code, toy, "-S"))
+        assert (found["errors"], found["alive"]) == ([], 0)
+        assert (found["ours"], found["archs"]) == (OURS, {"QScorer": ARCH})
+        assert found["finders"] == 0
+
+
+# names.py
+
+
+def test_pyiqa_config_is_what_pyiqa_reads_and_always_fresh() -> None:
+    config = names.pyiqa_config("qscorer")
+    assert config == {
+        "metric_opts": {
+            "type": "QScorer",
+            "checkpoint": "2kxx/Qscorer_lora_5_1",
+            "base": "MAGAer13/mplug-owl2-llama2-7b",
+            "dtype": "auto",
+        },
+        "metric_mode": "NR",
+        "lower_better": False,
+        "score_range": "0, 5",
+    }
+    config["metric_opts"]["dtype"] = "changed"
+    assert names.pyiqa_config("qscorer")["metric_opts"]["dtype"] == "auto"
+    assert names.pyiqa_config("qscorer_8bit")["metric_opts"]["dtype"] == "8bit"
+    assert names.pyiqa_config("qscorer_4bit")["metric_opts"]["dtype"] == "4bit"
+
+
+def test_names_avoid_what_pyiqa_branches_on() -> None:
+    for name in names.METRICS:
+        for special in ("swin", "face", "afine", "fid", "qalign", "compare2score"):
+            assert special not in name
+
+
+def test_options_are_those_of_the_metric() -> None:
+    from pyiqa_qscorer.metric import QScorer
+
+    assert list(names.OPTIONS) == list(inspect.signature(QScorer).parameters)
+    for definition in names.METRICS.values():
+        assert definition.options.keys() <= names.OPTIONS.keys()
+
+
+def test_resolved_options_put_the_callers_over_the_names() -> None:
+    resolved = names.resolve_metric_options("qscorer_8bit", {"checkpoint": "folder", "clamp": False, "base": None})
+    assert resolved == {
+        "checkpoint": "folder",
+        "base": "MAGAer13/mplug-owl2-llama2-7b",
+        "dtype": "8bit",
+        "clamp": False,
+    }
+    assert names.METRICS["qscorer_8bit"].options["checkpoint"] == "2kxx/Qscorer_lora_5_1"
+
+
+@pytest.mark.parametrize("wrong", ["qscorer-8bit", "QScorer_8bit", "qscorer8bit"])
+def test_unknown_metric_names_the_nearest(wrong: str) -> None:
+    with pytest.raises(KeyError) as caught:
+        names.resolve_metric_options(wrong, {})
+    assert isinstance(caught.value, QScorerError)
+    message = str(caught.value)
+    assert message.startswith(f"pyiqa-qscorer has no metric {wrong!r}; did you mean 'qscorer_8bit'")
+    assert message.endswith("There are: qscorer, qscorer_8bit, qscorer_4bit")
+
+
+def test_unknown_metric_far_from_all_lists_all() -> None:
+    with pytest.raises(names.UnknownMetricError, match=r"no metric 'x'; There are: qscorer, "):
+        names.pyiqa_config("x")
+
+
+def test_unknown_option_names_the_nearest() -> None:
+    with pytest.raises(TypeError, match=r"has no option 'chekpoint'; did you mean 'checkpoint'"):
+        names.resolve_metric_options("qscorer", {"chekpoint": "folder"})
+    with pytest.raises(names.UnknownOptionError, match="There are: checkpoint, base, revision, "):
+        names.resolve_metric_options("qscorer", {"zzz": None})
