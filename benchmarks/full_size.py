@@ -2,8 +2,8 @@
 
     python benchmarks/full_size.py --folder /some/disk
 
-Writes a random checkpoint in the published layout (base in half-gigabyte `.bin` shards, LoRA folder beside it), loads it
-in a fresh process through `pyiqa.create_metric`, scores two photos, and deletes it again, also after a failure or
+Writes a random checkpoint in the published layout (base in half-gigabyte `.bin` shards, LoRA folder beside it), loads
+it in a fresh process through `pyiqa.create_metric`, scores two photos, and deletes it again, also after a failure or
 Ctrl-C. Nothing is downloaded. The weights are random, so the scores mean nothing; times and memory are those of the
 published checkpoint, whose files have the same names, shapes and types.
 """
@@ -24,7 +24,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from multiprocessing.connection import Connection
@@ -103,7 +103,7 @@ class RandomCheckpoint:
 
         from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring
 
-        self.config: QScorerConfig = QScorerConfig(num_hidden_layers=decoder_layers)
+        self.config: QScorerConfig = QScorerConfig(num_hidden_layers=decoder_layers, bos_token_id=1, eos_token_id=2)
         with torch.device("meta"):
             self.model: QScorerForScoring = QScorerForScoring(self.config)
         parameters = {name: tuple(p.shape) for name, p in self.model.named_parameters()}
@@ -148,9 +148,7 @@ class RandomCheckpoint:
         for absent in ("auto_map", "deepmlp_hidden_dims", "score_tokens", "score_token_id"):
             del published[absent]
         _write_json(base / "config.json", published | {"vocab_size": BASE_VOCABULARY})
-        _write_json(
-            base / "preprocessor_config.json", image_settings(self.config.vision_config.image_size)
-        )
+        _write_json(base / "preprocessor_config.json", image_settings(self.config.vision_config.image_size))
         for name in TOKENIZER_FILES:
             if (tokenizer / name).exists():
                 shutil.copyfile(tokenizer / name, base / name)
@@ -165,18 +163,14 @@ class RandomCheckpoint:
             f"{name}.{table}": value
             for name, module in self.model.named_modules()
             if isinstance(module, CrossAttention)
-            for table, value in zip(
-                ("q_pos_embed", "k_pos_embed"), module.position_tables(), strict=True
-            )
+            for table, value in zip(("q_pos_embed", "k_pos_embed"), module.position_tables(), strict=True)
         }
         shards = list(_split(self.base | {name: tuple(t.shape) for name, t in tables.items()}))
         weight_map: dict[str, str] = {}
         for number, names in enumerate(track(shards, "writing the base", console=console), 1):
             file = folder / f"pytorch_model-{number:05}-of-{len(shards):05}.bin"
             weights = {
-                name: tables[name].half()
-                if name in tables
-                else self._random(name, self.base[name], torch.float16)
+                name: tables[name].half() if name in tables else self._random(name, self.base[name], torch.float16)
                 for name in names
             }
             _save(weights, file)
@@ -190,7 +184,7 @@ class RandomCheckpoint:
     def _write_lora(self, folder: Path, published: dict[str, Any]) -> None:
         import torch
 
-        def random(shapes: dict[str, tuple[int, ...]], prefix: str, dtype: torch.dtype) -> Any:
+        def random(shapes: Mapping[str, tuple[int, ...]], prefix: str, dtype: torch.dtype) -> Any:
             return {prefix + n: self._random(n, shape, dtype) for n, shape in shapes.items()}
 
         with console.status("writing the LoRA folder"):
@@ -279,7 +273,10 @@ def make_photos(folder: Path) -> list[Path]:
 
 
 class MemoryWatch:
-    """Peak anonymous memory of this process, sampled by a thread; anonymous pages are those that only swap could free."""
+    """Peak anonymous memory of this process, sampled by a thread.
+
+    Beside it there are pages of mapped files, which the system drops when memory runs short.
+    """
 
     def __init__(self) -> None:
         self._peak = 0
@@ -305,7 +302,7 @@ def memory(field: str, file: str = "/proc/self/status") -> int:
     raise RuntimeError(f"{file} has no {field}; this benchmark needs Linux")
 
 
-def measure_load(send: Connection, options: dict[str, str], photos: list[Path]) -> None:
+def measure_load(send: Connection, options: dict[str, Any], photos: list[Path]) -> None:
     """Runs in a process of its own. Loads, scores, sends what it took."""
     watch = MemoryWatch()
     started = time.perf_counter()
@@ -324,16 +321,14 @@ def measure_load(send: Connection, options: dict[str, str], photos: list[Path]) 
         "load_cpu_seconds": _cpu_seconds() - cpu_before,
         "threads": torch.get_num_threads(),
         "dtype": str(metric.net.dtype),
-        "weight_bytes": sum(
-            t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers())
-        ),
+        "weight_bytes": sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers())),
         "import_anonymous_bytes": before,
         "load_anonymous_bytes": watch.peak(),
         "load_resident_bytes": memory("VmHWM"),
     }
     scores, seconds = [], []
     for photo in photos:
-        score, taken = _timed(lambda photo=photo: metric(str(photo)).item())
+        score, taken = _timed_score(metric, photo)
         scores.append(score)
         seconds.append(taken)
     result |= {"scores": scores, "seconds_first": seconds[0], "seconds_second": seconds[1]}
@@ -359,7 +354,7 @@ def _one_pass(metric: Any, photo: Path) -> dict[str, Any]:
     output = network.score(pixels, prompt.prefix, prompt.suffix, prompt.blank)
     token = int(output.first_token)
     metric.net.prompt = replace(prompt, blank=token)
-    _, seconds = _timed(lambda: metric(str(photo)).item())
+    _, seconds = _timed_score(metric, photo)
     one_pass = network.score(pixels, prompt.prefix, prompt.suffix, token)
     return {
         "second_step_taken": token != prompt.blank,
@@ -369,7 +364,7 @@ def _one_pass(metric: Any, photo: Path) -> dict[str, Any]:
     }
 
 
-def measure_merge(send: Connection, output: Path, options: dict[str, str]) -> None:
+def measure_merge(send: Connection, output: Path, options: dict[str, Any]) -> None:
     """Runs in a process of its own. Merges to one folder of our layout, sends what it took."""
     watch = MemoryWatch()
     from pyiqa_qscorer.checkpoints import merge_checkpoint
@@ -388,10 +383,11 @@ def measure_merge(send: Connection, output: Path, options: dict[str, str]) -> No
     )
 
 
-def _timed(call: Callable[[], float]) -> tuple[float, float]:
+def _timed_score(metric: Any, photo: Path) -> tuple[float, float]:
+    """(score, seconds), reading the file included."""
     started = time.perf_counter()
-    value = call()
-    return value, time.perf_counter() - started
+    score = metric(str(photo)).item()
+    return score, time.perf_counter() - started
 
 
 def _cpu_seconds() -> float:
@@ -538,18 +534,14 @@ def rehearse(
         typer.Option(help="Photo to score; without it one is made.", exists=True, dir_okay=False),
     ] = None,
     repeat: Annotated[int, typer.Option(min=1, help="Loads, each in a fresh process.")] = 1,
-    merged: Annotated[
-        bool, typer.Option("--merged", help="Also merge to one folder and load that.")
-    ] = False,
+    merged: Annotated[bool, typer.Option("--merged", help="Also merge to one folder and load that.")] = False,
     decoder_layers: Annotated[
         int,
         typer.Option(min=1, max=DECODER_LAYERS, help="Fewer for a quick trial of this script."),
     ] = DECODER_LAYERS,
     output: Annotated[
         Path | None,
-        typer.Option(
-            help="JSON file of the figures. [default: benchmarks/results/full_size.json, none for a trial]"
-        ),
+        typer.Option(help="JSON file of the figures. [default: benchmarks/results/full_size.json, none for a trial]"),
     ] = None,
 ) -> None:
     """Write a random checkpoint of the published size, load it, score with it, delete it."""

@@ -295,7 +295,7 @@ def _pillow_gives_the_same(images: torch.Tensor) -> bool:
 def _to_pil(image: torch.Tensor) -> Image.Image:
     _, height, width = image.shape
     step = max(1, STRIP_VALUES // (3 * width))
-    levels = torch.empty(height, width, 3, dtype=torch.uint8)
+    levels = torch.empty(height, width, 3, dtype=torch.uint8, device="cpu")
     for row in range(0, height, step):
         strip = image[:, row : row + step].detach().double() * 255
         levels[row : row + step] = strip.round_().clamp_(0, 255).permute(1, 2, 0)
@@ -332,14 +332,14 @@ def _of_image_and_padding(
 
 def _to_levels(images: torch.Tensor) -> torch.Tensor:
     levels = images.double() * 255
-    return _straight_through(levels.round().clamp(0, 255), levels)
+    return straight_through(levels.round().clamp(0, 255), levels)
 
 
 def _round_and_clip(levels: torch.Tensor) -> torch.Tensor:
-    return _straight_through((levels + 0.5).floor().clamp(0, 255), levels)
+    return straight_through((levels + 0.5).floor().clamp(0, 255), levels)
 
 
-def _straight_through(exact: torch.Tensor, smooth: torch.Tensor) -> torch.Tensor:
+def straight_through(exact: torch.Tensor, smooth: torch.Tensor) -> torch.Tensor:
     """`exact`, to the bit, with the gradient of `smooth`; NaN where `smooth` is not finite."""
     return exact.detach() + (smooth - smooth.detach())
 

@@ -300,6 +300,26 @@ def test_threads_that_import_everything_at_once(toy: Path) -> None:
         assert found["finders"] == 0
 
 
+def test_import_while_another_thread_runs_pyiqas_table(tmp_path: Path) -> None:
+    slow = "import time; time.sleep(0.5); DEFAULT_CONFIGS = {'toy': {'metric_mode': 'NR'}}"
+    toy = write_toy_pyiqa(tmp_path, {"default_model_configs.py": slow})
+    code = """
+    import importlib, threading, time
+    other = threading.Thread(target=importlib.import_module, args=("pyiqa",))
+    other.start()
+    while "pyiqa.default_model_configs" not in sys.modules:
+        time.sleep(0.001)
+    early = not hasattr(sys.modules["pyiqa.default_model_configs"], "DEFAULT_CONFIGS")
+    import pyiqa_qscorer
+    other.join(60)
+    report(early=early)
+    """
+    found = answer(run(code, toy, "-S"))
+    assert found["early"] is True
+    assert (found["ours"], found["archs"]) == (OURS, {"QScorer": ARCH})
+    assert found["state"]["problem"] is None
+
+
 # names.py
 
 

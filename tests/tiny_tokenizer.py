@@ -38,7 +38,11 @@ _TOKENIZER_CONFIG = {
 
 
 def write_sentencepiece(folder: Path, *, swap: tuple[int, int] | None = None) -> Path:
-    """Write `tokenizer.model` into `folder`; `swap` exchanges two ids, which makes it a wrong tokenizer."""
+    """Write `tokenizer.model` into `folder`, and `tokenizer_config.json` unless there is one.
+
+    Args:
+        swap: exchange the pieces of two ids, which makes it a wrong tokenizer.
+    """
     pieces = _pieces()
     if swap is not None:
         first, second = swap
@@ -53,7 +57,9 @@ def write_sentencepiece(folder: Path, *, swap: tuple[int, int] | None = None) ->
     for text, score, kind in pieces:
         model.pieces.add(piece=text, score=score, type=kind)
     (folder / "tokenizer.model").write_bytes(model.SerializeToString())
-    (folder / "tokenizer_config.json").write_text(json.dumps(_TOKENIZER_CONFIG), encoding="utf-8")
+    settings = folder / "tokenizer_config.json"
+    if not settings.exists():
+        settings.write_text(json.dumps(_TOKENIZER_CONFIG), encoding="utf-8")
     return folder
 
 

@@ -9,7 +9,7 @@ from ..errors import CheckpointError
 from . import hub
 from .layouts import CheckpointFolder, Layout, has_lora_files, is_lora_folder, recognise
 from .loading import LoadedCheckpoint, Precision, half_precision, load_folder
-from .saving import SavedLayout, save_folder
+from .saving import SavedLayout, save_folder, save_lora_folder
 
 PathOrId = str | os.PathLike[str]
 
@@ -28,6 +28,7 @@ __all__ = [
     "plan_checkpoint",
     "recognise",
     "save_folder",
+    "save_lora_folder",
 ]
 
 

@@ -640,7 +640,7 @@ def _explain(
         text = (
             f"{repo_id!r} is gated or closed to you. Open {endpoint}/{repo_id} in a browser, "
             f"accept its licence, create a token under {endpoint}/settings/tokens, set HF_TOKEN "
-            f"to it (or run `hf auth login`) and try again. The server said: {reason}"
+            f"to it (or run `hf auth login`) and try again. ({reason})"
         )
     elif isinstance(error, RepositoryNotFoundError):
         text = (
@@ -661,7 +661,8 @@ def _explain(
         text = f"{what} is not there any more on {endpoint} ({reason}). Try again."
     elif number in _DISK_FULL:
         text = (
-            f"The disk is full: writing {what} to {cache} stopped after {readable_size(done)} "
+            "The disk is full, or a quota or file size limit is reached: "
+            f"writing {what} to {cache} stopped after {readable_size(done)} "
             f"({reason}; {readable_size(free_bytes(cache))} free). Free some space, or set "
             "HF_HOME (or `cache_dir`) to a bigger disk, and try again: it continues there."
         )
@@ -676,7 +677,7 @@ def _explain(
             "bytes are here). Try again later, or another mirror (HF_ENDPOINT)."
         )
     elif status is not None:
-        text = f"{endpoint} answered {what} with HTTP {status} ({reason}). Try again later."
+        text = f"{endpoint} did not deliver {what}: {reason}. Try again later."
     elif file is None:
         text = (
             f"Could not ask {endpoint} for {what}: {reason}. Check the connection and proxy "
@@ -721,10 +722,12 @@ def _status(error: BaseException) -> int | None:
 
 
 def _reason(error: BaseException) -> str:
-    """Kind and text of an error on one line."""
-    if isinstance(error, HfHubHTTPError) and error.server_message:
-        return error.server_message
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    """Why, on one line. Addresses are left out: those of large files carry a signature."""
+    if not isinstance(error, HfHubHTTPError):
+        return f"{type(error).__name__}: {' '.join(str(error).split()).rstrip('.')}"
+    response = error.response
+    answer = f"HTTP {response.status_code} {response.reason_phrase} from {response.url.host}"
+    return f"{answer}: {error.server_message.rstrip('.')}" if error.server_message else answer
 
 
 def _some(names: Sequence[str]) -> str:

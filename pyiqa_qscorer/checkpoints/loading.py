@@ -85,7 +85,7 @@ def load_folder(
     model = _read_weights(folder, config, torch_dtype)
     fingerprint = _fingerprint(model, dtype)
     if dtype in ("8bit", "4bit"):
-        model = _quantise(model, dtype, device_type)
+        model = quantise(model, dtype, device_type)
     model.eval().requires_grad_(False)
     return LoadedCheckpoint(model, tokenizer, prompt_tokens, folder, fingerprint)
 
@@ -155,7 +155,7 @@ def _read_weights(
     with torch.device("meta"):
         model = QScorerForScoring(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    filler = _Filler(model, expected, dtype)
+    filler = WeightFiller(model, expected, dtype)
     if folder.base is not None:
         trained, adapter = read_non_lora(folder.path), LoraAdapter(folder.path)
         filler.adapter = adapter
@@ -172,7 +172,7 @@ def _read_weights(
     return model
 
 
-class _Filler:
+class WeightFiller:
     """Puts tensors into a model on the meta device and keeps account of what came."""
 
     def __init__(
@@ -208,14 +208,23 @@ class _Filler:
             module._parameters[own_name] = parameter
         self.seen.add(name)
 
-    def finish(self, folder: CheckpointFolder) -> None:
+    def finish(self, folder: CheckpointFolder, may_lack: str | None = None) -> None:
+        """Compute what a formula gives, then raise `CheckpointError` unless exactly the expected keys came.
+
+        Args:
+            may_lack: prefix of keys that need not be there; they stay on the meta device.
+        """
         for module in self.model.modules():
             if isinstance(module, CrossAttention) and module.q_pos_embed.is_meta:
                 # LoRA training saves parameters only; the tables are a formula.
                 module.q_pos_embed, module.k_pos_embed = module.position_tables()
         buffers = {name for name, _ in self.model.named_buffers()}
         wrong = {
-            "missing keys": self.expected.keys() - self.seen - buffers,
+            "missing keys": {
+                name
+                for name in self.expected.keys() - self.seen - buffers
+                if may_lack is None or not name.startswith(may_lack)
+            },
             "unexpected keys": self.unexpected,
             "wrong shapes": self.misshapen,
         }
@@ -242,7 +251,7 @@ def _fingerprint(model: QScorerForScoring, dtype: Precision) -> str:
     return digest.hexdigest()
 
 
-def _quantise(
+def quantise(
     model: QScorerForScoring, dtype: Precision, device_type: str
 ) -> QScorerForScoring:
     """The same model with a bitsandbytes decoder, on its device (bitsandbytes quantises there)."""

@@ -1,4 +1,4 @@
-"""Writing checkpoints: layout 3 (ours) and layout 2 (what the published merge script writes)."""
+"""Writing checkpoints in any of the three layouts."""
 
 from __future__ import annotations
 
@@ -6,14 +6,21 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+from peft import PeftModel
+from safetensors import SafetensorError
+from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import CheckpointError
 from ..model import QScorerForScoring
 from ..preprocessing import MEAN, STD
+from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS
 
 SavedLayout = Literal["qscorer", "published"]
 
@@ -37,8 +44,6 @@ def save_folder(
     Raises:
         CheckpointError: `output` exists and is not an empty folder, the disk is full, or the tokenizer file is missing.
     """
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(f"output must be a new or empty folder, got {output}")
     if layout not in ("qscorer", "published"):
         raise ValueError(f"layout must be 'qscorer' or 'published', got {layout!r}")
     source = None if tokenizer_source is None else tokenizer_source / "tokenizer.model"
@@ -46,24 +51,14 @@ def save_folder(
         raise CheckpointError(
             f"layout 'published' needs the original tokenizer.model, not found in {tokenizer_source}"
         )
-    output.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
-    try:
-        model.save_pretrained(unfinished)
+    with _new_folder(output) as folder:
+        model.save_pretrained(folder)
         if layout == "qscorer":
-            tokenizer.save_pretrained(unfinished)
+            tokenizer.save_pretrained(folder)
         else:
-            _write_json(unfinished / "config.json", {**model.config.to_published(), "torch_dtype": _dtype(model)})
-            _save_published_tokenizer(unfinished, model.config.score_tokens, model.config.score_token_ids, source)
-        _write_json(unfinished / "preprocessor_config.json", image_settings(model.config.vision_config.image_size))
-        unfinished.chmod(0o777 & ~_umask())
-        if output.exists():
-            output.rmdir()
-        unfinished.rename(output)
-    except OSError as error:
-        raise CheckpointError(f"could not write {output}: {error}; nothing was left behind") from error
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            _write_json(folder / "config.json", {**model.config.to_published(), "torch_dtype": _dtype(model)})
+            _save_published_tokenizer(folder, model.config.score_tokens, model.config.score_token_ids, source)
+        _write_json(folder / "preprocessor_config.json", image_settings(model.config.vision_config.image_size))
     return output
 
 
@@ -138,3 +133,67 @@ def _umask() -> int:
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def save_lora_folder(output: Path, model: QScorerForScoring, adapters: PeftModel | None) -> Path:
+    """Write the published LoRA layout (layout 1): adapters in float32, other trained parts in bfloat16, no tokenizer.
+
+    Args:
+        model: with the adapters inside, not merged.
+        adapters: the peft wrapper around it.
+
+    Raises:
+        CheckpointError: there are no adapters, `output` is not empty, or the disk is full.
+    """
+    if adapters is None:
+        raise CheckpointError("layout 'published_lora' needs a run with lora.enabled: true")
+    settings = adapters.peft_config["default"]
+    factors: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            factors[f"base_model.model.{name.replace('.default', '')}"] = parameter.detach().float().cpu()
+        elif parameter.requires_grad or name == "model.embed_tokens.weight":  # its new rows are nowhere else
+            others[f"base_model.model.{name}"] = parameter.detach().to(torch.bfloat16).cpu()
+    modules = sorted({name.split("base_model.model.")[1].split(".lora_")[0] for name in factors})
+    published = {**model.config.to_published(), "score_token_id": [], "score_tokens": []}
+    with _new_folder(output) as folder:
+        torch.save(factors, folder / ADAPTER_WEIGHTS[1])
+        torch.save(others, folder / NON_LORA_WEIGHTS)
+        _write_json(folder / "config.json", {**published, "torch_dtype": "float16"})
+        _write_json(
+            folder / ADAPTER_CONFIG,
+            {
+                "base_model_name_or_path": model.config.name_or_path,
+                "bias": "none",
+                "fan_in_fan_out": False,
+                "inference_mode": True,
+                "lora_alpha": settings.lora_alpha,
+                "lora_dropout": settings.lora_dropout,
+                "modules_to_save": None,
+                "peft_type": "LORA",
+                "r": settings.r,
+                "target_modules": modules,
+                "task_type": "CAUSAL_LM",
+            },
+        )
+    return output
+
+
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output` that becomes `output` when the block ends well, and vanishes otherwise."""
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CheckpointError(f"output must be a new or empty folder, got {output}")
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield unfinished
+        unfinished.chmod(0o777 & ~_umask())
+        if output.exists():
+            output.rmdir()
+        unfinished.rename(output)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not write {output}: {error}; nothing was left behind") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -186,6 +186,11 @@ class QScorerConfig(PreTrainedConfig):
         """Visual tokens of one image: the abstractor's queries and the learned end token."""
         return self.abstractor_config.num_learnable_queries + 1
 
+    @property
+    def quality_token_ids(self) -> list[int]:
+        """Ids of the tokens that tell the quality in this formulation, lowest quality first."""
+        return self.score_token_ids if self.formulation == "score_token" else self.level_token_ids
+
     @classmethod
     def from_published(cls, published: dict[str, Any]) -> QScorerConfig:
         """Build from a published `config.json` (`model_type` `mplug_owl2`), already parsed.

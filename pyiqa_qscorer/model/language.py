@@ -50,7 +50,8 @@ def rotate(states: Tensor, rotary: Tensor) -> Tensor:
     """Rotary position embedding of (B, heads, T, head_dim), half-split pairs."""
     first, second = states.chunk(2, dim=-1)
     cosines, sines = rotary
-    return states * cosines + torch.cat([-second, first], dim=-1) * sines
+    rotated = states * cosines + torch.cat([-second, first], dim=-1) * sines
+    return rotated.to(states.dtype)  # under autocast the tables are wider than the projections
 
 
 class DecoderAttention(nn.Module):

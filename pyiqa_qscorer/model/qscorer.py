@@ -19,6 +19,7 @@ from .multiway import NO_VISUAL, VisualSpan
 from .regressor import HyperRegressor, ScoreRegressor
 from .vision import VisionEmbeddings, VisionEncoder
 
+IGNORED_LABEL = -100  # of a token that the cross entropy leaves out
 IMAGE_TOKEN_ID = -200  # stands for the visual tokens in `input_ids`; published code uses the same number
 
 
@@ -29,14 +30,22 @@ class QScorerOutput(ModelOutput):
     Attributes:
         logits: (B, T - 1 + V, vocab_size).
         last_hidden_state: (B, T - 1 + V, width), after the final norm.
-        visual_tokens: (B, V, width), the decoder's input at `visual_span`.
         visual_span: columns of the visual tokens.
+        labels: (B, T - 1 + V) given labels with the visual tokens ignored.
+        quality_ids: (K,) ids of the quality tokens (score tokens or level tokens), lowest quality first.
+        quality_rows: (N,) rows of the N positions before a quality token, in order.
+        quality_logits: (N, K) logits of the K quality tokens there, lowest quality first.
+        raw_scores: (N,) unclamped scores there: of the regressor, or the expected level.
     """
 
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
-    visual_tokens: Tensor | None = None
     visual_span: VisualSpan | None = None
+    labels: Tensor | None = None
+    quality_ids: Tensor | None = None
+    quality_rows: Tensor | None = None
+    quality_logits: Tensor | None = None
+    raw_scores: Tensor | None = None
 
 
 @dataclass
@@ -137,6 +146,7 @@ class QScorerForScoring(QScorerPreTrainedModel):
         input_ids: Tensor,
         pixel_values: Tensor,
         attention_mask: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> QScorerOutput:
         """Teacher-forced pass, for training and inspection.
 
@@ -145,6 +155,8 @@ class QScorerForScoring(QScorerPreTrainedModel):
                 (pad shorter rows on the left to align them).
             pixel_values: (B, 3, S, S) normalised pixels, see `pyiqa_qscorer.preprocessing`.
             attention_mask: (B, T), True or 1 where a token counts; None: all count.
+            labels: (B, T) the tokens to predict, -100 where none is; with them the scores before every quality token
+                come back too.
 
         Raises:
             ValueError: a row without exactly one image, or images in different columns.
@@ -166,12 +178,22 @@ class QScorerForScoring(QScorerPreTrainedModel):
                 [attention_mask[:, :column], seen, attention_mask[:, column + 1 :]], dim=1
             )
         hidden_states = self.model.decode(embeddings, span, attention_mask)
-        return QScorerOutput(
-            logits=self.lm_head(hidden_states),
-            last_hidden_state=hidden_states,
-            visual_tokens=visual_tokens,
-            visual_span=span,
+        output = QScorerOutput(
+            logits=self.lm_head(hidden_states), last_hidden_state=hidden_states, visual_span=span
         )
+        if labels is not None:
+            ignored = labels.new_full((labels.shape[0], visual_tokens.shape[1]), IGNORED_LABEL)
+            output.labels = torch.cat([labels[:, :column], ignored, labels[:, column + 1 :]], dim=1)
+            quality_ids = output.quality_ids = torch.tensor(self.config.quality_token_ids, device=labels.device)
+            # The state that predicts a quality token is the one before it; the last column predicts nothing.
+            rows, positions = torch.isin(output.labels[:, 1:], quality_ids).nonzero(as_tuple=True)
+            output.quality_rows = rows
+            output.quality_logits = output.logits[rows, positions][:, quality_ids]
+            if self.config.formulation == "score_token":
+                output.raw_scores = self.deepmlp(hidden_states[rows, positions], visual_tokens[rows])
+            else:
+                output.raw_scores = expected_level(output.quality_logits)
+        return output
 
     def score(
         self,
@@ -196,7 +218,8 @@ class QScorerForScoring(QScorerPreTrainedModel):
         if self.config.formulation != "score_token":
             at_end = self._read(prefix_ids, visual_tokens, suffix_ids)[:, -1]
             logits = self.lm_head(at_end)
-            return ScoreOutput(self.expected_level(logits), logits.argmax(dim=-1), logits, at_end)
+            score = expected_level(logits[:, self.config.level_token_ids])
+            return ScoreOutput(score, logits.argmax(dim=-1), logits, at_end)
         cache = DynamicCache()
         hidden_states = self._read(prefix_ids, visual_tokens, [*suffix_ids, space_id], cache)
         first_logits = self.lm_head(hidden_states[:, -2])
@@ -216,12 +239,6 @@ class QScorerForScoring(QScorerPreTrainedModel):
             hidden_state=at_first_token,
         )
 
-    def expected_level(self, logits: Tensor) -> Tensor:
-        """(..., vocab_size) logits -> (...) float32 expected level 1..K over the level tokens, as Q-Align restores it."""
-        ids = torch.tensor(self.config.level_token_ids, device=logits.device)
-        probabilities = logits[..., ids].float().softmax(dim=-1)
-        return probabilities @ torch.arange(1.0, len(ids) + 1, device=logits.device)
-
     def _read(
         self,
         prefix_ids: Sequence[int],
@@ -240,6 +257,15 @@ class QScorerForScoring(QScorerPreTrainedModel):
     def _embed_text(self, ids: Sequence[int], batch: int) -> Tensor:
         tokens = torch.tensor([ids], dtype=torch.long, device=self.model.embed_tokens.weight.device)
         return self.model.embed_tokens(tokens).expand(batch, -1, -1)
+
+
+def expected_level(logits: Tensor) -> Tensor:
+    """(..., K) logits of the level tokens, lowest first -> (...) float32 expectation of K equal steps from 1 to 5.
+
+    The score restoration of Q-Align and DeQA-Score: softmax over the level tokens only.
+    """
+    values = torch.linspace(1, 5, logits.shape[-1], device=logits.device)
+    return logits.float().softmax(dim=-1) @ values
 
 
 def _image_column(input_ids: Tensor) -> int:

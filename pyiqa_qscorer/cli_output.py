@@ -1,0 +1,312 @@
+"""What the command line prints. Results go to stdout, all else to stderr."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from pyiqa_qscorer.names import SCORE_RANGE
+
+if TYPE_CHECKING:
+    from pyiqa_qscorer.checkpoints.hub import DownloadPlan
+    from pyiqa_qscorer.doctor import Cache, Report
+    from pyiqa_qscorer.score_files import ScoreRow
+
+MAX_LISTED_FAILURES = 20  # with a table on disk, whose error column has them all
+BAR_WIDTH = 20
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def use_stderr_for_notices() -> None:
+    """Warnings and log messages as one plain line each, above a progress bar."""
+    warnings.showwarning = _show_warning
+    logging.basicConfig(handlers=[_StderrHandler()], format="%(message)s")
+    # Says at every start that it found no extra kernels for the CPU.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def say(*parts: str | tuple[str, str], style: str = "") -> None:
+    """One message on stderr; `parts` as for `rich.text.Text.assemble`, never read as markup."""
+    err.print(Text.assemble(*parts, style=style), soft_wrap=True)
+
+
+def say_error(error: object) -> None:
+    say(("error: ", "bold red"), printable(str(error)))
+
+
+class _StderrHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        label = "" if record.levelno <= logging.INFO else f"{record.levelname.lower()}: "
+        say((label, "yellow"), printable(self.format(record)))
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    say(("warning: ", "yellow"), printable(str(message)))
+
+
+# --- scores -------------------------------------------------------------------------------------
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[ScoreRow], None]]:
+    """A bar on stderr, if that is a terminal; call what it yields with every row."""
+    columns = (
+        TextColumn("Scoring"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("[dim]{task.fields[rate]}"),
+        TimeRemainingColumn(compact=True),
+        TextColumn("[red]{task.fields[failed]}"),
+    )
+    hidden = not err.is_terminal or total < 2
+    with Progress(*columns, console=err, transient=True, disable=hidden) as bar:
+        task = bar.add_task("", total=total, rate="", failed="")
+        started, done, failed = time.monotonic(), 0, 0
+
+        def advance(row: ScoreRow) -> None:
+            nonlocal done, failed
+            done += 1
+            failed += row.score is None
+            speed = rate(done, time.monotonic() - started)
+            note = f"{failed:,} failed" if failed else ""
+            bar.update(task, completed=done, rate=speed, failed=note)
+
+        yield advance
+
+
+def print_line(row: ScoreRow) -> None:
+    """A score for a pipe: "score TAB path"; nothing for a failed image."""
+    if row.score is None:
+        return
+    # As bytes, since a file name need not be UTF-8.
+    sys.stdout.buffer.write(os.fsencode(f"{row.score:.6f}\t{row.path}\n"))
+    sys.stdout.buffer.flush()
+
+
+def print_table(rows: Sequence[ScoreRow]) -> None:
+    """All scores for a terminal, best first."""
+    low, high = SCORE_RANGE
+    table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    table.add_column("score", justify="right", no_wrap=True)
+    table.add_column(f"{low:g}{high:>{BAR_WIDTH - 1}g}", no_wrap=True)
+    table.add_column("size", justify="right", no_wrap=True, style="dim")
+    table.add_column("image", overflow="fold")
+    scored = [(row.score, row) for row in rows if row.score is not None]
+    for score, row in sorted(scored, key=lambda pair: pair[0], reverse=True):
+        part = min(max((score - low) / (high - low), 0.0), 1.0)
+        style = "green" if part >= 0.6 else "yellow" if part >= 0.4 else "red"
+        table.add_row(
+            Text(f"{score:.3f}", style=f"bold {style}"),
+            _bar(part, style),
+            f"{row.width}x{row.height}",
+            Text(printable(row.path)),
+        )
+    if scored:
+        out.print(table)
+
+
+def _bar(part: float, style: str) -> Text:
+    halves = round(2 * BAR_WIDTH * part)
+    full, half = ("━", "╸") if out.encoding.startswith("utf") else ("=", "-")
+    filled = full * (halves // 2) + half * (halves % 2)
+    return Text.assemble((filled, style), (full * (BAR_WIDTH - len(filled)), "bright_black"))
+
+
+def print_summary(rows: Sequence[ScoreRow], made: int, seconds: float, output: Path | None) -> None:
+    """Failed images with their reasons, figures, and where the table is.
+
+    Args:
+        rows: Of all images asked for.
+        made: How many of them this run made, in `seconds`.
+        output: The table on disk, if any.
+    """
+    failed = [row for row in rows if row.score is None]
+    for row in failed[: MAX_LISTED_FAILURES if output else None]:
+        path, reason = printable(row.path), printable(str(row.error))
+        say(("failed ", "bold red"), (path, "bold"), f": {reason}")
+    if output and len(failed) > MAX_LISTED_FAILURES:
+        say(f"and {len(failed) - MAX_LISTED_FAILURES:,} more: column 'error' of the table has all")
+    values = sorted(row.score for row in rows if row.score is not None)
+    parts: list[str | tuple[str, str]] = [(f"{count(len(values), 'image')} scored", "bold")]
+    if failed:
+        parts += [", ", (f"{len(failed):,} failed", "bold red")]
+    if values:
+        parts.append(f", mean {sum(values) / len(values):.3f}")
+    if len(values) > 1:
+        parts.append(f" ({values[0]:.3f} to {values[-1]:.3f})")
+    if made:
+        parts.append(f", {duration(seconds)}, {rate(made, seconds)}")
+    say(*parts)
+    if output:
+        say("Table: ", (printable(str(output)), "bold"))
+
+
+def print_interrupted(made: int, wanted: int, partial: Path | None) -> None:
+    """After Ctrl-C: what is kept, and how to go on."""
+    say(("Interrupted", "bold yellow"), f" after {made:,} of {count(wanted, 'image')}.")
+    if partial is not None and made:
+        say(f"They are kept in {partial}. Repeat the command with --resume to go on.")
+
+
+# --- checkpoints --------------------------------------------------------------------------------
+
+
+def print_plan(plan: Sequence[Path | DownloadPlan]) -> None:
+    """Before a download: what is there, what is missing, where it goes."""
+    for part in plan:
+        if isinstance(part, Path):
+            say(f"{part}: a local folder, nothing to download")
+            continue
+        size = sum(file.size or 0 for file in part.files)
+        if part.missing_bytes == 0:
+            say(f"{part.repo_id}: complete, {gigabytes(size)}")
+        else:
+            say(
+                (part.repo_id, "bold"),
+                f": {gigabytes(part.missing_bytes)} of {gigabytes(size)} to download",
+                f" to {part.cache_dir}",
+            )
+
+
+def print_folder(folder: Path) -> None:
+    """A folder on stdout, for scripts; its size on stderr."""
+    print(folder)
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    say(f"{gigabytes(size)}", style="dim")
+
+
+# --- doctor -------------------------------------------------------------------------------------
+
+_STYLES = {"ready": "green", "after download": "yellow", "cannot run": "red"}
+
+
+def print_report(report: Report) -> None:
+    """The report of `doctor`, on stdout."""
+    machine, cache = report.machine, report.cache
+    packages = [(name, version or "not installed") for name, version in report.packages.items()]
+    _section("Installation", [("python", report.python), *packages])
+    _section("pyiqa", [("metrics", _registration(report)), ("Llama classes", _llama(report))])
+    gpus = [
+        (
+            gpu.name,
+            f"{gpu.description}, {gigabytes(gpu.memory)}, {gigabytes(gpu.free_memory)} free",
+        )
+        for gpu in machine.devices
+    ]
+    _section(
+        "Machine",
+        [
+            ("system", f"{machine.system}, {count(machine.cpu_cores, 'core')}"),
+            ("memory", f"{gigabytes(machine.memory)}, {gigabytes(machine.free_memory)} free"),
+            *(gpus or [("GPU", "none that torch can use")]),
+        ],
+    )
+    if cache is not None:
+        _section(
+            "Hub cache",
+            [
+                ("folder", f"{cache.folder}, {gigabytes(cache.free)} of disk free"),
+                *((name, _stored(name, cache)) for name in cache.complete),
+            ],
+        )
+    verdicts = [
+        (
+            verdict.metric,
+            Text.assemble((verdict.state, _STYLES[verdict.state]), ": ", verdict.reason),
+        )
+        for verdict in report.verdicts
+    ]
+    _section("Metrics", verdicts)
+    for problem in report.problems:
+        out.print(Text.assemble(("problem: ", "bold red"), problem))
+    if not report.problems:
+        out.print(Text("The installation is sound.", style="green"))
+
+
+def _section(title: str, facts: Sequence[tuple[str, str | Text]]) -> None:
+    if not facts:
+        return
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(style="dim", no_wrap=True, min_width=16)
+    grid.add_column(overflow="fold")
+    for name, value in facts:
+        grid.add_row(f"  {name}", value)
+    out.print(Text(title, style="bold"))
+    out.print(grid)
+    out.print()
+
+
+def _registration(report: Report) -> str | Text:
+    state = report.registration
+    if state.registered:
+        return f"known to pyiqa, by {state.started_by}"
+    if state.hook_installed:
+        return f"added as soon as pyiqa is imported, by {state.started_by}"
+    return Text("pyiqa does not know them", style="red")
+
+
+def _llama(report: Report) -> str | Text:
+    llama = report.llama
+    if llama.replaced:
+        state = f"replaced in this process: {', '.join(llama.replaced)}"
+    elif llama.loaded:
+        state = "transformers' own in this process"
+    else:
+        state = "not imported in this process"
+    if llama.pyiqa_replaces:
+        state += (
+            f". pyiqa replaces {count(len(llama.pyiqa_replaces), 'part')} of them for the whole "
+            "process once one of its qalign, compare2score or some other metrics is created; "
+            "Q-Scorer does not use them, its scores stay the same"
+        )
+    return state
+
+
+def _stored(repo_id: str, cache: Cache) -> str:
+    size = cache.stored[repo_id]
+    if cache.complete[repo_id]:
+        return f"complete, {gigabytes(size)}"
+    return f"incomplete, {gigabytes(size)} so far" if size else "not there"
+
+
+# --- words --------------------------------------------------------------------------------------
+
+
+def printable(text: str) -> str:
+    """`text` without what could drive the terminal; a file name may hold anything."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
+
+
+def rate(number: float, seconds: float) -> str:
+    per_second = number / max(seconds, 1e-9)
+    return f"{per_second:,.0f} images/s" if per_second >= 10 else f"{per_second:.2g} images/s"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def gigabytes(size: float | None) -> str:
+    """In powers of ten, as disks and memory are sold."""
+    return "unknown" if size is None else f"{size / 1e9:.1f} GB"

@@ -1,0 +1,285 @@
+"""MOS -> label over K levels (label approximation) and back (restoration).
+
+Shared by training, which needs the labels, and by the error analysis, which measures what they cost. A MOS lies on a
+stated range, 1 (worst) .. 5 (best) unless said otherwise; level 0 is the worst. Everything is a function of float64
+arrays, one row per image.
+
+    [1] Q-Align, Wu et al., ICML 2024: one-hot label of an equal split, restored with equally spaced values.
+    [2] DeQA-Score, You et al., CVPR 2025: soft label from the distribution of opinions, with a linear post-adjustment.
+        Details that the paper leaves open follow its label script (`build_soft_labels/gen_soft_label.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, SupportsIndex, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Centers = Literal["integers", "interval_centers"]
+Variant = Literal["pdf", "cdf"]
+Floats = NDArray[np.float64]
+
+# Share of the range by which a MOS may miss a border: covers float32 rounding, and the same slack of the data loader.
+_SLACK = 2e-6
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])  # numpy has none
+
+
+def level_centers(levels: int, low: float = 1.0, high: float = 5.0, kind: Centers = "integers") -> Floats:
+    """Value that each level stands for in restoration, ascending.
+
+    Args:
+        levels: K >= 1.
+        kind: `integers`, the values of [1] and [2]: equally spaced from `low` to `high`, so 1, 2, 3, 4, 5 for five
+            levels on 1..5 (one level: the middle). `interval_centers`: middles of the K intervals of `level_index`.
+
+    Returns:
+        (K,)
+
+    Raises:
+        ValueError: fewer than one level, an empty or infinite range, another kind.
+    """
+    levels = _check_levels(levels)
+    _check_range(low, high)
+    if kind not in get_args(Centers):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Centers))}, got {kind!r}")
+    if kind == "interval_centers" or levels == 1:
+        return low + (np.arange(levels) + 0.5) * (high - low) / levels
+    return np.linspace(low, high, levels)
+
+
+def level_index(mos: ArrayLike, levels: int, low: float = 1.0, high: float = 5.0) -> NDArray[np.int64]:
+    """Level of the one-hot label: the range split into K equal intervals, each closed on the right, as in [1].
+
+    Level i holds low + i d < mos <= low + (i + 1) d with d = (high - low) / K; `low` itself is in level 0. A MOS less
+    than 2e-6 of the range above a border counts as on it, so that rounding does not move it up a level.
+
+    Args:
+        mos: (N,), within [low, high].
+
+    Returns:
+        (N,) of 0..K-1.
+
+    Raises:
+        ValueError: a MOS that is not finite or outside the range; besides, as `level_centers`.
+    """
+    levels = _check_levels(levels)
+    values = _check_mos(mos, low, high)
+    position = (values - low) / (high - low) - _SLACK
+    return np.clip(np.ceil(position * levels) - 1, 0, levels - 1).astype(np.int64)
+
+
+def one_hot(mos: ArrayLike, levels: int, low: float = 1.0, high: float = 5.0) -> Floats:
+    """One-hot label of [1]: (N, K), 1 at `level_index`. Arguments and errors are those of `level_index`."""
+    return np.eye(_check_levels(levels))[level_index(mos, levels, low, high)]
+
+
+def linear_soft_label(mos: ArrayLike, levels: int, low: float = 1.0, high: float = 5.0) -> Floats:
+    """The two levels around a MOS, weighted so that `restore` with the `integers` centres gives it back exactly.
+
+    p_i = max(0, 1 - |mos - c_i| / s), s the distance between centres. [2] uses it where the Gaussian label fails.
+    One level: all 1, and nothing can be restored.
+
+    Args:
+        mos: (N,), within [low, high].
+
+    Returns:
+        (N, K), each row >= 0 with sum 1.
+
+    Raises:
+        ValueError: as `level_index`.
+    """
+    levels = _check_levels(levels)
+    values = _check_mos(mos, low, high)
+    label = np.zeros((len(values), levels))
+    if levels == 1:
+        return label + 1.0
+    position = (values - low) / (high - low) * (levels - 1)
+    below = np.minimum(np.floor(position), levels - 2).astype(np.int64)
+    rows = np.arange(len(values))
+    label[rows, below + 1] = position - below
+    label[rows, below] = 1.0 - label[rows, below + 1]
+    return label
+
+
+def gaussian_soft_label(
+    mos: ArrayLike,
+    std: ArrayLike,
+    levels: int,
+    low: float = 1.0,
+    high: float = 5.0,
+    variant: Variant = "pdf",
+    adjust: bool = True,
+    normalise: bool = False,
+    min_std: float = 0.2,
+    max_error: float = 0.1,
+) -> Floats:
+    """Soft label of [2]: the opinions' normal distribution N(mos, std) read at the `integers` centres c_i.
+
+    Raw label, with s the distance between centres (1 for five levels on 1..5):
+
+        pdf: p_i = s * density of N(mos, std) at c_i;     cdf: p_i = mass of N(mos, std) in [c_i - s/2, c_i + s/2].
+
+    It neither sums to 1 nor restores the MOS. The post-adjustment p_i' = a p_i + b makes it do both. With the centres'
+    mean m, the two conditions sum p' = 1 and sum c p' = mos solve to
+
+        a = (mos - m) / sum_i (c_i - m) p_i,     b = (1 - a sum_i p_i) / K.
+
+    Entries below 0, usual for a MOS near an end of the range, are then set to 0 **without** making the sum 1 again, as
+    the label script of [2] does: on KonIQ-10k this happens to 7 of 10 images, sums reach 1.09, and it is what remains
+    of the error (mean 0.008). A softmax that is trained on such a row can only learn the row divided by its sum, whose
+    mean error is 0.014: `normalise` shows that. A row becomes `linear_soft_label` where its std is below `min_std` or
+    its error after clipping above `max_error`, the rule and the numbers of [2].
+
+    Differences from the script of [2]: at mos = m, where a is 0 / 0 and the script ends up with a uniform label, a is
+    its limit; distances are measured in s, so that K and the range are free.
+
+    Args:
+        mos: (N,), within [low, high].
+        std: (N,), spread of single opinions (not of their mean), on the scale of `mos`.
+        variant: [2] takes `pdf` for widely spread opinions (KonIQ-10k, KADID-10k), `cdf` for narrow ones (SPAQ).
+        adjust: post-adjustment with its fallback; False: the raw label.
+        normalise: divide each row by its sum at the end.
+        min_std, max_error: limits of the fallback, in units of s. A std of 0 always falls back.
+
+    Returns:
+        (N, K), >= 0. A std of 0 (less than 1e-6 s) gives `linear_soft_label`; without `adjust` the limit of `cdf`:
+        1 at the nearest centre, half and half between two. One level: all 1 with `adjust`.
+
+    Raises:
+        ValueError: std negative, not finite, or of another length than `mos`; besides, as `level_index`.
+    """
+    levels = _check_levels(levels)
+    values = _check_mos(mos, low, high)
+    spread = _check_std(std, len(values))
+    if variant not in get_args(Variant):
+        raise ValueError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}")
+    if not (min_std >= 0 and max_error >= 0):
+        raise ValueError(f"min_std and max_error must be >= 0, got {min_std} and {max_error}")
+    centers = level_centers(levels, low, high)
+    step = (high - low) / max(levels - 1, 1)
+    exact = spread < 1e-6 * step
+    sigma = np.where(exact, step, spread)  # any number that does no harm; these rows are replaced
+    raw, slope = _raw_label(values, sigma, centers, step, variant)
+    nearest = _nearest_label(values, centers, step)
+    if not adjust:
+        label = np.where(exact[:, None], nearest, raw)
+    elif levels == 1:
+        label = np.ones((len(values), 1))
+    else:
+        label = np.maximum(_adjusted(raw, slope, values, centers, step), 0.0)
+        with np.errstate(invalid="ignore"):
+            error = np.abs(restore(label, centers) - values)
+        # `not <=` rather than `>`: a label that overflowed compares False to everything and must fall back too.
+        falls_back = exact | (spread < min_std * step) | ~(error <= max_error * step)
+        label = np.where(falls_back[:, None], linear_soft_label(values, levels, low, high), label)
+    if normalise:
+        total = label.sum(axis=1, keepdims=True)
+        # A density so narrow that it is 0 at every centre: its limit.
+        label = np.divide(label, total, out=nearest, where=total > 0)
+    return label
+
+
+def restore(probabilities: ArrayLike, centers: ArrayLike) -> Floats:
+    """Score of a label or of predicted level probabilities: sum_i p_i c_i, as [1] and [2] restore it.
+
+    The probabilities are taken as they are; whether they sum to 1 (softmax over the levels, or over the vocabulary
+    with mass on other tokens) is the caller's choice.
+
+    Args:
+        probabilities: (..., K)
+        centers: (K,), from `level_centers` or any other values.
+
+    Returns:
+        (...)
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    weights, values = np.asarray(probabilities, dtype=np.float64), np.asarray(centers, dtype=np.float64)
+    if values.ndim != 1 or weights.ndim < 1 or weights.shape[-1] != len(values):
+        raise ValueError(
+            "probabilities must have one column per level and centers be one-dimensional, "
+            f"got shapes {weights.shape} and {values.shape}"
+        )
+    return weights @ values
+
+
+def _raw_label(
+    mos: Floats, std: Floats, centers: Floats, step: float, variant: Variant
+) -> tuple[Floats, Floats]:
+    """Raw Gaussian label (N, K) and its derivative by the MOS."""
+    mos, std = mos[:, None], std[:, None]
+    if variant == "pdf":
+        label = step * _density((centers - mos) / std) / std
+        return label, label * (centers - mos) / std**2
+    left, right = (centers - step / 2 - mos) / std, (centers + step / 2 - mos) / std
+    return (_erf(right / math.sqrt(2)) - _erf(left / math.sqrt(2))) / 2, (_density(left) - _density(right)) / std
+
+
+def _adjusted(raw: Floats, slope: Floats, mos: Floats, centers: Floats, step: float) -> Floats:
+    """a p + b with sum 1 and expectation `mos`; not finite where no such a and b exist."""
+    middle = centers.mean()
+    offset = mos - middle
+    at_middle = np.abs(offset) < 1e-7 * step  # both sides of the fraction vanish: take their derivatives instead
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        scale = np.where(at_middle, 1.0, offset) / np.where(at_middle[:, None], slope, raw).dot(centers - middle)
+        shift = (1.0 - scale * raw.sum(axis=1)) / len(centers)
+        return scale[:, None] * raw + shift[:, None]
+
+
+def _nearest_label(mos: Floats, centers: Floats, step: float) -> Floats:
+    """Mass 1 at the nearest centre, 1/2 at each of two equally near ones."""
+    distance = np.abs(centers - mos[:, None])
+    near = distance <= distance.min(axis=1, keepdims=True) + 1e-12 * step
+    return near / near.sum(axis=1, keepdims=True)
+
+
+def _density(z: Floats) -> Floats:
+    return np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
+
+
+def _check_levels(levels: SupportsIndex) -> int:
+    try:
+        count = int(levels.__index__())
+    except AttributeError:
+        raise ValueError(f"levels must be a whole number >= 1, got {levels!r}") from None
+    if count < 1:
+        raise ValueError(f"levels must be a whole number >= 1, got {count}")
+    return count
+
+
+def _check_range(low: float, high: float) -> None:
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise ValueError(f"low and high must be finite with low < high, got {low} and {high}")
+
+
+def _check_mos(mos: ArrayLike, low: float, high: float) -> Floats:
+    """The MOS as float64, clipped by at most the slack."""
+    _check_range(low, high)
+    values = np.asarray(mos, dtype=np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"mos must be one-dimensional, one value per image, got shape {values.shape}")
+    slack = _SLACK * (high - low)
+    bad = np.flatnonzero(~((values >= low - slack) & (values <= high + slack)))
+    if len(bad):
+        raise ValueError(
+            f"mos must be finite and within [{low}, {high}], got {values[bad[0]]} at index {bad[0]} "
+            f"({len(bad)} such values); map it to this range first"
+        )
+    return np.clip(values, low, high)
+
+
+def _check_std(std: ArrayLike, count: int) -> Floats:
+    values = np.asarray(std, dtype=np.float64)
+    if values.shape != (count,):
+        raise ValueError(f"std must have one value per MOS, shape ({count},), got shape {values.shape}")
+    bad = np.flatnonzero(~(np.isfinite(values) & (values >= 0)))
+    if len(bad):
+        raise ValueError(
+            f"std must be finite and >= 0, got {values[bad[0]]} at index {bad[0]} ({len(bad)} such values); "
+            "leave these images out, or use linear_soft_label, which needs no std"
+        )
+    return values

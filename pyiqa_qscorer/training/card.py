@@ -1,0 +1,45 @@
+"""Model card of a trained checkpoint: the facts of the run in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def model_card(facts: dict[str, Any], layout: str) -> str:
+    """Markdown card from the content of `training.json`."""
+    configuration = facts["configuration"]
+    model = configuration["model"]
+    lines = [
+        "# Q-Scorer checkpoint",
+        "",
+        f"Trained with pyiqa-qscorer {facts['versions']['pyiqa-qscorer']}; layout `{layout}`.",
+        "",
+        f"- start: {model['checkpoint'] or 'new network'}",
+        f"- formulation: {model['formulation']}, {model['levels']} levels, regressor {model['regressor']}",
+        f"- steps: {facts['steps']} on {facts['device']}, {facts['processes']} process(es), seed "
+        f"{configuration['optimisation']['seed']}",
+        "",
+        "## Data",
+        "",
+        "| dataset | role | images | left out | MOS scale | lower is better | weight |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for role, parts in facts["data"].items():
+        for part in parts:
+            low, high = part["mos_range"]
+            lines.append(
+                f"| {part['dataset']} | {role} | {part['images']} | {part['skipped']} | {low:g} to {high:g} | "
+                f"{'yes' if part['lower_better'] else 'no'} | {part['weight']:g} |"
+            )
+    lines += ["", "Every scale was mapped linearly to 1 (worst) .. 5 (best).", "", "## Validation", ""]
+    measured = {
+        name.removeprefix("validation_"): value
+        for name, value in facts["metrics"].items()
+        if name.removeprefix("validation_") in ("srcc", "plcc", "krcc", "rmse")
+    }
+    if measured:
+        lines += ["| SRCC | PLCC | KRCC | RMSE |", "| --- | --- | --- | --- |"]
+        lines.append("| " + " | ".join(f"{measured[name]:.4f}" for name in ("srcc", "plcc", "krcc", "rmse")) + " |")
+    else:
+        lines.append("Not measured: the run had no validation data.")
+    return "\n".join([*lines, "", "Configuration, versions and curves: `training.json`.", ""])

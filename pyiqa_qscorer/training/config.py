@@ -1,0 +1,253 @@
+"""Training configuration: one YAML file, typed and validated; the published recipe is the default.
+
+pydantic does the checking, so that a wrong key or value is refused with its place in the file.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ..errors import QScorerError
+
+CONFIG_FOLDER = Path(__file__).with_name("configs")
+
+
+class TrainingConfigError(QScorerError, ValueError):
+    """A training configuration has an unknown key or a value outside its rule."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class DatasetConfig(_Section):
+    """One dataset: a pyiqa name with `data_root`, or an own `folder` and `csv` with its `mos_range`."""
+
+    dataset: str | None = None
+    data_root: Path = Path("datasets")
+    download: bool = False  # let pyiqa fetch a missing dataset
+    split: str | int | None = None  # pyiqa's split column or index; None: the dataset's default
+    folder: Path | None = None
+    csv: Path | None = None
+    file_column: str | None = None
+    mos_column: str | None = None
+    std_column: str | None = None
+    split_column: str | None = None
+    mos_range: tuple[float, float] | None = None
+    lower_better: bool = False
+    weight: float = Field(1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> DatasetConfig:
+        if (self.dataset is None) == (self.csv is None):
+            raise ValueError("give either dataset (a pyiqa name) or csv with folder and mos_range")
+        if self.csv is not None and (self.folder is None or self.mos_range is None):
+            raise ValueError("csv needs folder (where the images are) and mos_range (the scale of the MOS)")
+        if self.mos_range is not None and not self.mos_range[0] < self.mos_range[1]:
+            raise ValueError(f"mos_range must be [low, high] with low < high, got {self.mos_range}")
+        return self
+
+
+class DataConfig(_Section):
+    train: list[DatasetConfig] = Field(min_length=1)
+    validation: list[DatasetConfig] = []
+    on_error: Literal["stop", "skip"] = "stop"
+    flip: bool = False
+    workers: int = Field(4, ge=0)
+
+
+class ModelConfig(_Section):
+    """Where the weights start, and what they are to say.
+
+    `checkpoint` is a base (mPLUG-Owl2), or anything that scores, in any layout. `architecture` instead builds a new
+    network with these fields of `QScorerConfig` and random weights; it needs `tokenizer`, a folder.
+    """
+
+    checkpoint: str | None = None
+    base: str | None = None
+    revision: str | None = None
+    base_revision: str | None = None
+    architecture: dict[str, Any] | None = None
+    tokenizer: Path | None = None
+    formulation: Literal["score_token", "level_onehot", "level_soft"] = "score_token"
+    levels: int = Field(5, ge=1)
+    level_words: list[str] = ["bad", "poor", "fair", "good", "excellent"]
+    regressor: Literal["mlp", "hyper"] = "mlp"
+    regressor_hidden_sizes: list[int] | None = None
+    prompts: list[str] = Field(["training"], min_length=1)  # question variants; scoring uses the first
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    gradient_checkpointing: bool = True
+
+    @model_validator(mode="after")
+    def _one_start(self) -> ModelConfig:
+        if (self.checkpoint is None) == (self.architecture is None):
+            raise ValueError("give either checkpoint or architecture")
+        if self.architecture is not None and self.tokenizer is None:
+            raise ValueError("architecture needs tokenizer, a folder with tokenizer.json")
+        if self.formulation != "score_token" and len(self.level_words) != self.levels:
+            raise ValueError(f"level_words must be {self.levels} words, got {self.level_words}")
+        return self
+
+
+class ObjectiveConfig(_Section):
+    """Weights of the parts; the total is `scale` times their weighted sum. Published: 0.05 x (CE + MSE)."""
+
+    scale: float = Field(0.05, gt=0)
+    cross_entropy: float = Field(1.0, ge=0)
+    score: float = Field(1.0, ge=0)
+    clamp_score: bool = True  # published: no gradient from scores predicted outside [0, 5]
+    soft_label_kl: float | None = Field(None, ge=0)  # None: 1 in the level_soft formulation, else 0
+    fidelity: float = Field(0.0, ge=0)
+    norm_in_norm: float = Field(0.0, ge=0)
+    pairwise_ranking: float = Field(0.0, ge=0)
+    ranking_margin: float = Field(0.1, ge=0)
+    listwise_ranking: float = Field(0.0, ge=0)
+    plcc: float = Field(0.0, ge=0)
+
+    def weights(self, formulation: str) -> dict[str, float]:
+        """Weight of each part that is computed in a formulation, by name; parts of weight 0 are left out."""
+        soft_label_kl = self.soft_label_kl
+        if soft_label_kl is None:
+            soft_label_kl = 1.0 if formulation == "level_soft" else 0.0
+        weights = {
+            "cross_entropy": self.cross_entropy,
+            "score": self.score if formulation == "score_token" else 0.0,
+            "soft_label_kl": soft_label_kl,
+            "fidelity": self.fidelity,
+            "norm_in_norm": self.norm_in_norm,
+            "pairwise_ranking": self.pairwise_ranking,
+            "listwise_ranking": self.listwise_ranking,
+            "plcc": self.plcc,
+        }
+        return {name: weight for name, weight in weights.items() if weight > 0}
+
+    def needs_std(self, formulation: str) -> bool:
+        """Whether a part compares distributions of opinions."""
+        return not {"soft_label_kl", "fidelity"}.isdisjoint(self.weights(formulation))
+
+
+class LoraSettings(_Section):
+    """Published defaults: query projections, and value projections of visual tokens."""
+
+    enabled: bool = True
+    r: int = Field(128, ge=1)
+    alpha: float = Field(256, gt=0)
+    dropout: float = Field(0.05, ge=0, lt=1)
+    targets: str = r".*\.self_attn\.(q_proj|v_proj\.multiway\.1)"
+    quantise_base: Literal["4bit", "8bit"] | None = None  # QLoRA
+
+
+class TrainableSettings(_Section):
+    """What trains in full besides the adapters. `everything` is full fine-tuning."""
+
+    vision_model: bool = True
+    visual_abstractor: bool = True
+    lm_head: bool = True
+    regressor: bool = True
+    embed_tokens: bool = False
+    everything: bool = False
+
+
+class OptimisationConfig(_Section):
+    epochs: float = Field(3, gt=0)
+    max_steps: int = -1
+    batch_size: int = Field(16, ge=1)  # per process
+    gradient_accumulation: int = Field(1, ge=1)
+    learning_rate: float = Field(2e-5, gt=0)
+    schedule: str = "cosine"
+    warmup: float = Field(0.03, ge=0)  # share of the steps below 1, else steps
+    weight_decay: float = Field(0.0, ge=0)
+    max_gradient_norm: float = Field(1.0, ge=0)
+    precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    seed: int = 0
+    save_steps: int | None = None  # None: each epoch
+    log_steps: int = Field(10, ge=1)
+    keep: int = Field(2, ge=1)  # resumable states kept
+    best_by: Literal["srcc", "plcc", "krcc"] = "srcc"
+    deepspeed: Path | None = None
+    fsdp: str | None = None
+    fsdp_settings: Path | None = None
+
+
+class TrainConfig(_Section):
+    """Whole configuration of a training run."""
+
+    output: Path
+    model: ModelConfig
+    data: DataConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
+    lora: LoraSettings = LoraSettings()
+    trainable: TrainableSettings = TrainableSettings()
+    optimisation: OptimisationConfig = OptimisationConfig()
+    layouts: list[Literal["qscorer", "published", "published_lora"]] = ["qscorer"]
+    device: Literal["auto", "cpu"] = "auto"
+
+
+def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
+    """Read and check a YAML file.
+
+    Args:
+        path: the file; a bare name without folder is also looked up among the package's examples.
+        overrides: dotted keys and values that go over the file, e.g. `{"optimisation.seed": 1}`.
+
+    Raises:
+        TrainingConfigError: unreadable, an unknown key (with the nearest known one), or a value outside its rule; the
+            message names the place in the file.
+    """
+    file = path if path.exists() or path.parent != Path() else CONFIG_FOLDER / path
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise TrainingConfigError(f"configuration {path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise TrainingConfigError(f"configuration {path} must be a mapping of sections, got {type(content).__name__}")
+    for dotted, value in (overrides or {}).items():
+        _set(content, dotted.split("."), value)
+    return parse_config(content, str(path))
+
+
+def parse_config(content: dict[str, Any], source: str = "configuration") -> TrainConfig:
+    """Check an already parsed configuration; errors as `read_config`."""
+    try:
+        return TrainConfig.model_validate(content)
+    except ValidationError as error:
+        lines = [f"  {_place(item['loc'])}: {_reason(item)}" for item in error.errors()]
+        raise TrainingConfigError(f"{source} has {len(lines)} problem(s):\n" + "\n".join(lines)) from error
+
+
+def _place(location: tuple[int | str, ...]) -> str:
+    return ".".join(str(part) for part in location) or "top level"
+
+
+def _reason(item: Any) -> str:
+    if item["type"] != "extra_forbidden":
+        shown = "" if item["type"] == "missing" else f", got {item['input']!r}"
+        return f"{item['msg']}{shown}"
+    *section, key = (part for part in item["loc"] if isinstance(part, str))
+    known = _fields_of(section)
+    near = difflib.get_close_matches(str(key), known, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+    return f"unknown key; {hint}"
+
+
+def _fields_of(section: list[str]) -> list[str]:
+    """Field names of the section at a path of keys."""
+    model: Any = TrainConfig
+    for key in section:
+        annotation = model.model_fields[key].annotation
+        model = next((arg for arg in getattr(annotation, "__args__", ()) if hasattr(arg, "model_fields")), annotation)
+    return list(model.model_fields)
+
+
+def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
+    *parents, last = keys
+    for key in parents:
+        content = content.setdefault(key, {})
+        if not isinstance(content, dict):
+            raise TrainingConfigError(f"override {'.'.join(keys)}: {key} is not a section")
+    content[last] = value

@@ -1,0 +1,323 @@
+"""Labelled images for training and validation: pyiqa datasets by name, or a folder with a CSV file."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from ..errors import ImageError, QScorerError
+from ..preprocessing import open_image, pixels_from_pil
+from .config import DatasetConfig
+from .text import TrainingText, pad_texts
+
+
+class TrainingDataError(QScorerError, ValueError):
+    """A dataset cannot be read, or holds something that must not be trained on."""
+
+
+@dataclass(frozen=True)
+class MosScale:
+    """A dataset's opinion scale, mapped linearly to 1 (worst) .. 5 (best).
+
+    Attributes:
+        low, high: stated range of the scale.
+        lower_better: True where small numbers mean good quality (DMOS of LIVE, CSIQ).
+    """
+
+    low: float
+    high: float
+    lower_better: bool = False
+
+    def score(self, mos: float) -> float:
+        """MOS on this scale -> [1, 5]."""
+        share = (mos - self.low) / (self.high - self.low)
+        return 1 + 4 * (1 - share if self.lower_better else share)
+
+    def score_std(self, std: float) -> float:
+        """Spread of opinions on this scale -> on the 1..5 scale."""
+        return 4 * std / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image: `mos` in [1, 5], higher is better; `std` on the same scale, None where the dataset has none."""
+
+    path: str
+    mos: float
+    std: float | None
+    dataset: str
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """A dataset read from disk: its images, the scale they were mapped from, its weight, what was left out and why."""
+
+    name: str
+    images: list[LabelledImage]
+    scale: MosScale
+    weight: float = 1.0
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+def read_dataset(config: DatasetConfig, phase: str, on_error: str = "stop", needs_std: bool = False) -> LabelledImages:
+    """Read a dataset's table, map its opinions to [1, 5], and check every row.
+
+    Args:
+        phase: `train`, `val` or `test`, for datasets with splits.
+        on_error: `stop` at the first unusable row, or `skip` it and report it in `skipped`. `skip` decodes every image
+            once, so that a broken one is known before training.
+        needs_std: a missing spread of opinions makes a row unusable.
+
+    Raises:
+        TrainingDataError: no such dataset, folder, file or column; nothing usable; or, with `stop`, a row whose image
+            is missing or whose MOS is missing or outside the stated range.
+    """
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
+    name, scale, rows = _named_rows(config, phase) if config.dataset else _own_rows(config, phase)
+    usable, skipped = [], []
+    for path, mos, std in rows:
+        problem = _problem(path, mos, std, scale, needs_std)
+        if problem is None:
+            mapped_std = None if std is None else scale.score_std(std)
+            usable.append(LabelledImage(path, scale.score(mos), mapped_std, name))
+        elif on_error == "stop":
+            raise TrainingDataError(f"dataset {name}: {path}: {problem}; mend it, or set on_error: skip")
+        else:
+            skipped.append((path, problem))
+    if on_error == "skip":
+        usable, broken = _decodable(usable)
+        skipped += broken
+    if not usable:
+        raise TrainingDataError(f"dataset {name} has no usable image for phase {phase!r} ({len(skipped)} skipped)")
+    return LabelledImages(name, usable, scale, config.weight, tuple(skipped))
+
+
+def _problem(path: str, mos: float, std: float | None, scale: MosScale, needs_std: bool) -> str | None:
+    if not Path(path).is_file():
+        return "the image is missing"
+    if not math.isfinite(mos):
+        return "its MOS is missing"
+    slack = 1e-6 * (scale.high - scale.low)
+    if not scale.low - slack <= mos <= scale.high + slack:
+        return f"its MOS {mos} is outside the stated range [{scale.low}, {scale.high}]"
+    if std is not None and not (math.isfinite(std) and std >= 0):
+        return f"its standard deviation {std} is not a number >= 0"
+    if needs_std and std is None:
+        return "its standard deviation is missing, which the objective needs"
+    return None
+
+
+def _decodable(images: Sequence[LabelledImage]) -> tuple[list[LabelledImage], list[tuple[str, str]]]:
+    def problem(image: LabelledImage) -> str | None:
+        try:
+            open_image(image.path)
+        except ImageError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(problem, images))
+    good = [image for image, found in zip(images, problems, strict=True) if found is None]
+    return good, [(image.path, found) for image, found in zip(images, problems, strict=True) if found is not None]
+
+
+Rows = list[tuple[str, float, float | None]]
+
+
+def _own_rows(config: DatasetConfig, phase: str) -> tuple[str, MosScale, Rows]:
+    """Rows of a folder + CSV dataset: first column the file, second the MOS, unless the columns are named."""
+    assert config.csv is not None and config.folder is not None and config.mos_range is not None  # by validation
+    try:
+        with config.csv.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            columns = list(reader.fieldnames or [])
+            table = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise TrainingDataError(f"csv {config.csv} cannot be read: {error}") from error
+    wanted = {
+        "file_column": config.file_column or (columns[0] if columns else ""),
+        "mos_column": config.mos_column or (columns[1] if len(columns) > 1 else ""),
+        **({"std_column": config.std_column} if config.std_column else {}),
+        **({"split_column": config.split_column} if config.split_column else {}),
+    }
+    for option, column in wanted.items():
+        if column not in columns:
+            raise TrainingDataError(f"{option} {column!r} is not in {config.csv}; its columns are {', '.join(columns)}")
+    rows: Rows = [
+        (
+            str(config.folder / row[wanted["file_column"]]),
+            _number(row[wanted["mos_column"]]),
+            _number(row[config.std_column]) if config.std_column else None,
+        )
+        for row in table
+        if config.split_column is None or row[config.split_column] == phase
+    ]
+    return config.csv.stem, MosScale(*config.mos_range, config.lower_better), rows
+
+
+def _named_rows(config: DatasetConfig, phase: str) -> tuple[str, MosScale, Rows]:
+    """Rows of a dataset that pyiqa knows by name, split by pyiqa's rules."""
+    from ..plugin import pyiqa_dataset
+
+    assert config.dataset is not None  # by validation
+    options: dict[str, Any] = {"phase": phase}
+    if config.split is not None:
+        options["split_index"] = config.split
+    table, info = pyiqa_dataset(config.dataset, config.data_root, options, download=config.download)
+    low, high = config.mos_range or info["mos_range"]
+    lower_better = config.lower_better or bool(info.get("lower_better", False))
+    return config.dataset, MosScale(low, high, lower_better), table
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text) if text else math.nan
+    except ValueError:
+        return math.nan
+
+
+class QualityDataset(Dataset[dict[str, Any]]):
+    """Labelled images as model inputs; what is random in them is a function of (seed, epoch, index) alone.
+
+    Args:
+        parts: datasets, mixed by their weights in `MixedSampler`.
+        flip: mirror half of the images, another half each epoch. The only augmentation: others change quality.
+        texts: question variants; one is drawn per image and epoch.
+    """
+
+    def __init__(
+        self, parts: Sequence[LabelledImages], image_size: int, texts: int = 1, flip: bool = False, seed: int = 0
+    ) -> None:
+        self.parts = list(parts)
+        self.images = [image for part in parts for image in part.images]
+        self.image_size, self.texts, self.flip, self.seed = image_size, texts, flip, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        """`pixel_values` (3, S, S) float32, `mos`, `std` (NaN where there is none), `text` (which question).
+
+        Args:
+            item: index, or (index, epoch) as `MixedSampler` gives it; the epoch decides flip and question.
+        """
+        index, epoch = item if isinstance(item, tuple) else (item, 0)
+        image = self.images[index]
+        try:
+            picture = open_image(image.path)
+        except ImageError as error:
+            raise TrainingDataError(
+                f"dataset {image.dataset}: {error}; mend it, or set on_error: skip to leave broken images out"
+            ) from error
+        chance = _hash(self.seed, epoch, index)
+        if self.flip and chance % 2:
+            picture = ImageOps.mirror(picture)
+        return {
+            "pixel_values": pixels_from_pil(picture, self.image_size),
+            "mos": image.mos,
+            "std": math.nan if image.std is None else image.std,
+            "text": (chance // 2) % self.texts,
+        }
+
+
+def _hash(*numbers: int) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
+
+
+class MixedSampler(Sampler[tuple[int, int]]):
+    """Shuffled (index, epoch) of one epoch: each image of a dataset floor(weight) times, and a drawn share once more.
+
+    Weight 1 is every image once, 2.5 every image twice and half of them a third time, 0.2 a fifth of them. A function
+    of (seed, epoch), so a resumed run sees the same order and every process of a distributed run agrees.
+    """
+
+    def __init__(self, parts: Sequence[LabelledImages], seed: int = 0) -> None:
+        self.sizes = [len(part.images) for part in parts]
+        self.weights = [part.weight for part in parts]
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(round(size * weight) for size, weight in zip(self.sizes, self.weights, strict=True))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(_hash(self.seed, self.epoch) % 2**63)
+        indices: list[int] = []
+        start = 0
+        for size, weight in zip(self.sizes, self.weights, strict=True):
+            drawn = torch.randperm(size, generator=generator)[: round(size * weight) - int(weight) * size]
+            indices += list(range(start, start + size)) * int(weight) + (drawn + start).tolist()
+            start += size
+        order = torch.randperm(len(indices), generator=generator)
+        return iter([(indices[position], self.epoch) for position in order.tolist()])
+
+
+@dataclass
+class Collator:
+    """Samples -> batch: pads texts around the image, labels the quality token.
+
+    Attributes:
+        texts: question variants.
+        quality_ids: ids of the score (or level) tokens, lowest quality first.
+        level_of: [1, 5] MOS -> index into `quality_ids`.
+    """
+
+    texts: Sequence[TrainingText]
+    quality_ids: Sequence[int]
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        mos = torch.tensor([sample["mos"] for sample in samples], dtype=torch.float32)
+        levels = self.levels(mos)
+        batch = pad_texts(
+            [
+                self.texts[sample["text"]].with_quality(self.quality_ids[level])
+                for sample, level in zip(samples, levels, strict=True)
+            ]
+        )
+        return {
+            **batch,
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "mos": mos,
+            "mos_std": torch.tensor([sample["std"] for sample in samples], dtype=torch.float32),
+        }
+
+    def levels(self, mos: Tensor) -> list[int]:
+        """Index of the equal interval of [1, 5] that each MOS falls into, 0 (worst) .. K - 1."""
+        from ..labels import level_index
+
+        return level_index(mos.numpy(), len(self.quality_ids)).tolist()
+
+
+def scale_facts(parts: Sequence[LabelledImages]) -> list[dict[str, Any]]:
+    """What a checkpoint keeps of its training data: names, sizes, weights, scales."""
+    return [
+        {
+            "dataset": part.name,
+            "images": len(part.images),
+            "weight": part.weight,
+            "skipped": len(part.skipped),
+            "mos_range": [part.scale.low, part.scale.high],
+            "lower_better": part.scale.lower_better,
+            "mapped_to": [1, 5],
+        }
+        for part in parts
+    ]
+
+
+def subset(part: LabelledImages, keep: Sequence[int]) -> LabelledImages:
+    """The same dataset with only the images at the given positions, e.g. one fold of a cross-validation."""
+    return replace(part, images=[part.images[index] for index in keep])

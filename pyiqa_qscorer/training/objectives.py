@@ -1,0 +1,323 @@
+"""Training objectives: pure functions of tensors, each one unweighted scalar, lower is better.
+
+The published objective is `next_token_cross_entropy` + `score_regression`; weights are the trainer's business. The
+others can be added to it. Conventions, unless a docstring says otherwise:
+
+* `predictions` and `targets` are (N,), N the scored images of a batch, higher = better quality. Only `predictions`
+  (or `logits`) are meant to be differentiated.
+* float16 and bfloat16 inputs are computed in float32, and the result is float32; float64 stays float64.
+* N = 0, and N = 1 where the objective compares images: 0, connected to the graph, gradient 0. Equal predictions, equal
+  targets: defined, with a finite gradient. A non-finite input shows as a non-finite loss.
+* Objectives that compare images do so over everything they are given. Scores of different datasets are not comparable
+  ([2]): call them once per dataset.
+
+References:
+
+    [1] Q-Scorer, Tang et al., arXiv 2511.07812, and its published code.
+    [2] DeQA-Score, You et al., CVPR 2025, and its published code.
+    [3] FRank (fidelity loss), Tsai et al., SIGIR 2007; for image quality UNIQUE, Zhang et al., TIP 2021.
+    [4] Norm-in-Norm, Li et al., ACM MM 2020, and its published code (LinearityIQA).
+    [5] RankIQA, Liu et al., ICCV 2017.
+    [6] ListMLE, Xia et al., ICML 2008; ties as in Breslow, Biometrics 1974.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORED_LABEL = -100  # published code and torch use the same number
+
+
+def next_token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
+    """Mean of -log softmax(logits[:, t])[labels[:, t + 1]] over all supervised labels of the batch, as in [1].
+
+    Computed and returned in the dtype of `logits`, as published (bfloat16 in its training). Labels of the first column
+    predict nothing and are not used.
+
+    Args:
+        logits: (B, T, V).
+        labels: (B, T) int64, `IGNORED_LABEL` where not supervised.
+
+    Returns:
+        Scalar >= 0; log V for uniform logits.
+
+    Raises:
+        ValueError: shapes that do not fit, or no supervised label (the published code returns NaN).
+    """
+    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
+        raise ValueError(
+            f"logits must be (B, T, V) and labels (B, T), got {tuple(logits.shape)} and {tuple(labels.shape)}"
+        )
+    rows, positions = (labels[:, 1:] != IGNORED_LABEL).nonzero(as_tuple=True)
+    if not len(rows):
+        raise ValueError(
+            f"labels must supervise at least one token, all are {IGNORED_LABEL}; "
+            "check that the answer is not cut off and its tokens are labelled"
+        )
+    # Supervised rows first: the vocabulary is large and few positions of a text are supervised.
+    return F.cross_entropy(logits[rows, positions], labels[rows, positions + 1])
+
+
+def score_positions(labels: Tensor, score_token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Where the regressor reads the score in teacher forcing: positions t whose label at t + 1 is a score token, [1].
+
+    Args:
+        labels: (B, T) int64, of the merged sequence (visual tokens included).
+        score_token_ids: ids of the score tokens; which of them it is does not matter.
+
+    Returns:
+        Row indices (N,) and position indices (N,), int64, ordered by row, then position. A row with two score tokens
+        comes twice, a row with none not at all.
+
+    Raises:
+        ValueError: no score token ids, or labels that are not (B, T).
+    """
+    if labels.ndim != 2:
+        raise ValueError(f"labels must be (B, T), got {tuple(labels.shape)}")
+    if not len(score_token_ids):
+        raise ValueError("score_token_ids must name at least one token; add score tokens to the tokenizer and config")
+    ids = torch.tensor(list(score_token_ids), device=labels.device)
+    rows, positions = torch.isin(labels[:, 1:], ids).nonzero(as_tuple=True)
+    return rows, positions
+
+
+def score_regression(
+    predictions: Tensor, targets: Tensor, num_rows: int, clamp: tuple[float, float] | None = (0.0, 5.0)
+) -> Tensor:
+    """Published score loss [1]: sum_n (clamp(predictions_n) - targets_n)^2 / num_rows.
+
+    The sum is over score positions, the divisor counts rows of the batch: a row with two score tokens weighs double.
+    The clamp stops the gradient of predictions outside the range (not of those on its ends).
+
+    Args:
+        predictions: (N,) raw regressor outputs at the score positions.
+        targets: (N,) MOS of the row of each position.
+        num_rows: B >= 1, rows of the batch, with and without score tokens.
+        clamp: range of the scores; None: no clamp.
+
+    Returns:
+        Scalar >= 0.
+
+    Raises:
+        ValueError: shapes that differ or are not (N,), or num_rows < 1.
+    """
+    predictions, targets = _wide(predictions=predictions, targets=targets)
+    if num_rows < 1:
+        raise ValueError(f"num_rows must be at least 1, the rows of the batch, got {num_rows}")
+    if clamp is not None:
+        predictions = predictions.clamp(*clamp)
+    return (predictions - targets).square().sum() / num_rows
+
+
+def soft_label_kl(logits: Tensor, soft: Tensor, level_ids: Sequence[int] | None = None) -> Tensor:
+    """Divergence of the predicted level probabilities from a soft label: mean_n sum_k s_nk log(s_nk / p_nk).
+
+    Without `level_ids`, p is the softmax over the K levels alone. With `level_ids`, p is the softmax over the whole
+    vocabulary read at the K levels, so that mass on other tokens costs too: the objective of [2], which adds the cross
+    entropy of all other answer tokens (label the level token `IGNORED_LABEL` for that).
+
+    Args:
+        logits: (N, K) at the positions that predict the level token; with `level_ids` (N, V).
+        soft: (N, K) label >= 0, see `pyiqa_qscorer.labels`.
+        level_ids: ids of the K level tokens, in the order of `soft`.
+
+    Returns:
+        Scalar, >= 0 for rows of `soft` that sum to 1 and 0 where p equals them. For a row of another sum S (clipped
+        labels of [2]) the minimum is at soft / S, and is S log S.
+
+    Raises:
+        ValueError: shapes that do not fit.
+    """
+    levels = logits.shape[-1] if level_ids is None else len(level_ids)
+    if logits.ndim != 2 or soft.shape != (logits.shape[0], levels):
+        raise ValueError(
+            "logits must be (N, K), or (N, V) with K level_ids, and soft (N, K), "
+            f"got {tuple(logits.shape)}, {tuple(soft.shape)} and level_ids {level_ids}"
+        )
+    log_probabilities = logits.to(_wide_dtype(logits)).log_softmax(dim=-1)
+    if level_ids is not None:
+        log_probabilities = log_probabilities[:, torch.tensor(list(level_ids), device=logits.device)]
+    soft = soft.to(log_probabilities.dtype)
+    return F.kl_div(log_probabilities, soft, reduction="sum") / max(len(soft), 1)
+
+
+def fidelity(predictions: Tensor, mos: Tensor, std: Tensor, prediction_std: Tensor | None = None) -> Tensor:
+    """Fidelity loss [3] between predicted and human preferences, averaged over all pairs i < j.
+
+    Thurstone's model, independent opinions: image i is preferred to j with probability
+
+        human:     g_ij = Phi((mos_i - mos_j) / sqrt(std_i^2 + std_j^2))
+        predicted: p_ij = Phi((q_i - q_j) / sqrt(s_i^2 + s_j^2)),  s = prediction_std, 1 where not given (as [2] trains)
+
+        loss = mean_ij [1 - sqrt(p_ij g_ij) - sqrt((1 - p_ij) (1 - g_ij))]
+
+    Symmetric in (predictions, prediction_std) and (mos, std). The square roots are taken through log Phi, whose
+    gradient is finite also at probabilities of 0 and 1; [2] and UNIQUE add 1e-8 under each root instead (difference
+    at most 2e-4). A sum of two variances counts as at least 1e-8, as in [2]: a std of 0 means that any difference of
+    MOS decides.
+
+    Args:
+        predictions, mos, std, prediction_std: (N,). Detach `prediction_std` to train the scores only.
+
+    Returns:
+        Scalar in [0, 1]; 0 for equal preferences.
+
+    Raises:
+        ValueError: shapes that differ or are not (N,).
+    """
+    if prediction_std is None:
+        prediction_std = torch.ones_like(predictions)
+    predictions, mos, std, prediction_std = _wide(
+        predictions=predictions, mos=mos, std=std, prediction_std=prediction_std
+    )
+    first, second = torch.triu_indices(len(predictions), len(predictions), offset=1, device=predictions.device)
+
+    def advantage(scores: Tensor, spread: Tensor) -> Tensor:
+        variance = (spread[first].square() + spread[second].square()).clamp(min=1e-8)
+        # Phi(-40) is 0 in any dtype; the clamp keeps the square of z from overflowing.
+        return ((scores[first] - scores[second]) / variance.sqrt()).clamp(-40.0, 40.0)
+
+    predicted, human = advantage(predictions, prediction_std), advantage(mos, std)
+    log_phi = torch.special.log_ndtr
+    prefer_first = (0.5 * (log_phi(predicted) + log_phi(human))).exp()
+    prefer_second = (0.5 * (log_phi(-predicted) + log_phi(-human))).exp()
+    return (1.0 - prefer_first - prefer_second).sum() / max(len(first), 1)
+
+
+def norm_in_norm(predictions: Tensor, targets: Tensor, p: float = 1.0, q: float = 2.0) -> Tensor:
+    """Norm-in-Norm loss [4]: distance of the two score vectors after centring and scaling them to q-norm 1.
+
+        a = (x - mean x) / |x - mean x|_q for predictions and targets,     loss = (|a_pred - a_targets|_p / c)^p
+
+    with c = 2 N^max(0, 1/p - 1/q), the largest possible distance. Defaults as [4] trains (p 1, q 2, without its
+    monotonicity term). Invariant to affine maps with positive slope of either argument. p = q = 2 is `plcc`.
+
+    Constant predictions or targets (up to rounding, batch of one) have no direction: they count as the zero vector and
+    the gradient is 0. [4] divides by 1e-8 there, a gradient that would drown every other.
+
+    Args:
+        predictions, targets: (N,).
+        p, q: norms, >= 1.
+
+    Returns:
+        Scalar in [0, 1]; 0 for predictions that are an increasing affine map of the targets.
+
+    Raises:
+        ValueError: shapes that differ or are not (N,), or a norm below 1.
+    """
+    if not (p >= 1 and q >= 1):
+        raise ValueError(f"p and q must be at least 1, got {p} and {q}")
+    predictions, targets = _wide(predictions=predictions, targets=targets)
+    if not len(predictions):
+        return predictions.sum()
+    difference = _direction(predictions, targets, q) - _direction(targets, predictions, q)
+    largest = 2.0 * len(predictions) ** max(0.0, 1 / p - 1 / q)
+    return (difference.abs() / largest).pow(p).sum()
+
+
+def plcc(predictions: Tensor, targets: Tensor) -> Tensor:
+    """(1 - r) / 2 with Pearson's correlation r of predictions and targets.
+
+    Invariant to affine maps with positive slope of either argument. Where r is undefined (constant predictions or
+    targets up to rounding, batch of one) it counts as 0, with gradient 0.
+
+    Args:
+        predictions, targets: (N,).
+
+    Returns:
+        Scalar in [0, 1] up to rounding; 0 for an increasing, 1 for a decreasing affine relation, 0.5 for r undefined.
+
+    Raises:
+        ValueError: shapes that differ or are not (N,).
+    """
+    predictions, targets = _wide(predictions=predictions, targets=targets)
+    if not len(predictions):
+        return predictions.sum()
+    correlation = (_direction(predictions, targets, 2.0) * _direction(targets, predictions, 2.0)).sum()
+    return (1.0 - correlation) / 2.0
+
+
+def pairwise_ranking(predictions: Tensor, targets: Tensor, margin: float) -> Tensor:
+    """Hinge ranking loss [5]: mean of max(0, margin - (q_i - q_j)) over the pairs with targets_i > targets_j.
+
+    Pairs with equal targets are left out. With margin 0 constant predictions are a minimum; use a positive one.
+
+    Args:
+        predictions, targets: (N,).
+        margin: by how much the better image must lead, in units of the scores, >= 0.
+
+    Returns:
+        Scalar >= 0; 0 if every better image leads by the margin.
+
+    Raises:
+        ValueError: shapes that differ or are not (N,), or a negative margin.
+    """
+    if not margin >= 0:
+        raise ValueError(f"margin must be >= 0, got {margin}")
+    predictions, targets = _wide(predictions=predictions, targets=targets)
+    first, second = torch.triu_indices(len(predictions), len(predictions), offset=1, device=predictions.device)
+    order = (targets[first] - targets[second]).sign()
+    shortfall = torch.relu(margin - order * (predictions[first] - predictions[second]))
+    return (shortfall * order.abs()).sum() / order.abs().sum().clamp(min=1.0)
+
+
+def listwise_ranking(predictions: Tensor, targets: Tensor) -> Tensor:
+    """ListMLE [6]: negative log likelihood of the order of the targets under Plackett-Luce, divided by N.
+
+        loss = 1/N sum_i [log sum_{j: targets_j <= targets_i} exp(q_j) - q_i]
+
+    i.e. each image is drawn first among those that are not better. Depends on the targets' order only, and not on a
+    constant added to the predictions. Equal targets: each is drawn among all of them, so the loss does not depend on
+    the order of the batch (usual implementations break ties at random).
+
+    Args:
+        predictions, targets: (N,); a difference of 1 in the predictions is a log odds of 1.
+
+    Returns:
+        Scalar >= 0. Without ties it nears 0 as the right order's gaps grow; tied images are best predicted equal.
+
+    Raises:
+        ValueError: shapes that differ or are not (N,).
+    """
+    predictions, targets = _wide(predictions=predictions, targets=targets)
+    if not len(predictions):
+        return predictions.sum()
+    better = targets[None, :] > targets[:, None]
+    candidates = predictions[None, :].masked_fill(better, -math.inf)
+    return (candidates.logsumexp(dim=1) - predictions).mean()
+
+
+def _direction(values: Tensor, other: Tensor, q: float) -> Tensor:
+    """(values - mean) / q-norm of that; zeros where `values` are constant; without gradient where `other` are."""
+    constant = _constant(values)
+    # Dividing by the spread first changes nothing but keeps powers in range.
+    spread = torch.where(constant, 1.0, (values.max() - values.min()).detach())
+    # The norm has no gradient at 0, so it never sees the zeros.
+    scaled = torch.where(constant, 1.0, (values - values.mean()) / spread)
+    direction = torch.where(constant, 0.0, scaled / torch.linalg.vector_norm(scaled, ord=q))
+    return torch.where(_constant(other), direction.detach(), direction)
+
+
+def _constant(values: Tensor) -> Tensor:
+    """Whether all values are equal up to a few roundings."""
+    values = values.detach()
+    return values.max() - values.min() <= 8 * torch.finfo(values.dtype).eps * values.abs().max()
+
+
+def _wide_dtype(values: Tensor) -> torch.dtype:
+    return torch.promote_types(values.dtype, torch.float32)
+
+
+def _wide(**arguments: Tensor) -> list[Tensor]:
+    """The arguments in the dtype of the first, at least float32. All must be (N,): broadcasting would hide mistakes."""
+    shapes = {name: tuple(values.shape) for name, values in arguments.items()}
+    first = next(iter(arguments.values()))
+    if first.ndim != 1 or len(set(shapes.values())) != 1:
+        listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
+        raise ValueError(f"{' and '.join(shapes)} must be one-dimensional and of equal length, got {listed}")
+    return [values.to(_wide_dtype(first)) for values in arguments.values()]

@@ -1,0 +1,211 @@
+"""Training loop: transformers' `Trainer` with the Q-Scorer objective, evaluation by correlation, and exact resume."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from scipy import stats
+from torch import Tensor, nn
+from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from ..errors import CheckpointError, QScorerError
+from ..model import QScorerForScoring
+from ..prompt import PromptTokens
+from .config import ObjectiveConfig
+from .data import MixedSampler, QualityDataset
+from .total import total_objective
+
+TRAINED_WEIGHTS = "trained.safetensors"
+STATE_FILE = "trainer_state.json"  # transformers writes it last, so a folder with a whole one is complete
+
+
+class TrainingFailedError(QScorerError):
+    """Training could not go on; the message says what to change."""
+
+
+class QScorerTrainer(Trainer):
+    """`Trainer` for `QScorerForScoring`.
+
+    Only trained parameters go into the resumable states; the frozen base is read again from where it came from.
+
+    Args:
+        objective: parts and weights.
+        prompt: prompt that the evaluation scores with.
+    """
+
+    model: QScorerForScoring
+
+    def __init__(self, *args: Any, objective: ObjectiveConfig, prompt: PromptTokens, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.objective: ObjectiveConfig = objective
+        self.prompt = prompt
+        self._parts: dict[str, list[Tensor]] = {}
+        self._scores: list[tuple[Tensor, Tensor]] = []
+        dataset = self.train_dataset
+        assert isinstance(dataset, QualityDataset)
+        self.sampler = MixedSampler(dataset.parts, self.args.seed)
+        self.add_callback(StartEpoch(self.sampler))
+        self.add_callback(StopOnSignal())
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """Total objective of a batch; keeps its parts and scores for the log."""
+        mos, mos_std = inputs["mos"], inputs["mos_std"]
+        output = model(**{name: tensor for name, tensor in inputs.items() if not name.startswith("mos")})
+        total, parts = total_objective(self.objective, self.model.config.formulation, output, mos, mos_std)
+        for name, part in parts.items():
+            self._parts.setdefault(name, []).append(part)
+        self._scores.append((output.raw_scores.detach().float(), mos[output.quality_rows]))
+        return (total, output) if return_outputs else total
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Adds the mean of each part, and the correlation over the images, since the last log."""
+        if not math.isfinite(logs.get("loss", 0.0)):
+            raise TrainingFailedError(
+                f"the loss is {logs['loss']} at step {self.state.global_step}: lower optimisation.learning_rate, "
+                "or set optimisation.precision to bfloat16 or float32"
+            )
+        if "loss" in logs and self._parts:
+            logs.update({name: torch.stack(parts).float().mean().item() for name, parts in self._parts.items()})
+            scores, mos = (torch.cat(kind).cpu().numpy() for kind in zip(*self._scores, strict=True))
+            logs["train_srcc"] = correlations(scores, mos)["srcc"]
+            self._parts, self._scores = {}, []
+        super().log(logs, *args, **kwargs)
+
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, Tensor, Tensor]:
+        """Scores of a batch by the scoring procedure itself, not by teacher forcing."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            output = self.model.score(inputs["pixel_values"], self.prompt.prefix, self.prompt.suffix, self.prompt.blank)
+        return None, output.raw_score.float(), inputs["mos"]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> MixedSampler:
+        return self.sampler
+
+    # --- resumable states -------------------------------------------------------------------------------------------
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir or ".")
+        folder.mkdir(parents=True, exist_ok=True)
+        values = self.model.state_dict() if state_dict is None else state_dict
+        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        save_file({name: values[name].contiguous().cpu() for name in trained}, folder / TRAINED_WEIGHTS)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        trained = load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS)
+        parameters = {
+            name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
+        }
+        if trained.keys() != parameters.keys():
+            odd = sorted(trained.keys() ^ parameters.keys())
+            raise CheckpointError(
+                f"{resume_from_checkpoint} was written with other trained parameters: {', '.join(odd[:5])}; "
+                "resume with the configuration of that run, or use another output folder"
+            )
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(trained[name])
+
+    def _load_best_model(self) -> None:
+        if self.state.best_model_checkpoint is not None:
+            self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class StartEpoch(TrainerCallback):
+    """Tells the sampler its epoch; transformers does not reach it when a resumed epoch starts in the middle."""
+
+    def __init__(self, sampler: MixedSampler) -> None:
+        self.sampler = sampler
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class StopOnSignal(TrainerCallback):
+    """SIGTERM and Ctrl-C end the step, write a resumable state and stop; a second signal acts at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        def handle(number: int, frame: FrameType | None) -> None:
+            self.received = signal.Signals(number)
+            self._restore()
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                self._previous[number] = signal.signal(number, handle)
+            except ValueError:  # not in the main thread: whoever runs us there handles signals
+                return
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.received is not None:
+            control.should_save = control.should_training_stop = True
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._restore()
+
+    def _restore(self) -> None:
+        while self._previous:
+            signal.signal(*self._previous.popitem())
+
+
+def correlations(scores: np.ndarray, mos: np.ndarray) -> dict[str, float]:
+    """SRCC, PLCC, KRCC and RMSE of (N,) scores against MOS; the correlations are 0 where one side is constant."""
+    scores, mos = np.asarray(scores, np.float64), np.asarray(mos, np.float64)
+    rmse = float(np.sqrt(np.mean((scores - mos) ** 2)))
+    if len(scores) < 2 or np.ptp(scores) == 0 or np.ptp(mos) == 0:
+        return {"srcc": 0.0, "plcc": 0.0, "krcc": 0.0, "rmse": rmse}
+    return {
+        "srcc": float(stats.spearmanr(scores, mos).statistic),
+        "plcc": float(stats.pearsonr(scores, mos).statistic),
+        "krcc": float(stats.kendalltau(scores, mos).statistic),
+        "rmse": rmse,
+    }
+
+
+def evaluation_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """`correlations` in the form that `Trainer` asks for."""
+    return correlations(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+
+
+def last_complete_state(output: Path) -> Path | None:
+    """Newest resumable state of a run that was written to its end; a killed process leaves torn ones behind."""
+    states = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    return next((state for state in states if _is_complete(state)), None)
+
+
+def _is_complete(state: Path) -> bool:
+    try:
+        json.loads((state / STATE_FILE).read_text())
+    except (OSError, ValueError):
+        return False
+    return (state / TRAINED_WEIGHTS).exists()

@@ -1,0 +1,404 @@
+"""Labels over K levels: against definitions, scipy and loops, and on the opinion scores of real datasets."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import norm
+
+from pyiqa_qscorer.labels import (
+    gaussian_soft_label,
+    level_centers,
+    level_index,
+    linear_soft_label,
+    one_hot,
+    restore,
+)
+
+RNG = np.random.default_rng(0)
+MOS = np.concatenate([[1.0, 5.0, 3.0, 2.5], RNG.uniform(1, 5, 400)])
+STD = np.concatenate([[0.7, 0.7, 0.7, 0.3], RNG.uniform(0.05, 1.5, 400)])
+SOFT = pytest.mark.parametrize("variant", ["pdf", "cdf"])
+
+
+# --- centres and restoration ---------------------------------------------------------------------------------------
+
+
+def test_centers_of_five_levels_are_the_published_numbers():
+    assert level_centers(5).tolist() == [1, 2, 3, 4, 5]
+    assert level_centers(5, kind="interval_centers") == pytest.approx([1.4, 2.2, 3.0, 3.8, 4.6])
+
+
+@pytest.mark.parametrize("levels", [2, 3, 7, 20])
+@pytest.mark.parametrize("low, high", [(1.0, 5.0), (0.0, 100.0), (-2.0, 0.5)])
+def test_centers_of_any_count_and_range(levels, low, high):
+    integers = level_centers(levels, low, high)
+    assert integers == pytest.approx([low + i * (high - low) / (levels - 1) for i in range(levels)])
+    middles = level_centers(levels, low, high, kind="interval_centers")
+    assert middles == pytest.approx([low + (i + 0.5) * (high - low) / levels for i in range(levels)])
+
+
+@pytest.mark.parametrize("kind", ["integers", "interval_centers"])
+def test_one_level_stands_for_the_middle(kind):
+    assert level_centers(1, 1.0, 5.0, kind=kind).tolist() == [3.0]
+
+
+def test_restore_is_the_expectation_over_the_last_axis():
+    probabilities = RNG.dirichlet(np.ones(5), size=(3, 4))
+    restored = restore(probabilities, level_centers(5))
+    assert restored.shape == (3, 4)
+    for index in np.ndindex(3, 4):
+        assert restored[index] == pytest.approx(sum((level + 1) * probabilities[index][level] for level in range(5)))
+
+
+def test_restore_takes_leaked_mass_as_it_is():
+    assert restore([0.0, 0.0, 0.0, 0.9, 0.0], level_centers(5)) == pytest.approx(3.6)
+
+
+@pytest.mark.parametrize("probabilities, centers", [([[0.5, 0.5]], [1.0, 2.0, 3.0]), (0.5, [1.0]), ([0.5], [[1.0]])])
+def test_restore_refuses_shapes_that_do_not_fit(probabilities, centers):
+    with pytest.raises(ValueError, match="one column per level"):
+        restore(probabilities, centers)
+
+
+# --- one-hot -------------------------------------------------------------------------------------------------------
+
+
+def test_levels_are_closed_on_the_right_as_in_q_align():
+    borders = [1.0, 1.8, 2.6, 3.4, 4.2, 5.0]
+    assert level_index(borders, 5).tolist() == [0, 0, 1, 2, 3, 4]
+    just_above = np.array(borders[:-1]) + 1e-4
+    assert level_index(just_above, 5).tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("levels", range(1, 21))
+def test_borders_do_not_depend_on_rounding(levels):
+    """Each border written in any of the usual ways, also in float32, falls to the level below it."""
+    for index in range(1, levels + 1):
+        share = index / levels
+        border = 1 + 4 * share
+        ways = [border, 5 - 4 * (levels - index) / levels, 1 + (4 / levels) * index, float(np.float32(border))]
+        assert level_index(ways, levels).tolist() == [index - 1] * len(ways)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 5, 12])
+def test_level_index_against_the_published_interval_rule(levels):
+    for value, found in zip(MOS, level_index(MOS, levels), strict=True):
+        width = 4 / levels
+        matching = [i for i in range(levels) if 1 + i * width - 1e-8 < value <= 1 + (i + 1) * width + 1e-8]
+        assert found == matching[0]
+
+
+def test_level_index_has_the_dtype_of_an_index():
+    assert level_index(np.float32([1.0, 2.0]), 5).dtype == np.int64
+
+
+@pytest.mark.parametrize("levels", [1, 5, 9])
+def test_one_hot_marks_the_level(levels):
+    label = one_hot(MOS, levels)
+    assert label.shape == (len(MOS), levels)
+    assert (label.sum(axis=1) == 1).all()
+    assert (label.argmax(axis=1) == level_index(MOS, levels)).all()
+
+
+def test_one_hot_error_of_a_uniform_mos_is_at_most_half_an_interval_with_interval_centers():
+    uniform = np.linspace(1, 5, 10_001)
+    for levels in (2, 5, 20):
+        error = np.abs(restore(one_hot(uniform, levels), level_centers(levels, kind="interval_centers")) - uniform)
+        assert error.max() <= 2 / levels * (1 + 1e-4)
+        assert np.mean(error**2) == pytest.approx((4 / levels) ** 2 / 12, rel=1e-3)
+
+
+# --- linear --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [2, 3, 5, 17])
+@pytest.mark.parametrize("low, high", [(1.0, 5.0), (0.0, 100.0)])
+def test_linear_label_restores_exactly(levels, low, high):
+    mos = low + (MOS - 1) / 4 * (high - low)
+    label = linear_soft_label(mos, levels, low, high)
+    centers = level_centers(levels, low, high)
+    step = centers[1] - centers[0]
+    assert label == pytest.approx(np.maximum(0, 1 - np.abs(mos[:, None] - centers) / step), abs=1e-12)
+    assert label.min() >= 0
+    assert label.sum(axis=1) == pytest.approx(np.ones(len(mos)), abs=1e-15)
+    assert np.abs(restore(label, centers) - mos).max() <= 1e-13 * (high - low)
+
+
+def test_linear_label_with_one_level_is_all_there_is():
+    assert linear_soft_label([1.0, 4.0], 1).tolist() == [[1.0], [1.0]]
+
+
+# --- Gaussian ------------------------------------------------------------------------------------------------------
+
+
+def raw_by_scipy(mos, std, levels, low, high, variant):
+    centers = np.linspace(low, high, levels)
+    step = (high - low) / (levels - 1)
+    normal = norm(mos[:, None], std[:, None])
+    if variant == "pdf":
+        return normal.pdf(centers) * step
+    return normal.cdf(centers + step / 2) - normal.cdf(centers - step / 2)
+
+
+@SOFT
+@pytest.mark.parametrize("levels, low, high", [(5, 1.0, 5.0), (4, 1.0, 5.0), (11, 0.0, 100.0)])
+def test_raw_gaussian_label_against_scipy(variant, levels, low, high):
+    scale = (high - low) / 4
+    mos, std = low + (MOS - 1) * scale, STD * scale
+    label = gaussian_soft_label(mos, std, levels, low, high, variant, adjust=False)
+    assert label == pytest.approx(raw_by_scipy(mos, std, levels, low, high, variant), rel=1e-9, abs=1e-12)
+
+
+def adjusted_by_solving(mos, std, levels, variant, min_std=0.2, max_error=0.1):
+    """Row by row: the two linear equations solved numerically, then the published clip and fallback."""
+    centers = np.linspace(1, 5, levels)
+    step = 4 / (levels - 1)
+    rows = []
+    for value, spread, raw in zip(mos, std, raw_by_scipy(mos, std, levels, 1, 5, variant), strict=True):
+        row = interpolated = np.maximum(0, 1 - np.abs(centers - value) / step)
+        if spread >= min_std * step:
+            equations = np.array([[raw.sum(), levels], [raw @ centers, centers.sum()]])
+            a, b = np.linalg.solve(equations, [1.0, value])
+            row = np.maximum(a * raw + b, 0)
+        rows.append(row if abs(row @ centers - value) <= max_error * step else interpolated)
+    return np.array(rows)
+
+
+@SOFT
+@pytest.mark.parametrize("levels", [2, 4, 5, 10])
+def test_adjusted_gaussian_label_against_a_linear_solver(variant, levels):
+    step = 4 / (levels - 1)
+    middle = np.abs(MOS - 3) < 1e-6  # the solver's matrix is singular there; tested below
+    mos, std = MOS[~middle], STD[~middle] * step
+    label = gaussian_soft_label(mos, std, levels, variant=variant)
+    expected = adjusted_by_solving(mos, std, levels, variant)
+    assert label == pytest.approx(expected, abs=1e-9)
+
+
+@SOFT
+@pytest.mark.parametrize("levels", [3, 5, 6])
+def test_adjusted_label_without_negative_entries_sums_to_one_and_restores(variant, levels):
+    step = 4 / (levels - 1)
+    mos, std = np.linspace(2.9, 3.1, 21), np.full(21, 0.9 * step)
+    label = gaussian_soft_label(mos, std, levels, variant=variant)
+    assert label.min() > 0
+    assert label.sum(axis=1) == pytest.approx(np.ones(len(mos)), abs=1e-12)
+    assert restore(label, level_centers(levels)) == pytest.approx(mos, abs=1e-12)
+
+
+@SOFT
+@pytest.mark.parametrize("levels", [4, 5])
+def test_at_the_middle_the_adjustment_is_the_limit_from_both_sides(variant, levels):
+    """There the published script divides 0 by 1e-9 and gets a uniform label."""
+    std = np.full(3, 2.4 / (levels - 1))
+    below, at, above = gaussian_soft_label([3 - 1e-4, 3.0, 3 + 1e-4], std, levels, variant=variant)
+    assert at == pytest.approx((below + above) / 2, abs=1e-7)
+    assert at == pytest.approx(at[::-1], abs=1e-12)
+    assert at.max() - at.min() > 0.1
+    near = gaussian_soft_label(3 + np.array([1e-6, 1e-7, 0.99e-7, 1e-9]), std[0] * np.ones(4), levels, variant=variant)
+    assert near == pytest.approx(np.tile(at, (4, 1)), abs=1e-6)
+
+
+@SOFT
+def test_mirrored_mos_gives_the_mirrored_label_but_falls_back_elsewhere(variant):
+    """A clipped row's extra mass shifts its expectation by its distance from 0, so far more at the good end."""
+    unlimited = {"variant": variant, "max_error": math.inf}
+    label = gaussian_soft_label(MOS, STD, 5, **unlimited)
+    assert gaussian_soft_label(6 - MOS, STD, 5, **unlimited)[:, ::-1] == pytest.approx(label, abs=1e-9)
+    bad, good = (np.abs(restore(gaussian_soft_label([m], [0.7], 5, **unlimited), level_centers(5)) - m)[0] for m in (1.2, 4.8))
+    assert good > 2 * bad
+
+
+@SOFT
+@pytest.mark.parametrize("adjust", [True, False])
+def test_range_is_only_a_unit(variant, adjust):
+    label = gaussian_soft_label(MOS, STD, 5, variant=variant, adjust=adjust)
+    larger = gaussian_soft_label(MOS * 20, STD * 20, 5, 20.0, 100.0, variant=variant, adjust=adjust)
+    assert larger == pytest.approx(label, abs=1e-9)
+
+
+@SOFT
+def test_clipped_rows_keep_a_sum_above_one_unless_normalised(variant):
+    label = gaussian_soft_label(MOS, STD, 5, variant=variant)
+    assert label.min() == 0
+    assert label.sum(axis=1).min() >= 1 - 1e-12
+    assert label.sum(axis=1).max() > 1.01
+    normalised = gaussian_soft_label(MOS, STD, 5, variant=variant, normalise=True)
+    assert normalised == pytest.approx(label / label.sum(axis=1, keepdims=True), abs=1e-15)
+
+
+@SOFT
+def test_narrow_opinions_fall_back_to_interpolation(variant):
+    mos, std = [1.3, 2.5, 4.99], [0.0, 0.1, 0.199]
+    assert (gaussian_soft_label(mos, std, 5, variant=variant) == linear_soft_label(mos, 5)).all()
+    wider = gaussian_soft_label([2.4], [0.2 + 1e-9], 5, variant=variant)
+    assert np.abs(wider - linear_soft_label([2.4], 5)).max() > 1e-3
+
+
+@SOFT
+def test_no_label_is_off_by_more_than_the_stated_error(variant):
+    for max_error in (0.0, 0.02, 0.1):
+        label = gaussian_soft_label(MOS, STD, 5, variant=variant, max_error=max_error)
+        assert np.abs(restore(label, level_centers(5)) - MOS).max() <= max_error + 1e-12
+
+
+@SOFT
+@pytest.mark.filterwarnings("error")
+def test_any_std_without_fallback_limits_gives_a_finite_label(variant):
+    std = np.array([0.0, 1e-300, 1e-9, 1e-5, 1e-3, 0.01, 0.1, 1.0, 1e3, 1e8])
+    for value in (1.0, 1.2, 2.5, 3.0, 4.9, 5.0):
+        mos = np.full(len(std), value)
+        for normalise in (False, True):
+            unlimited = {"min_std": 0.0, "max_error": math.inf}
+            label = gaussian_soft_label(mos, std, 5, variant=variant, normalise=normalise, **unlimited)
+            assert np.isfinite(label).all()
+            assert label.min() >= 0
+        raw = gaussian_soft_label(mos, std, 5, variant=variant, adjust=False, normalise=True)
+        assert raw.sum(axis=1) == pytest.approx(np.ones(len(std)))
+
+
+@SOFT
+def test_std_of_zero_without_adjustment_is_the_nearest_centre(variant):
+    label = gaussian_soft_label([1.0, 2.3, 2.5, 5.0], np.zeros(4), 5, variant=variant, adjust=False)
+    assert label.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 0, 1]]
+    small = gaussian_soft_label([1.0, 2.3, 2.5, 5.0], np.full(4, 1e-4), 5, variant="cdf", adjust=False)
+    assert small == pytest.approx(label, abs=1e-12)
+
+
+def test_one_level_gaussian_label():
+    assert gaussian_soft_label([1.0, 4.0], [0.0, 1.0], 1).tolist() == [[1.0], [1.0]]
+    raw = gaussian_soft_label([3.0], [1.0], 1, variant="cdf", adjust=False)
+    assert raw == pytest.approx(np.array([[norm.cdf(2) - norm.cdf(-2)]]))
+
+
+# --- bad input -----------------------------------------------------------------------------------------------------
+
+LABELS = {
+    "level_index": level_index,
+    "one_hot": one_hot,
+    "linear": linear_soft_label,
+    "gaussian": lambda mos, *rest: gaussian_soft_label(mos, np.ones_like(mos), *rest),
+}
+
+
+@pytest.mark.parametrize("label", LABELS.values(), ids=LABELS)
+@pytest.mark.parametrize(
+    "mos, levels, low, high, message",
+    [
+        ([2.0, 5.1], 5, 1.0, 5.0, r"within \[1.0, 5.0\], got 5.1 at index 1"),
+        ([0.9], 5, 1.0, 5.0, "got 0.9 at index 0"),
+        ([math.nan], 5, 1.0, 5.0, "must be finite"),
+        ([math.inf], 5, 1.0, 5.0, "must be finite"),
+        ([[2.0]], 5, 1.0, 5.0, "one-dimensional"),
+        ([2.0], 0, 1.0, 5.0, "levels must be a whole number >= 1, got 0"),
+        ([2.0], 2.5, 1.0, 5.0, "levels must be a whole number"),
+        ([2.0], 5, 5.0, 1.0, "low < high"),
+        ([2.0], 5, 1.0, math.inf, "finite"),
+    ],
+)
+def test_bad_mos_levels_and_ranges_are_named(label, mos, levels, low, high, message):
+    with pytest.raises(ValueError, match=message):
+        label(mos, levels, low, high)
+
+
+@pytest.mark.parametrize(
+    "std, message",
+    [
+        ([0.5, -0.1], "got -0.1 at index 1"),
+        ([math.nan, 1.0], "must be finite"),
+        ([math.inf, 1.0], "must be finite"),
+        ([0.5], r"shape \(2,\), got shape \(1,\)"),
+        (0.5, "one value per MOS"),
+    ],
+)
+def test_bad_std_is_named(std, message):
+    with pytest.raises(ValueError, match=message):
+        gaussian_soft_label([2.0, 3.0], std, 5)
+
+
+def test_other_choices_are_refused():
+    with pytest.raises(ValueError, match="variant must be one of pdf, cdf, got 'mass'"):
+        gaussian_soft_label([2.0], [1.0], 5, variant="mass")
+    with pytest.raises(ValueError, match="kind must be one of integers, interval_centers"):
+        level_centers(5, kind="optimal")
+    with pytest.raises(ValueError, match="min_std and max_error must be >= 0"):
+        gaussian_soft_label([2.0], [1.0], 5, max_error=-1.0)
+
+
+@pytest.mark.parametrize("label", LABELS.values(), ids=LABELS)
+def test_empty_input_gives_empty_labels(label):
+    assert len(label(np.zeros(0), 5)) == 0
+
+
+# --- real opinion scores -------------------------------------------------------------------------------------------
+
+
+def columns(shared: Path, file: str, *names: str) -> list[np.ndarray]:
+    with (shared / "data" / "labels" / file).open(newline="", encoding="utf-8-sig") as handle:
+        rows = list(csv.DictReader(handle))
+    return [np.array([float(row[name]) for row in rows]) for name in names]
+
+
+def to_1_5(mos: np.ndarray) -> np.ndarray:
+    return 1 + 4 * (mos - mos.min()) / (mos.max() - mos.min())
+
+
+def mean_error(label: np.ndarray, mos: np.ndarray, kind: str = "integers") -> float:
+    return float(np.abs(restore(label, level_centers(5, kind=kind)) - mos).mean())
+
+
+@pytest.fixture(scope="module")
+def koniq(shared):
+    """MOS (mean of the votes) and std of KonIQ-10k, both mapped by the dataset's own smallest and largest MOS."""
+    *votes, std = columns(shared, "meta_info_KonIQ10kDataset.csv", "c1", "c2", "c3", "c4", "c5", "std")
+    mos = np.stack(votes, axis=1) @ np.arange(1, 6)
+    return to_1_5(mos), std * 4 / (mos.max() - mos.min())
+
+
+def test_koniq_one_hot(koniq):
+    assert mean_error(one_hot(koniq[0], 5), koniq[0]) == pytest.approx(0.303, abs=1e-3)
+    assert mean_error(one_hot(koniq[0], 5), koniq[0], "interval_centers") == pytest.approx(0.206, abs=1e-3)
+
+
+def test_koniq_gaussian_label(koniq):
+    mos, std = koniq
+    assert mean_error(gaussian_soft_label(mos, std, 5, adjust=False), mos) == pytest.approx(0.063, abs=1e-3)
+    label = gaussian_soft_label(mos, std, 5)
+    assert mean_error(label, mos) == pytest.approx(0.008, abs=1e-3)
+    assert mean_error(linear_soft_label(mos, 5), mos) < 1e-14
+    fallbacks = (label == linear_soft_label(mos, 5)).all(axis=1)
+    assert fallbacks.sum() == 83  # all by the error limit: the smallest std is 0.37
+    before = gaussian_soft_label(mos, std, 5, min_std=0.0, max_error=math.inf)
+    assert mean_error(before, mos) == pytest.approx(0.0082, abs=1e-4)
+    assert before.sum(axis=1).max() == pytest.approx(1.086, abs=1e-3)
+    # What a softmax can learn of it:
+    assert mean_error(gaussian_soft_label(mos, std, 5, normalise=True), mos) == pytest.approx(0.0136, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "file, column, first, expected",
+    [
+        ("meta_info_KADID10kDataset.csv", "dmos", 0, 0.326),
+        ("meta_info_SPAQDataset.csv", "MOS", 0, 0.299),
+        ("meta_info_LIVEChallengeDataset.csv", "mos", 7, 0.303),
+        ("agiqa3k.csv", "mos_quality", 0, 0.305),
+    ],
+)
+def test_one_hot_on_other_datasets(shared, file, column, first, expected):
+    mos = to_1_5(columns(shared, file, column)[0][first:])
+    assert mean_error(one_hot(mos, 5), mos) == pytest.approx(expected, abs=1e-3)
+
+
+@SOFT
+def test_kadid_gaussian_label(shared, variant):
+    """Opinions of KADID-10k with their own std, some of it 0: the label is finite and nearly restores the MOS."""
+    dmos, std = columns(shared, "meta_info_KADID10kDataset.csv", "dmos", "std")
+    label = gaussian_soft_label(to_1_5(dmos), std * 4 / np.ptp(dmos), 5, variant=variant)
+    assert (std == 0).sum() >= 0
+    assert np.isfinite(label).all()
+    assert mean_error(label, to_1_5(dmos)) < 0.02

@@ -1,0 +1,91 @@
+"""Score regressor against the published one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MethodType
+
+import pytest
+import torch
+from golden_data import SMALL, build, check, check_mistake, run_small, tensors
+from torch import Tensor
+
+from pyiqa_qscorer.model import QScorerForScoring
+from pyiqa_qscorer.model.regressor import RegressorBlock, ScoreRegressor
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_scores_of_all_positions_equal_the_published_ones(name: str) -> None:
+    golden = tensors(f"model_{name}/golden")["fwd.deepmlp_all_positions"]
+    scores = run_small(build(name))["deepmlp_all_positions"]
+    check(scores, golden, tolerance=5e-4, what=f"model_{name}")  # most positions are no score positions: up to 110
+    states = tensors(f"model_{name}/golden")["fwd.llm.final_hidden"]
+    with torch.no_grad():
+        check(build(name).deepmlp(states), golden, what="the published hidden states")
+
+
+@pytest.mark.parametrize(
+    ("sizes", "weights", "golden"),
+    [((48, 24), "model_T/core_fp16", "out_48_24"), ((64, 64, 24), "model_T/deepmlp_64_64_24_fp16", "out_64_64_24")],
+)
+def test_probe_vectors_give_the_published_scores(sizes: tuple[int, ...], weights: str, golden: str) -> None:
+    """64 -> 64 -> 64 -> 24 has two residual blocks."""
+    regressor = ScoreRegressor(64, sizes)
+    own = {k.removeprefix("deepmlp."): v.float() for k, v in tensors(weights).items() if k.startswith("deepmlp.")}
+    regressor.load_state_dict(own)
+    probe = tensors("model_T/golden")
+    with torch.no_grad():
+        check(regressor(probe["deepmlp_probe.in"]), probe[f"deepmlp_probe.{golden}"], what=golden)
+
+
+@pytest.mark.parametrize(
+    ("width", "sizes", "residual"),
+    [(4096, (2048, 1024), [False, False]), (64, (64, 64, 24), [True, True, False]), (8, (16, 16), [False, True])],
+)
+def test_residual_where_the_width_does_not_change(width: int, sizes: tuple[int, ...], residual: list[bool]) -> None:
+    with torch.device("meta"):
+        regressor = ScoreRegressor(width, sizes)
+    assert [block.residual for block in regressor.model] == residual
+
+
+def test_residual_is_added_after_the_activation() -> None:
+    block = RegressorBlock(3, 3)
+    with torch.no_grad():
+        block.linear.weight.copy_(-torch.eye(3))
+        block.linear.bias.zero_()
+    states = torch.tensor([[1.0, -2.0, 3.0]])
+    assert block(states).tolist() == [[1.0, 0.0, 3.0]]  # relu(-x) + x, not relu(-x + x)
+
+
+def test_any_leading_axes() -> None:
+    regressor = ScoreRegressor(4, (3,))
+    for shape in ((4,), (2, 4), (2, 5, 4), (0, 4)):
+        assert regressor(torch.zeros(shape)).shape == shape[:-1]
+
+
+def test_names_are_the_published_ones() -> None:
+    names = set(ScoreRegressor(4, (3, 2)).state_dict())
+    blocks = {f"model.{i}.linear.{kind}" for i in range(2) for kind in ("weight", "bias")}
+    assert names == blocks | {"output_layer.weight", "output_layer.bias"}
+
+
+def _no_residual(model: QScorerForScoring) -> None:
+    for block in model.deepmlp.model:
+        block.residual = False
+
+
+def _residual_before_relu(model: QScorerForScoring) -> None:
+    def forward(block: RegressorBlock, states: Tensor) -> Tensor:
+        inner = block.linear(states)
+        return torch.relu(inner + states if block.residual else inner)
+
+    for block in model.deepmlp.model:
+        block.forward = MethodType(forward, block)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "make"),
+    [("no residual in deepmlp", _no_residual), ("residual before ReLU in deepmlp", _residual_before_relu)],
+)
+def test_goldens_show_a_mistake(mistake: str, make: Callable[[QScorerForScoring], None]) -> None:
+    check_mistake(mistake, make)
