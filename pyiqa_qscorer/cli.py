@@ -11,8 +11,9 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import Enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -70,6 +71,13 @@ AttnImplementation = Annotated[str | None, _model_option("attn_implementation", 
 Debug = Annotated[bool, _option("show the traceback of an error", "--debug")]
 
 
+class SavedLayout(str, Enum):
+    """Checkpoint layouts that `merge` writes."""
+
+    QSCORER = "qscorer"
+    PUBLISHED = "published"
+
+
 def _show_version(asked: bool) -> None:
     if asked:
         print(f"pyiqa-qscorer {__version__}")
@@ -104,9 +112,7 @@ def score(
         Path | None,
         _option("write a table: .csv, .jsonl or .parquet", "--output", "-o", metavar="FILE"),
     ] = None,
-    resume: Annotated[
-        bool, _option("go on from an interrupted or finished --output", "--resume")
-    ] = False,
+    resume: Annotated[bool, _option("go on from an interrupted or finished --output", "--resume")] = False,
     overwrite: Annotated[bool, _option("replace an existing --output", "--overwrite")] = False,
     device: Annotated[
         str | None,
@@ -172,7 +178,7 @@ def score(
 
         from pyiqa_qscorer.scoring import Scorer
 
-        say(f"Loading {metric} ...", style="dim")
+        say(f"Loading {metric}{f' from {checkpoint}' if checkpoint else ''} ...", style="dim")
         scorer = Scorer(metric, device, batch_size, workers, **options)
         todo = found.paths
         if table is not None:
@@ -246,16 +252,9 @@ def merge(
         _option("new or empty folder", "--output", "-o", metavar="DIR"),
     ],
     layout: Annotated[
-        Literal["qscorer", "published"],
-        _option(
-            "qscorer (for this package) or published (for the code of the authors)",
-            metavar="LAYOUT",
-        ),
-    ] = "qscorer",
-    dtype: Annotated[
-        Literal["float16", "bfloat16", "float32"],
-        _option("precision to write: float16, bfloat16 or float32", metavar="TYPE"),
-    ] = "float16",
+        SavedLayout, _option("for this package, or for the published code", metavar="qscorer|published")
+    ] = SavedLayout.QSCORER,
+    dtype: Annotated[str, _option("precision to write: float16, bfloat16 or float32", metavar="TYPE")] = "float16",
     metric: Metric = "qscorer",
     checkpoint: Checkpoint = None,
     base: Base = None,
@@ -274,14 +273,12 @@ def merge(
     $ pyiqa-qscorer score photo.jpg --checkpoint merged/
     """
     with _clean_errors(debug):
-        source = _source(
-            metric, checkpoint, base, revision, base_revision, local_files_only, cache_dir
-        )
+        source = _source(metric, checkpoint, base, revision, base_revision, local_files_only, cache_dir)
 
         from pyiqa_qscorer.checkpoints import merge_checkpoint
 
         say(f"Merging {source['checkpoint']} ...", style="dim")
-        folder = merge_checkpoint(output, layout=layout, dtype=dtype, **source)
+        folder = merge_checkpoint(output, **source | {"layout": layout.value, "dtype": dtype})
         cli_output.print_folder(folder)
 
 

@@ -191,9 +191,7 @@ def _unmet_requirements() -> list[str]:
         if found is None:
             problems.append(f"{requirement} is not installed: pip install '{requirement}'")
         elif not requirement.specifier.contains(found, prereleases=True):
-            problems.append(
-                f"{requirement} is needed, found {found}: pip install -U '{requirement}'"
-            )
+            problems.append(f"{requirement} is needed, found {found}: pip install -U '{requirement}'")
     return problems
 
 
@@ -203,8 +201,7 @@ def registration_problems(state: RegistrationState) -> list[str]:
         return [f"the metrics could not be added to pyiqa: {state.problem}"]
     if state.switched_off:
         return [
-            "PYIQA_QSCORER_AUTOLOAD=0 keeps pyiqa from knowing the metrics: unset it, or call "
-            "pyiqa_qscorer.register()"
+            "PYIQA_QSCORER_AUTOLOAD=0 keeps pyiqa from knowing the metrics: unset it, or call pyiqa_qscorer.register()"
         ]
     if not state.startup_file_ran:
         return [
@@ -351,10 +348,10 @@ def _judge(options: dict[str, Any], machine: Machine, cache: Cache) -> tuple[str
     if cuda:
         largest = max(cuda, key=lambda device: device.memory or 0)
         if (largest.memory or 0) < needed:
-            return "cannot run", (
-                f"needs a GPU with {_gb(needed)}; {largest.name} has {_gb(largest.memory or 0)}"
-            )
+            return "cannot run", (f"needs a GPU with {_gb(needed)}; {largest.name} has {_gb(largest.memory or 0)}")
         where = f"on {largest.name}, {_gb(needed)} of its {_gb(largest.memory or 0)}"
+    if machine.free_memory is not None and machine.free_memory < host:
+        where += f"; to load it needs {_gb(host)} of RAM, of which only {_gb(machine.free_memory)} is free now"
     missing = [repo_id for repo_id, complete in cache.complete.items() if not complete]
     if not missing:
         return "ready", where

@@ -127,14 +127,14 @@ def gaussian_soft_label(
 
         a = (mos - m) / sum_i (c_i - m) p_i,     b = (1 - a sum_i p_i) / K.
 
-    Entries below 0, usual for a MOS near an end of the range, are then set to 0 **without** making the sum 1 again, as
-    the label script of [2] does: on KonIQ-10k this happens to 7 of 10 images, sums reach 1.09, and it is what remains
-    of the error (mean 0.008). A softmax that is trained on such a row can only learn the row divided by its sum, whose
-    mean error is 0.014: `normalise` shows that. A row becomes `linear_soft_label` where its std is below `min_std` or
-    its error after clipping above `max_error`, the rule and the numbers of [2].
+    Entries below 0 are then set to 0 **without** making the sum 1 again, as the label script of [2] does. On KonIQ-10k
+    this happens to 7 of 10 images, sums reach 1.09, and it is all that remains of the error: 0.008 on average. A
+    softmax that is trained on such a row can only learn the row divided by its sum, of error 0.014: `normalise` shows
+    that. A row becomes `linear_soft_label` where its std is below `min_std` or its error after clipping above
+    `max_error`, the rule and the numbers of [2]; on KonIQ-10k 83 rows of 10073, which brings the error to 0.007.
 
     Differences from the script of [2]: at mos = m, where a is 0 / 0 and the script ends up with a uniform label, a is
-    its limit; distances are measured in s, so that K and the range are free.
+    its limit; the limits are in units of s, so that K and the range are free.
 
     Args:
         mos: (N,), within [low, high].
@@ -207,9 +207,7 @@ def restore(probabilities: ArrayLike, centers: ArrayLike) -> Floats:
     return weights @ values
 
 
-def _raw_label(
-    mos: Floats, std: Floats, centers: Floats, step: float, variant: Variant
-) -> tuple[Floats, Floats]:
+def _raw_label(mos: Floats, std: Floats, centers: Floats, step: float, variant: Variant) -> tuple[Floats, Floats]:
     """Raw Gaussian label (N, K) and its derivative by the MOS."""
     mos, std = mos[:, None], std[:, None]
     if variant == "pdf":

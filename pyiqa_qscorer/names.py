@@ -57,9 +57,7 @@ class MetricDefinition:
 
 
 def _published(dtype: str, description: str) -> MetricDefinition:
-    return MetricDefinition(
-        {"checkpoint": PUBLISHED_CHECKPOINT, "base": PUBLISHED_BASE, "dtype": dtype}, description
-    )
+    return MetricDefinition({"checkpoint": PUBLISHED_CHECKPOINT, "base": PUBLISHED_BASE, "dtype": dtype}, description)
 
 
 METRICS: dict[str, MetricDefinition] = {
@@ -94,9 +92,7 @@ def resolve_metric_options(name: str, overrides: Mapping[str, Any]) -> dict[str,
     options = dict(_definition(name).options)
     for option, value in overrides.items():
         if option not in OPTIONS:
-            raise UnknownOptionError(
-                f"metric {name!r} has no option {option!r}; {_nearest(option, OPTIONS)}"
-            )
+            raise UnknownOptionError(f"metric {name!r} has no option {option!r}; {_nearest(option, OPTIONS)}")
         if value is not None:
             options[option] = value
     return options
@@ -106,9 +102,7 @@ def _definition(name: str) -> MetricDefinition:
     try:
         return METRICS[name]
     except KeyError:
-        raise UnknownMetricError(
-            f"pyiqa-qscorer has no metric {name!r}; {_nearest(name, METRICS)}"
-        ) from None
+        raise UnknownMetricError(f"pyiqa-qscorer has no metric {name!r}; {_nearest(name, METRICS)}") from None
 
 
 def _nearest(word: str, known: Iterable[str]) -> str:

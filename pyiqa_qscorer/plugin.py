@@ -166,8 +166,7 @@ def _add_metrics(module: ModuleType) -> None:
     foreign = [name for name in METRICS if not _has_our_type(configs[name])]
     if foreign:
         raise QScorerError(
-            f"pyiqa already has, from elsewhere, what pyiqa-qscorer calls {', '.join(foreign)}; "
-            "left as it was"
+            f"pyiqa already has, from elsewhere, what pyiqa-qscorer calls {', '.join(foreign)}; left as it was"
         )
 
 
@@ -181,9 +180,7 @@ def _add_arch(module: ModuleType) -> None:
     if _is_ours(present):
         return
     if present is not None:
-        raise QScorerError(
-            f"pyiqa's arch registry already has {ARCH_NAME!r}, from {present!r}; left as it was"
-        )
+        raise QScorerError(f"pyiqa's arch registry already has {ARCH_NAME!r}, from {present!r}; left as it was")
     if not hasattr(registry, "register_lazy"):
         raise QScorerError("this pyiqa is too old: pyiqa-qscorer needs pyiqa>=0.1.16")
     registry.register_lazy(ARCH_NAME, ARCH_PATH)

@@ -127,9 +127,7 @@ def _failures_as_image_error(name: str) -> Iterator[None]:
     except ImageError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(
-            f"{name}: {error} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS."
-        ) from error
+        raise ImageError(f"{name}: {error} If you trust it, raise PIL.Image.MAX_IMAGE_PIXELS.") from error
     except UnidentifiedImageError as error:
         raise ImageError(
             f"{name}: it is not an image that Pillow can read, or its first bytes are damaged; "
@@ -323,9 +321,7 @@ def _resize_with_matrices(images: torch.Tensor, size: int) -> torch.Tensor:
     return _round_and_clip(down @ narrowed + pad * down_padding[:, None])
 
 
-def _of_image_and_padding(
-    matrix: torch.Tensor, start: int, end: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_image_and_padding(matrix: torch.Tensor, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Columns of the resize matrix that meet the image; sum (size,) of those that meet padding."""
     return matrix[:, start:end], matrix[:, :start].sum(1) + matrix[:, end:].sum(1)
 

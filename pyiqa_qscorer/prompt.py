@@ -55,6 +55,7 @@ class Tokenizer(Protocol):
     """What is asked of a tokenizer; every transformers tokenizer has it."""
 
     bos_token_id: int | None
+    unk_token_id: int | None
 
     def __call__(self, text: str) -> dict[str, list[int]]: ...  # {"input_ids": ...}, BOS first
 
@@ -125,6 +126,8 @@ def tokenize_prompt(
                 f"tokenizer must put its BOS token (id {bos}) once before a text, got ids {ids[:4]} for {side[:20]!r}; "
                 "set add_bos_token to true in tokenizer_config.json"
             )
+        if tokenizer.unk_token_id in ids:
+            raise CheckpointError(f"prompt has words that this checkpoint's tokenizer does not know: {side!r}")
         # The published tokenizer puts a blank before any text, today's spares a text that has one already.
         sides.append((blank, *ids[1:]) if side.startswith(" ") else tuple(ids[1:]))
     prefix, suffix = (*ids[:1], *sides[0]), sides[1]

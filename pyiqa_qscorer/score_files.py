@@ -96,9 +96,7 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> FoundImages:
     return FoundImages(paths, repeated)
 
 
-def score_files(
-    scorer: Scorer, paths: Iterable[str], table: ScoreTable | None = None
-) -> Iterator[ScoreRow]:
+def score_files(scorer: Scorer, paths: Iterable[str], table: ScoreTable | None = None) -> Iterator[ScoreRow]:
     """Score image files: yield one row per path, in order, each first added to `table` if given."""
     rows: deque[ScoreRow] = deque()
     name, identity = scorer.name, scorer.identity
@@ -107,9 +105,7 @@ def score_files(
         for path in paths:
             # Stamped before it is read, so that resume sees a change that comes in between.
             size, modified = file_stamp(path)
-            rows.append(
-                ScoreRow(path, metric=name, identity=identity, bytes=size, modified=modified)
-            )
+            rows.append(ScoreRow(path, metric=name, identity=identity, bytes=size, modified=modified))
             yield path
 
     for item in scorer.score_iter(read()):
@@ -181,10 +177,11 @@ def _walk(folder: str, visited: set[tuple[int, int]]) -> Iterator[str]:
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        if entry.is_dir():
+        # entry.is_dir() raises for a link to itself; os.path.isdir() says no.
+        if os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir():
             yield from _walk(entry.path, visited)
         # Pipes and sockets are left out; a broken link is kept, to be reported as failed.
-        elif _is_image_name(entry.name) and (entry.is_file() or entry.is_symlink()):
+        elif _is_image_name(entry.name) and (entry.is_symlink() or entry.is_file()):
             yield entry.path
 
 

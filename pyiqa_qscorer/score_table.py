@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, astuple, fields
 from importlib.util import find_spec
 from pathlib import Path
@@ -53,9 +54,7 @@ class ScoreTable:
         InputError: An impossible output; or one that exists, without `resume` or `overwrite`.
     """
 
-    def __init__(
-        self, output: str | os.PathLike[str], resume: bool = False, overwrite: bool = False
-    ) -> None:
+    def __init__(self, output: str | os.PathLike[str], resume: bool = False, overwrite: bool = False) -> None:
         self.output = Path(output)
         self.partial = self.output.with_name(self.output.name + ".partial.jsonl")
         self.rows: dict[str, ScoreRow] = {}
@@ -81,9 +80,7 @@ class ScoreTable:
                     "resume to go on with them, or overwrite to start again"
                 )
             if self.output.exists():
-                raise InputError(
-                    f"{self.output} exists: resume to add to it, or overwrite to replace it"
-                )
+                raise InputError(f"{self.output} exists: resume to add to it, or overwrite to replace it")
 
     def open(self, metric: str, identity: str) -> ScoreTable:
         """Open the partial file and, with `resume`, read the rows of earlier runs.
@@ -93,23 +90,21 @@ class ScoreTable:
                 ours; or another process is writing this table.
             OutputError: The partial file cannot be written.
         """
-        try:
-            self._file = open(self.partial, "ab", buffering=0)  # noqa: SIM115 (closed by close)
-            _lock(self._file, self.partial)
-            # Cut only under the lock. A last line without its end is torn by a killed run.
-            self._length = _length_of_whole_lines(self.partial) if self._resume else 0
-            self._file.truncate(self._length)
+        with ExitStack() as on_failure:
+            on_failure.callback(self.close)
+            try:
+                self._file = _open_alone(self.partial)
+                # Cut only under the lock. A last line without its end is torn by a killed run.
+                self._length = _length_of_whole_lines(self.partial) if self._resume else 0
+                self._file.truncate(self._length)
+            except OSError as error:
+                raise OutputError(f"cannot write {self.partial}: {error.strerror}") from error
             if self._resume:
                 suffix = self.output.suffix.lower()
                 earlier = _READERS[suffix](self.output) if self.output.exists() else []
                 for row in earlier + _read_jsonl(self.partial):
                     self._keep(row, metric, identity)
-        except OSError as error:
-            self.close()
-            raise OutputError(f"cannot write {self.partial}: {error.strerror}") from error
-        except InputError:
-            self.close()
-            raise
+            on_failure.pop_all()
         return self
 
     def __enter__(self) -> ScoreTable:
@@ -204,16 +199,18 @@ class ScoreTable:
         return (row.bytes, row.modified) == file_stamp(path)
 
 
-def _lock(file: BinaryIO, path: Path) -> None:
-    """Keep a second run off the same table; where there is no flock (Windows) nothing is done."""
-    if not find_spec("fcntl"):
-        return
-    import fcntl
+def _open_alone(path: Path) -> BinaryIO:
+    """Open for appending; a second run on the same table is refused (but not on Windows)."""
+    file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by ScoreTable.close)
+    if find_spec("fcntl"):
+        import fcntl
 
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise InputError(f"another run is writing {path}: wait for it to end") from error
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise InputError(f"another run is writing {path}: wait for it to end") from error
+    return file
 
 
 def _length_of_whole_lines(path: Path) -> int:
@@ -242,8 +239,7 @@ def _row(cells: dict[Any, Any], path: Path, number: int) -> ScoreRow:
         if set(cells) != set(COLUMNS):
             raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
         values: dict[str, Any] = {
-            name: None if cells[name] in ("", None) else kind(cells[name])
-            for name, kind in _TYPES.items()
+            name: None if cells[name] in ("", None) else kind(cells[name]) for name, kind in _TYPES.items()
         }
         if values["path"] is None:
             raise ValueError("it has no path")
@@ -269,13 +265,19 @@ def _read_jsonl(path: Path) -> list[ScoreRow]:
 
 def _read_csv(path: Path) -> list[ScoreRow]:
     with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        return [_row(cells, path, number) for number, cells in enumerate(csv.DictReader(file), 1)]
+        try:
+            return [_row(cells, path, number) for number, cells in enumerate(csv.DictReader(file), 1)]
+        except csv.Error as error:
+            raise InputError(f"cannot resume: {path} is not a CSV file ({error})") from error
 
 
 def _read_parquet(path: Path) -> list[ScoreRow]:
     import pandas as pd
 
-    frame = pd.read_parquet(path)
+    try:
+        frame = pd.read_parquet(path)
+    except ValueError as error:
+        raise InputError(f"cannot resume: {path} is not a parquet file ({error})") from error
     records = frame.astype(object).where(frame.notna(), None).to_dict("records")
     return [_row(cells, path, number) for number, cells in enumerate(records, 1)]
 

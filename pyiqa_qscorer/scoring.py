@@ -71,8 +71,7 @@ class FailedImagesError(ImageError):
             lines[FAILURES_IN_MESSAGE:] = [f"  and {hidden} more: see .failures of this error"]
         super().__init__(
             f"{len(self.failures)} of {len(scores)} images could not be scored. The scores of the "
-            "others are in .scores of this error; on_error='nan' returns them instead.\n"
-            + "\n".join(lines)
+            "others are in .scores of this error; on_error='nan' returns them instead.\n" + "\n".join(lines)
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -135,8 +134,7 @@ class Scorer:
 
     def __repr__(self) -> str:
         return (
-            f"Scorer({self.name!r}, device={str(self.device)!r}, batch_size={self.batch_size}, "
-            f"workers={self.workers})"
+            f"Scorer({self.name!r}, device={str(self.device)!r}, batch_size={self.batch_size}, workers={self.workers})"
         )
 
     @property
@@ -159,9 +157,7 @@ class Scorer:
             raise ValueError(f"on_error must be 'raise' or 'nan', not {on_error!r}")
         many = cast("Iterable[ImageLike]", [images] if _is_single(images) else images)
         results = list(self.score_iter(many))
-        scores = np.array(
-            [np.nan if item.score is None else item.score for item in results], dtype=np.float32
-        )
+        scores = np.array([np.nan if item.score is None else item.score for item in results], dtype=np.float32)
         failures = [item for item in results if item.error is not None]
         if failures and on_error == "raise":
             raise FailedImagesError(scores, failures)
@@ -174,10 +170,7 @@ class Scorer:
         model raises; and what `images` raises, once the images before that are scored.
         """
         if _is_single(images):
-            raise TypeError(
-                f"score_iter takes an iterable of images, not a {type(images).__name__}: "
-                "put it in a list"
-            )
+            raise TypeError(f"score_iter takes an iterable of images, not a {type(images).__name__}: put it in a list")
         return self._score_iter(iter(images))
 
     def _score_iter(self, images: Iterator[ImageLike]) -> Iterator[ScoredImage]:
@@ -263,17 +256,13 @@ class Scorer:
             advice = f"lower batch_size (now {self.batch_size})"
             if self.batch_size == 1:
                 advice = "batch_size is 1 already: use a smaller dtype or another device"
-            raise QScorerError(
-                f"CUDA ran out of memory with a batch of {len(pixels)} images: {advice}"
-            ) from error
+            raise QScorerError(f"CUDA ran out of memory with a batch of {len(pixels)} images: {advice}") from error
         except QScorerError as error:
             # The metric refuses a batch with a score that is not finite. Its neighbours have one.
             if len(batch) == 1:
                 return [_reason(error, batch[0].source)]
             return [result for item in batch for result in self._score_batch([item])]
-        return [
-            score if math.isfinite(score) else f"the model's score is {score}" for score in scores
-        ]
+        return [score if math.isfinite(score) else f"the model's score is {score}" for score in scores]
 
 
 def build_metric(name: str, options: dict[str, Any]) -> QScorer:
@@ -295,15 +284,11 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         resolved = torch.device(device)
     except RuntimeError as error:
-        raise QScorerError(
-            f"device must be like 'cpu', 'cuda' or 'cuda:1', not {device!r}"
-        ) from error
+        raise QScorerError(f"device must be like 'cpu', 'cuda' or 'cuda:1', not {device!r}") from error
     if resolved.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (resolved.index or 0) >= count:
-            raise QScorerError(
-                f"device {str(resolved)!r} does not exist: torch sees {count} CUDA devices"
-            )
+            raise QScorerError(f"device {str(resolved)!r} does not exist: torch sees {count} CUDA devices")
     elif resolved.type == "mps" and not torch.backends.mps.is_available():
         raise QScorerError("device 'mps' does not exist: torch sees no Apple GPU")
     return resolved

@@ -145,13 +145,25 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     return ((actual - expected).norm() / expected.norm()).item()
 
 
-def check(actual: Tensor, expected: Tensor, tolerance: float = HIDDEN_TOLERANCE, what: str = "") -> None:
-    """Shapes equal, largest difference within `tolerance`, relative L2 error within `RELATIVE_TOLERANCE`."""
+def check(
+    actual: Tensor,
+    expected: Tensor,
+    tolerance: float = HIDDEN_TOLERANCE,
+    what: str = "",
+    relative_tolerance: float | None = RELATIVE_TOLERANCE,
+) -> None:
+    """Shapes equal, largest difference within `tolerance`, relative L2 error within `relative_tolerance`."""
     assert actual.shape == expected.shape, f"{what}: shape {tuple(actual.shape)}, golden {tuple(expected.shape)}"
     difference = (actual.float() - expected.float()).abs().max().item()
     assert difference <= tolerance, f"{what}: differs by {difference:.2e} from the golden numbers"
-    relative = relative_error(actual.float(), expected.float())
-    assert relative <= RELATIVE_TOLERANCE, f"{what}: relative error {relative:.2e} to the golden numbers"
+    if relative_tolerance is not None:
+        relative = relative_error(actual.float(), expected.float())
+        assert relative <= relative_tolerance, f"{what}: relative error {relative:.2e} to the golden numbers"
+
+
+def check_scores(actual: Tensor, expected: Tensor, what: str, tolerance: float = SCORE_TOLERANCE) -> None:
+    """As `check`, for single numbers, which may be near zero: absolute error only."""
+    check(actual, expected, tolerance, what, relative_tolerance=None)
 
 
 def check_small(name: str, actual: dict[str, Tensor], what: list[str]) -> None:

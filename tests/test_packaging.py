@@ -1,8 +1,7 @@
-"""The package as others get it: light to import, layered, installed as wheel or editable, gone when uninstalled."""
+"""The package as others get it: light to import, installed as wheel or editable, gone when uninstalled."""
 
 from __future__ import annotations
 
-import ast
 import importlib
 import json
 import re
@@ -10,9 +9,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 from environments import REPOSITORY, Environment, answer, run_python, write_toy_pyiqa
@@ -22,128 +19,6 @@ import pyiqa_qscorer
 PACKAGE = REPOSITORY / "pyiqa_qscorer"
 BOOT_FILES = {f"_pyiqa_qscorer_boot.{suffix}" for suffix in ("py", "pth", "start")}
 METRICS = ["qscorer", "qscorer_4bit", "qscorer_8bit"]
-
-# Imports inside the package
-
-LAYERS = [
-    {"errors", "names"},
-    {"preprocessing", "prompt", "labels"},
-    {"model"},
-    {"checkpoints"},
-    {"metric", "scoring", "score_files", "score_table", "quality_loss"} | {"training", "evaluation", "analysis"},
-    {"cli", "cli_output", "doctor", "plugin"},
-]
-"""Top-level modules from bottom to top: each may import its own layer and those before."""
-
-LAYER_OF = {name: level for level, layer in enumerate(LAYERS) for name in layer}
-
-
-class Import(NamedTuple):
-    """One import statement: `module` imports `target` (dotted); `at_load` if importing module runs it."""
-
-    module: str
-    target: str
-    line: int
-    at_load: bool
-
-    @property
-    def where(self) -> str:
-        return f"{self.module}, line {self.line}, imports {self.target}"
-
-
-def modules() -> dict[str, Path]:
-    """Dotted name below the package ("model.vision", "" for the package itself) -> file."""
-    found = {}
-    for path in sorted(PACKAGE.rglob("*.py")):
-        parts = path.relative_to(PACKAGE).with_suffix("").parts
-        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
-    return found
-
-
-def imports_of(module: str, path: Path) -> Iterator[Import]:
-    """Every import of a file, with relative ones resolved; of `from x import y`, `x.y` where that is a module."""
-    known = {f"pyiqa_qscorer.{name}".rstrip(".") for name in modules()}
-    package = ["pyiqa_qscorer", *filter(None, module.split("."))]
-    if path.name != "__init__.py":
-        package.pop()
-
-    def visit(node: ast.AST, at_load: bool) -> Iterator[Import]:
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                yield Import(module, alias.name, node.lineno, at_load)
-        elif isinstance(node, ast.ImportFrom):
-            above = package[: len(package) - node.level + 1] if node.level else []
-            source = ".".join([*above, *filter(None, [node.module])])
-            for alias in node.names:
-                full = f"{source}.{alias.name}"
-                yield Import(module, full if full in known else source, node.lineno, at_load)
-        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            for child in node.body:
-                yield from visit(child, False)
-            for child in node.orelse:
-                yield from visit(child, at_load)
-        else:
-            inside = isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
-            for child in ast.iter_child_nodes(node):
-                yield from visit(child, at_load and not inside)
-
-    yield from visit(ast.parse(path.read_text(encoding="utf-8")), True)
-
-
-@pytest.fixture(scope="module")
-def all_imports() -> list[Import]:
-    return [found for name, path in modules().items() for found in imports_of(name, path)]
-
-
-def top(dotted: str) -> str:
-    return dotted.split(".")[0]
-
-
-def test_every_module_has_its_layer() -> None:
-    unplaced = {top(name) for name in modules() if name} - LAYER_OF.keys()
-    assert not unplaced, f"say in LAYERS where these belong: {sorted(unplaced)}"
-
-
-def test_imports_point_down(all_imports: list[Import]) -> None:
-    wrong = []
-    for found in all_imports:
-        # From the package itself comes only its version; a name it re-exports has its own module.
-        inner = top(found.target.removeprefix("pyiqa_qscorer."))
-        ours = top(found.target) == "pyiqa_qscorer" and inner in LAYER_OF
-        if found.module and ours and LAYER_OF[inner] > LAYER_OF[top(found.module)]:
-            wrong.append(found.where)
-    assert not wrong, "\n".join(wrong)
-
-
-def test_no_module_needs_itself_to_load(all_imports: list[Import]) -> None:
-    needs: dict[str, set[str]] = {name: set() for name in modules()}
-    for found in all_imports:
-        if found.at_load and top(found.target) == "pyiqa_qscorer":
-            inner = found.target.removeprefix("pyiqa_qscorer").lstrip(".")
-            if inner in needs and inner not in ("", found.module):
-                needs[found.module].add(inner)
-    while free := [name for name, needed in needs.items() if not needed]:
-        for name in free:
-            del needs[name]
-        for needed in needs.values():
-            needed.difference_update(free)
-    assert not needs, f"import cycle among {sorted(needs)}"
-
-
-@pytest.mark.parametrize(
-    ("library", "allowed"),
-    [("pyiqa", {"plugin"}), ("peft", {"checkpoints", "training"}), ("typer", {"cli", "cli_output", "doctor"})],
-)
-def test_library_is_imported_only_in(library: str, allowed: set[str], all_imports: list[Import]) -> None:
-    wrong = [found.where for found in all_imports if top(found.target) == library and top(found.module) not in allowed]
-    assert not wrong, "\n".join(wrong)
-
-
-def test_the_model_is_torch_transformers_and_timm(all_imports: list[Import]) -> None:
-    allowed = {"torch", "transformers", "timm", "pyiqa_qscorer"} | sys.stdlib_module_names
-    wrong = [found.where for found in all_imports if top(found.module) == "model" and top(found.target) not in allowed]
-    assert not wrong, "\n".join(wrong)
-
 
 # The package's own face
 

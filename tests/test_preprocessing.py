@@ -74,9 +74,7 @@ def plain_levels(image: Image.Image, size: int) -> np.ndarray:
     width, height = image.size
     side = max(width, height)
     square = Image.new("RGB", (side, side), (122, 116, 104))
-    square.paste(
-        image, (0, (width - height) // 2) if width > height else ((height - width) // 2, 0)
-    )
+    square.paste(image, (0, (width - height) // 2) if width > height else ((height - width) // 2, 0))
     return np.array(square.resize((size, size), Image.Resampling.BICUBIC))
 
 
@@ -298,15 +296,25 @@ def test_every_8_bit_value_survives_every_dtype(dtype: torch.dtype) -> None:
         assert torch.equal(torch.from_numpy(np.array(image))[..., 0].flatten().double(), levels)
 
 
+@pytest.mark.parametrize("size", [4, 6, 11])
 @pytest.mark.parametrize("requires_grad", [False, True])
-def test_values_between_levels_are_rounded(requires_grad: bool) -> None:
-    steps = torch.tensor([10.4, 10.6, 0.4, 254.6, -3.0, 300.0], dtype=torch.float64)
-    nearest = torch.tensor([10.0, 11.0, 0.0, 255.0, 0.0, 255.0], dtype=torch.float64)
-    colours = [
-        pixels_from_tensor((x / 255).view(1, 1, 1, -1).requires_grad_(requires_grad), 6).detach()
-        for x in (steps, nearest)
-    ]
-    assert torch.equal(*colours)
+def test_values_are_rounded_and_clamped_before_the_resize(requires_grad: bool, size: int) -> None:
+    steps = torch.tensor([10.4, 10.6, 0.4, 254.6, -300.0, 700.0, 1e20], dtype=torch.float64)
+    levels = torch.tensor([10.0, 11.0, 0.0, 255.0, 0.0, 255.0, 255.0], dtype=torch.float64)
+    given, rounded = (
+        pixels_from_tensor((x / 255).view(1, 1, 1, -1).requires_grad_(requires_grad), size).detach()
+        for x in (steps, levels)
+    )
+    assert torch.equal(given, rounded)
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_rounding_does_not_depend_on_the_dtype(dtype: torch.dtype) -> None:
+    """A value halfway between two levels goes the same way in every dtype that holds it."""
+    images = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = pixels_from_tensor(images.double(), 32)
+    assert torch.equal(pixels_from_tensor(images, 32), expected)
+    assert torch.equal(pixels_from_tensor(images.requires_grad_(), 32).detach(), expected)
 
 
 @pytest.mark.parametrize("requires_grad", [False, True])
@@ -331,9 +339,7 @@ def test_non_finite_values_do_not_become_numbers(bad: float, requires_grad: bool
 
 def test_gray_is_repeated() -> None:
     gray = torch.rand(2, 1, 20, 31, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(
-        pixels_from_tensor(gray, 24), pixels_from_tensor(gray.repeat(1, 3, 1, 1), 24)
-    )
+    assert torch.equal(pixels_from_tensor(gray, 24), pixels_from_tensor(gray.repeat(1, 3, 1, 1), 24))
 
 
 def test_layout_of_memory_does_not_matter() -> None:
@@ -446,9 +452,7 @@ def slow_matrix(in_size: int, out_size: int) -> np.ndarray:
 
 @pytest.mark.parametrize("height,width,size", [(9, 14, 8), (14, 9, 20), (12, 12, 12), (1, 5, 7)])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_gradient_is_the_transposed_resize(
-    height: int, width: int, size: int, channels: int
-) -> None:
+def test_gradient_is_the_transposed_resize(height: int, width: int, size: int, channels: int) -> None:
     """Also where a value is rounded, clipped by the filter, or outside [0, 1]."""
     generator = torch.Generator().manual_seed(height)
     images = torch.randn(2, channels, height, width, generator=generator, dtype=torch.float64)
@@ -471,11 +475,11 @@ def test_gradient_is_the_transposed_resize(
 def test_gradient_outside_the_range_is_alive(dtype: torch.dtype) -> None:
     images = torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5]).view(1, 1, 1, 5).expand(1, 3, 5, 5)
     images = images.to(dtype).clone().requires_grad_()
-    pixels = pixels_from_tensor(images, 5)
+    pixels = pixels_from_tensor(images, 8)
     pixels.sum().backward()
     assert images.grad is not None and images.grad.dtype == dtype
     assert images.grad.isfinite().all() and (images.grad > 0).all()
-    clamped = pixels_from_tensor(images.detach().clamp(0, 1), 5)
+    clamped = pixels_from_tensor(images.detach().clamp(0, 1), 8)
     assert torch.equal(pixels.detach(), clamped)
 
 
@@ -673,9 +677,7 @@ def test_deep_gray_modes_are_refused(mode: str) -> None:
 
 
 @pytest.mark.parametrize("colour_type,channels", [(2, 3), (6, 4), (4, 2)])
-def test_16_bit_colour_keeps_the_upper_8_bits(
-    colour_type: int, channels: int, tmp_path: Path
-) -> None:
+def test_16_bit_colour_keeps_the_upper_8_bits(colour_type: int, channels: int, tmp_path: Path) -> None:
     values = np.random.default_rng(0).integers(0, 65536, (4, 5, channels), dtype=np.uint16)
     rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in values)
     path = tmp_path / "colour16.png"
@@ -725,9 +727,7 @@ def refused(source: object, *words: str) -> ImageError:
 
 def test_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    refused(
-        "nowhere.png", "image 'nowhere.png'", "no such file in", str(tmp_path), "check the path"
-    )
+    refused("nowhere.png", "image 'nowhere.png'", "no such file in", str(tmp_path), "check the path")
     refused(tmp_path / "nowhere.png", str(tmp_path / "nowhere.png"), "no such file")
     refused("", "image ''", "no such file")
     refused("with\0zero.png", "no such file")
@@ -784,9 +784,7 @@ def pil_switch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 
 @pytest.mark.parametrize("file_format,options", FORMATS)
 @pytest.mark.parametrize("kept", [0.5, 0.9])
-def test_truncated_files(
-    file_format: str, options: dict, kept: float, tmp_path: Path, pil_switch: bool
-) -> None:
+def test_truncated_files(file_format: str, options: dict, kept: float, tmp_path: Path, pil_switch: bool) -> None:
     content = encoded(random_image(64, 80, seed=0), file_format, **options)
     content = content[: int(len(content) * kept)]
     path = tmp_path / "cut.image"
@@ -863,9 +861,7 @@ def test_decompression_bomb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
         refused(source, "image ", "400 pixels", "limit of 200", "raise PIL.Image.MAX_IMAGE_PIXELS")
 
 
-def test_between_one_and_two_limits_pil_warns(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_between_one_and_two_limits_pil_warns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     image = random_image(20, 20, seed=0)
     path = saved(tmp_path, image, "large.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 from environments import REPOSITORY, answer, run_python, write_toy_pyiqa
 
-from pyiqa_qscorer import names
-from pyiqa_qscorer.errors import QScorerError
-
 OURS = ["qscorer", "qscorer_4bit", "qscorer_8bit"]
 ARCH = "pyiqa_qscorer.metric:QScorer"
+
+both_ways_in = pytest.mark.parametrize("flags", [("-S",), ()], ids=["without start-up files", "as installed"])
 
 REPORT = """
 import dataclasses, json, sys
@@ -42,7 +41,7 @@ def toy(tmp_path: Path) -> Path:
     return write_toy_pyiqa(tmp_path / "toy")
 
 
-@pytest.mark.parametrize("flags", [("-S",), ()], ids=["without start-up files", "as installed"])
+@both_ways_in
 @pytest.mark.parametrize(
     "order",
     [
@@ -89,7 +88,7 @@ def test_state_before_pyiqa_is_imported(toy: Path) -> None:
     assert found["registered"] == [False, True]
 
 
-@pytest.mark.parametrize("flags", [("-S",), ()], ids=["without start-up files", "as installed"])
+@both_ways_in
 def test_off_switch_and_register_in_spite_of_it(flags: tuple[str, ...], toy: Path) -> None:
     code = """
     import pyiqa, pyiqa_qscorer
@@ -234,9 +233,12 @@ BAD_PYIQAS = {
 }
 
 
+@both_ways_in
 @pytest.mark.parametrize("kind", BAD_PYIQAS)
 @pytest.mark.parametrize("order", ["pyiqa, pyiqa_qscorer", "pyiqa_qscorer, pyiqa"])
-def test_failure_warns_with_the_reason_and_pyiqa_imports(kind: str, order: str, tmp_path: Path) -> None:
+def test_failure_warns_with_the_reason_and_pyiqa_imports(
+    kind: str, order: str, flags: tuple[str, ...], tmp_path: Path
+) -> None:
     changed, reason, ours = BAD_PYIQAS[kind]
     changed = {"api_helpers.py": "import pyiqa.default_model_configs, pyiqa.utils.registry"} | changed
     changed |= {"__init__.py": "from . import api_helpers"}
@@ -259,7 +261,7 @@ def test_failure_warns_with_the_reason_and_pyiqa_imports(kind: str, order: str, 
         "waiting": state.hook_installed,
     }}))
     """
-    found = answer(run_python(code, "-S", path=(REPOSITORY, toy)))
+    found = answer(run_python(code, *flags, path=(REPOSITORY, toy)))
     assert found["ours"] == ours
     ((category, message),) = found["warnings"]
     assert category == "RuntimeWarning"
@@ -301,7 +303,14 @@ def test_threads_that_import_everything_at_once(toy: Path) -> None:
 
 
 def test_import_while_another_thread_runs_pyiqas_table(tmp_path: Path) -> None:
-    slow = "import time; time.sleep(0.5); DEFAULT_CONFIGS = {'toy': {'metric_mode': 'NR'}}"
+    slow = """
+    import sys, time
+    until = time.monotonic() + 20
+    while "pyiqa_qscorer.plugin" not in sys.modules and time.monotonic() < until:
+        time.sleep(0.001)
+    time.sleep(0.3)  # by now the other thread asks for this module
+    DEFAULT_CONFIGS = {"toy": {"metric_mode": "NR"}}
+    """
     toy = write_toy_pyiqa(tmp_path, {"default_model_configs.py": slow})
     code = """
     import importlib, threading, time
@@ -318,72 +327,3 @@ def test_import_while_another_thread_runs_pyiqas_table(tmp_path: Path) -> None:
     assert found["early"] is True
     assert (found["ours"], found["archs"]) == (OURS, {"QScorer": ARCH})
     assert found["state"]["problem"] is None
-
-
-# names.py
-
-
-def test_pyiqa_config_is_what_pyiqa_reads_and_always_fresh() -> None:
-    config = names.pyiqa_config("qscorer")
-    assert config == {
-        "metric_opts": {
-            "type": "QScorer",
-            "checkpoint": "2kxx/Qscorer_lora_5_1",
-            "base": "MAGAer13/mplug-owl2-llama2-7b",
-            "dtype": "auto",
-        },
-        "metric_mode": "NR",
-        "lower_better": False,
-        "score_range": "0, 5",
-    }
-    config["metric_opts"]["dtype"] = "changed"
-    assert names.pyiqa_config("qscorer")["metric_opts"]["dtype"] == "auto"
-    assert names.pyiqa_config("qscorer_8bit")["metric_opts"]["dtype"] == "8bit"
-    assert names.pyiqa_config("qscorer_4bit")["metric_opts"]["dtype"] == "4bit"
-
-
-def test_names_avoid_what_pyiqa_branches_on() -> None:
-    for name in names.METRICS:
-        for special in ("swin", "face", "afine", "fid", "qalign", "compare2score"):
-            assert special not in name
-
-
-def test_options_are_those_of_the_metric() -> None:
-    from pyiqa_qscorer.metric import QScorer
-
-    assert list(names.OPTIONS) == list(inspect.signature(QScorer).parameters)
-    for definition in names.METRICS.values():
-        assert definition.options.keys() <= names.OPTIONS.keys()
-
-
-def test_resolved_options_put_the_callers_over_the_names() -> None:
-    resolved = names.resolve_metric_options("qscorer_8bit", {"checkpoint": "folder", "clamp": False, "base": None})
-    assert resolved == {
-        "checkpoint": "folder",
-        "base": "MAGAer13/mplug-owl2-llama2-7b",
-        "dtype": "8bit",
-        "clamp": False,
-    }
-    assert names.METRICS["qscorer_8bit"].options["checkpoint"] == "2kxx/Qscorer_lora_5_1"
-
-
-@pytest.mark.parametrize("wrong", ["qscorer-8bit", "QScorer_8bit", "qscorer8bit"])
-def test_unknown_metric_names_the_nearest(wrong: str) -> None:
-    with pytest.raises(KeyError) as caught:
-        names.resolve_metric_options(wrong, {})
-    assert isinstance(caught.value, QScorerError)
-    message = str(caught.value)
-    assert message.startswith(f"pyiqa-qscorer has no metric {wrong!r}; did you mean 'qscorer_8bit'")
-    assert message.endswith("There are: qscorer, qscorer_8bit, qscorer_4bit")
-
-
-def test_unknown_metric_far_from_all_lists_all() -> None:
-    with pytest.raises(names.UnknownMetricError, match=r"no metric 'x'; There are: qscorer, "):
-        names.pyiqa_config("x")
-
-
-def test_unknown_option_names_the_nearest() -> None:
-    with pytest.raises(TypeError, match=r"has no option 'chekpoint'; did you mean 'checkpoint'"):
-        names.resolve_metric_options("qscorer", {"chekpoint": "folder"})
-    with pytest.raises(names.UnknownOptionError, match="There are: checkpoint, base, revision, "):
-        names.resolve_metric_options("qscorer", {"zzz": None})

@@ -9,10 +9,9 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
-from peft import PeftModel
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +20,9 @@ from ..errors import CheckpointError
 from ..model import QScorerForScoring
 from ..preprocessing import MEAN, STD
 from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS
+
+if TYPE_CHECKING:  # peft takes seconds to import, and scoring does not need it
+    from peft import LoraConfig, PeftModel
 
 SavedLayout = Literal["qscorer", "published"]
 
@@ -147,7 +149,7 @@ def save_lora_folder(output: Path, model: QScorerForScoring, adapters: PeftModel
     """
     if adapters is None:
         raise CheckpointError("layout 'published_lora' needs a run with lora.enabled: true")
-    settings = adapters.peft_config["default"]
+    settings = cast("LoraConfig", adapters.peft_config["default"])
     factors: dict[str, Tensor] = {}
     others: dict[str, Tensor] = {}
     for name, parameter in model.named_parameters():

@@ -79,13 +79,14 @@ def start_from_checkpoint(
     return StartingPoint(loaded.model, loaded.tokenizer)
 
 
-def start_new(architecture: dict[str, Any], tokenizer_folder: Path, formulation: Formulation) -> StartingPoint:
+def start_new(
+    architecture: dict[str, Any], tokenizer: PreTrainedTokenizerBase, formulation: Formulation
+) -> StartingPoint:
     """A network of the given `QScorerConfig` fields with random weights (draws from torch's global generator).
 
     Raises:
-        CheckpointError: no tokenizer there, or fields that do not fit together.
+        CheckpointError: fields that do not fit together, or a tokenizer without the level words.
     """
-    tokenizer = load_tokenizer(tokenizer_folder)
     try:
         config = QScorerConfig(**architecture)
         config.vocab_size = len(tokenizer)
@@ -139,15 +140,15 @@ def _add_quality_tokens(config: QScorerConfig, tokenizer: PreTrainedTokenizerBas
     if formulation.name == "score_token":
         config.score_tokens = score_tokens(formulation.levels)
         tokenizer.add_tokens(config.score_tokens, special_tokens=True)
-        config.score_token_ids = [tokenizer.convert_tokens_to_ids(token) for token in config.score_tokens]
+        config.score_token_ids = [int(tokenizer.get_vocab().get(token, -1)) for token in config.score_tokens]
         config.vocab_size = max(config.vocab_size, *(index + 1 for index in config.score_token_ids))
         return
     config.level_tokens = [f"▁{word}" for word in formulation.words]
-    config.level_token_ids = [tokenizer.convert_tokens_to_ids(token) for token in config.level_tokens]
+    config.level_token_ids = [int(tokenizer.get_vocab().get(token, -1)) for token in config.level_tokens]
     unknown = [
         word
         for word, index in zip(formulation.words, config.level_token_ids, strict=True)
-        if index is None or index == tokenizer.unk_token_id
+        if index < 0
     ]
     if unknown:
-        raise CheckpointError(f"level_words must be single tokens of the tokenizer, these are not: {', '.join(unknown)}")
+        raise CheckpointError(f"level_words must be single tokens of the tokenizer, not so: {', '.join(unknown)}")

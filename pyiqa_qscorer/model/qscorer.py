@@ -123,6 +123,10 @@ class QScorerForScoring(QScorerPreTrainedModel):
 
     def __init__(self, config: QScorerConfig) -> None:
         super().__init__(config)
+        for part in (config.vision_config, config.abstractor_config):
+            # transformers settles its default on the whole only; without one the visual parts would fall back to eager.
+            if part._attn_implementation is None:
+                part._attn_implementation = config._attn_implementation
         self.model = QScorerBackbone(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         regressor = HyperRegressor if config.regressor == "hyper" else ScoreRegressor
@@ -178,9 +182,8 @@ class QScorerForScoring(QScorerPreTrainedModel):
                 [attention_mask[:, :column], seen, attention_mask[:, column + 1 :]], dim=1
             )
         hidden_states = self.model.decode(embeddings, span, attention_mask)
-        output = QScorerOutput(
-            logits=self.lm_head(hidden_states), last_hidden_state=hidden_states, visual_span=span
-        )
+        logits = self.lm_head(hidden_states)
+        output = QScorerOutput(logits=logits, last_hidden_state=hidden_states, visual_span=span)
         if labels is not None:
             ignored = labels.new_full((labels.shape[0], visual_tokens.shape[1]), IGNORED_LABEL)
             output.labels = torch.cat([labels[:, :column], ignored, labels[:, column + 1 :]], dim=1)
@@ -188,7 +191,7 @@ class QScorerForScoring(QScorerPreTrainedModel):
             # The state that predicts a quality token is the one before it; the last column predicts nothing.
             rows, positions = torch.isin(output.labels[:, 1:], quality_ids).nonzero(as_tuple=True)
             output.quality_rows = rows
-            output.quality_logits = output.logits[rows, positions][:, quality_ids]
+            output.quality_logits = logits[rows, positions][:, quality_ids]
             if self.config.formulation == "score_token":
                 output.raw_scores = self.deepmlp(hidden_states[rows, positions], visual_tokens[rows])
             else:

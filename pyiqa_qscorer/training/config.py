@@ -65,7 +65,8 @@ class ModelConfig(_Section):
     """Where the weights start, and what they are to say.
 
     `checkpoint` is a base (mPLUG-Owl2), or anything that scores, in any layout. `architecture` instead builds a new
-    network with these fields of `QScorerConfig` and random weights; it needs `tokenizer`, a folder.
+    network with these fields of `QScorerConfig` and random weights; `tokenizer` is a folder then, or None for the
+    small one that knows the prompts.
     """
 
     checkpoint: str | None = None
@@ -87,8 +88,6 @@ class ModelConfig(_Section):
     def _one_start(self) -> ModelConfig:
         if (self.checkpoint is None) == (self.architecture is None):
             raise ValueError("give either checkpoint or architecture")
-        if self.architecture is not None and self.tokenizer is None:
-            raise ValueError("architecture needs tokenizer, a folder with tokenizer.json")
         if self.formulation != "score_token" and len(self.level_words) != self.levels:
             raise ValueError(f"level_words must be {self.levels} words, got {self.level_words}")
         return self
@@ -180,10 +179,10 @@ class TrainConfig(_Section):
     output: Path
     model: ModelConfig
     data: DataConfig
-    objective: ObjectiveConfig = ObjectiveConfig()
-    lora: LoraSettings = LoraSettings()
-    trainable: TrainableSettings = TrainableSettings()
-    optimisation: OptimisationConfig = OptimisationConfig()
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    lora: LoraSettings = Field(default_factory=LoraSettings)
+    trainable: TrainableSettings = Field(default_factory=TrainableSettings)
+    optimisation: OptimisationConfig = Field(default_factory=OptimisationConfig)
     layouts: list[Literal["qscorer", "published", "published_lora"]] = ["qscorer"]
     device: Literal["auto", "cpu"] = "auto"
 

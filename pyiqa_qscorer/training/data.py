@@ -93,7 +93,10 @@ def read_dataset(config: DatasetConfig, phase: str, on_error: str = "stop", need
             mapped_std = None if std is None else scale.score_std(std)
             usable.append(LabelledImage(path, scale.score(mos), mapped_std, name))
         elif on_error == "stop":
-            raise TrainingDataError(f"dataset {name}: {path}: {problem}; mend it, or set on_error: skip")
+            raise TrainingDataError(
+                f"dataset {name}: {path}: {problem}; mend it, set on_error: skip, "
+                "or, for a wrong range, give mos_range"
+            )
         else:
             skipped.append((path, problem))
     if on_error == "skip":

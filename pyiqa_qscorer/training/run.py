@@ -10,23 +10,26 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from .. import __version__
 from ..checkpoints import SavedLayout, download_checkpoint, save_folder, save_lora_folder
-from ..checkpoints.loading import quantise
+from ..checkpoints.loading import load_tokenizer, quantise
 from ..checkpoints.starting import Formulation, StartingPoint, start_from_checkpoint, start_new
 from ..model import QScorerForScoring
 from .card import model_card
 from .config import TrainConfig
 from .data import Collator, LabelledImages, QualityDataset, read_dataset, scale_facts
 from .text import TrainingText, training_text
+from .tokenizer import prompt_tokenizer
 from .trainer import QScorerTrainer, TrainingFailedError, evaluation_metrics, last_complete_state
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 logger = logging.getLogger("pyiqa_qscorer")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -105,8 +108,8 @@ def _starting_point(config: TrainConfig) -> StartingPoint:
         model.formulation, model.levels, model.level_words, model.regressor, model.regressor_hidden_sizes
     )
     if model.architecture is not None:
-        assert model.tokenizer is not None  # by validation
-        start = start_new(model.architecture, model.tokenizer, formulation)
+        tokenizer = prompt_tokenizer(model.level_words) if model.tokenizer is None else load_tokenizer(model.tokenizer)
+        start = start_new(model.architecture, tokenizer, formulation)
     else:
         assert model.checkpoint is not None
         folders = download_checkpoint(
@@ -135,6 +138,8 @@ def _choose_trained(model: QScorerForScoring, config: TrainConfig) -> PeftModel 
     trainable, adapters = config.trainable, None
     model.requires_grad_(trainable.everything)
     if config.lora.enabled and not trainable.everything:
+        from peft import LoraConfig, get_peft_model  # takes seconds, and not every run has adapters
+
         settings = LoraConfig(
             r=config.lora.r,
             lora_alpha=cast(int, config.lora.alpha),
@@ -142,7 +147,7 @@ def _choose_trained(model: QScorerForScoring, config: TrainConfig) -> PeftModel 
             target_modules=config.lora.targets,
             bias="none",
         )
-        adapters = cast(PeftModel, get_peft_model(model, settings))
+        adapters = cast("PeftModel", get_peft_model(model, settings))
     parts = {
         "vision_model": model.model.vision_model,
         "visual_abstractor": model.model.visual_abstractor,

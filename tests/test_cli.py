@@ -1,0 +1,320 @@
+"""The command line: what it prints, its exit codes, and that no finished score is ever lost."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake_metric import FakeMetric, use
+from PIL import Image
+from rich.console import Console
+from tiny_checkpoint import published_folders
+from typer.testing import CliRunner
+
+from pyiqa_qscorer import __version__, cli, cli_output, scoring
+from pyiqa_qscorer.scoring import Scorer
+
+TESTS = Path(__file__).resolve().parent
+PROGRAM = [sys.executable, str(TESTS / "fake_metric.py")]
+
+
+@pytest.fixture(autouse=True)
+def quick_metric(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "real_metric" not in request.fixturenames:
+        monkeypatch.setattr(scoring, "build_metric", use)
+
+
+@pytest.fixture
+def real_metric() -> None:
+    """For tests that load a checkpoint."""
+
+
+@pytest.fixture
+def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Eight pictures, from dark to bright; the folder above is the working folder."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    noise = np.random.default_rng(0).integers(0, 80, (24, 32, 3), dtype=np.uint8)
+    for level in range(8):
+        Image.fromarray(noise + np.uint8(20 * level)).save(folder / f"{level}.png")
+    monkeypatch.chdir(tmp_path)
+    return folder
+
+
+class Result:
+    def __init__(self, *arguments: str | Path) -> None:
+        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        self.code, self.out, self.err = result.exit_code, result.stdout, result.stderr
+
+
+def program(**environment: object) -> dict:
+    """Keyword arguments of `subprocess` for the command line as a process of its own."""
+    variables = {name: str(value) for name, value in environment.items()}
+    return {"env": os.environ | {"PYTHONPATH": str(TESTS.parent), **variables}, "text": True}
+
+
+# --- score --------------------------------------------------------------------------------------------------------
+
+
+def test_in_a_pipe_lines_of_score_and_path(photos: Path) -> None:
+    result = Result("score", "photos")
+    assert result.code == 0
+    lines = [line.split("\t") for line in result.out.splitlines()]
+    assert [path for _, path in lines] == [f"photos/{level}.png" for level in range(8)]
+    expected = Scorer(FakeMetric()).score([path for _, path in lines])
+    assert [float(score) for score, _ in lines] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert "8 images scored, mean 2." in result.err and "images/s" in result.err
+
+
+def test_in_a_terminal_a_table_best_first(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=True, width=80, highlight=False, color_system=None)
+    monkeypatch.setattr(cli_output, "out", console)
+    Image.open(photos / "3.png").save(photos / "a [bold]name[red]\x1b[2J.png")
+    assert Result("score", "photos", "no-clamp.png").code == 1
+    header, *rows = screen.getvalue().splitlines()
+    assert header.split() == ["score", "0", "5", "size", "image"]
+    assert len(rows) == 9 and all(len(row) <= 80 for row in rows)
+    scores = [float(row.split()[0]) for row in rows]
+    assert scores == sorted(scores, reverse=True)
+    assert rows[0].split()[2:] == ["32x24", "photos/7.png"]
+    assert any(row.rstrip().endswith(r"photos/a [bold]name[red]\x1b[2J.png") for row in rows)
+
+
+def test_failed_images_go_to_stderr(photos: Path) -> None:
+    (photos / "broken.png").write_bytes((photos / "0.png").read_bytes()[:300])
+    result = Result("score", "photos", "gone.png", "-o", "scores.csv")
+    assert result.code == 1 and result.out == ""
+    assert re.search(r"^failed photos/broken\.png: .*truncated", result.err, re.MULTILINE)
+    assert re.search(r"^failed gone\.png: .*no such file", result.err, re.MULTILINE)
+    assert "8 images scored, 2 failed" in result.err and "Table: scores.csv" in result.err
+    assert len(Path("scores.csv").read_text().splitlines()) == 11
+    assert Result("score", "photos/broken.png").out == ""
+
+
+def test_only_twenty_failures_are_listed_beside_a_table(photos: Path) -> None:
+    missing = [f"{number}.png" for number in range(25)]
+    result = Result("score", *missing, "-o", "scores.csv")
+    assert result.err.count("failed ") == 20 and "and 5 more: column 'error'" in result.err
+    assert Result("score", *missing).err.count("failed ") == 25
+
+
+def test_resume_and_overwrite(photos: Path) -> None:
+    assert Result("score", "photos/[0-4].png", "-o", "s.csv").code == 0
+    refused = Result("score", "photos", "-o", "s.csv")
+    assert refused.code == 2 and refused.err == (
+        "error: s.csv exists: resume to add to it, or overwrite to replace it\n"
+    )
+    resumed = Result("score", "photos", "-o", "s.csv", "--resume")
+    assert resumed.code == 0 and "5 images of 8 scored before" in resumed.err
+    assert "8 images scored" in resumed.err
+    again = Result("score", "photos", "-o", "s.csv", "--resume")
+    assert again.code == 0 and "8 images scored" in again.err and "images/s" not in again.err
+    other = Result("score", "photos", "-o", "s.csv", "--resume", "--prompt", "training")
+    assert other.code == 2 and "another checkpoint or other options" in other.err
+    assert Result("score", "photos", "-o", "s.csv", "--overwrite", "--prompt", "training").code == 0
+
+
+def test_repeated_images_are_scored_once(photos: Path) -> None:
+    result = Result("score", "photos/1.png", "photos", "./photos/1.png")
+    assert len(result.out.splitlines()) == 8 and "2 images named twice: scored once" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["photos", "--metric", "qscorrer"], "no metric 'qscorrer'; did you mean 'qscorer'"),
+        (["https://example.org/a.png"], "URLs are not fetched"),
+        (["photos/*.gif"], "no image file matches the pattern 'photos/*.gif'"),
+        (["photos", "-o", "scores.xls"], "must end in .csv, .jsonl, .parquet"),
+        (["photos", "--resume"], "--resume and --overwrite go with --output"),
+        (["photos", "-o", "s.csv", "--resume", "--overwrite"], "exclude each other"),
+        (["photos", "--device", "gpu"], "device must be like 'cpu'"),
+        (["photos", "--batch-size", "0"], "batch-size"),
+        (["photos", "--colour", "red"], "No such option"),
+        ([], "Usage"),
+    ],
+)
+def test_wrong_usage(photos: Path, arguments: list[str], words: str) -> None:
+    result = Result("score", *arguments)
+    assert words in " ".join((result.err + result.out).split()) and result.code == (2 if arguments else result.code)
+    assert "Traceback" not in result.err
+    assert sorted(path.name for path in photos.parent.iterdir()) == ["photos"]
+
+
+def test_debug_shows_the_traceback(photos: Path) -> None:
+    with pytest.raises(ValueError, match="URLs are not fetched"):
+        Result("score", "https://example.org/a.png", "--debug")
+
+
+def test_options_are_passed_on(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {}
+
+    def build(name: str, options: dict) -> FakeMetric:
+        given[name] = {option: value for option, value in options.items() if value is not None}
+        return FakeMetric()
+
+    monkeypatch.setattr(scoring, "build_metric", build)
+    flags = {
+        "checkpoint": "c",
+        "base": "b",
+        "revision": "r",
+        "base_revision": "br",
+        "dtype": "float32",
+        "prompt": "evaluation",
+        "attn_implementation": "eager",
+        "cache_dir": "d",
+    }
+    typed = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]
+    arguments = ["score", "photos", "-m", "qscorer_4bit", "--no-clamp", "--local-files-only", *typed]
+    assert Result(*arguments, "--batch-size", "3", "--workers", "1", "--device", "cpu").code == 0
+    assert given == {"qscorer_4bit": flags | {"clamp": False, "local_files_only": True}}
+    assert Result("score", "photos").code == 0
+    assert given["qscorer"] == {}
+
+
+# --- a run that is stopped ------------------------------------------------------------------------------------------
+
+
+def wait_for_rows(output: Path, count: int, run: subprocess.Popen) -> None:
+    partial = output.with_name(output.name + ".partial.jsonl")
+    deadline = time.monotonic() + 60
+    while not partial.exists() or partial.read_bytes().count(b"\n") < count:
+        assert run.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_stopped_runs_resume_to_the_same_table(photos: Path) -> None:
+    for number in range(60):
+        Image.new("RGB", (20, 20 + number), (number, 2 * number, 99)).save(photos / f"more{number:02}.png")
+    (photos / "broken.png").write_bytes(b"\x89PNG")
+    output, expected = Path("scores.csv"), Path("expected.csv")
+    assert Result("score", "photos", "-o", expected).code == 1
+    command = [*PROGRAM, "score", "photos", "-o", str(output), "--batch-size", "4", "--resume"]
+    slow = program(FAKE_SECONDS_PER_IMAGE=0.03)
+
+    run = subprocess.Popen(command, stderr=subprocess.PIPE, **slow)
+    wait_for_rows(output, 8, run)
+    run.send_signal(signal.SIGINT)
+    message = run.communicate(timeout=60)[1]
+    assert run.returncode == 130
+    assert re.search(r"Interrupted after \d+ of 69 images", message)
+    assert "scores.csv.partial.jsonl. Repeat the command with --resume" in message
+    assert "Traceback" not in message and not output.exists()
+
+    run = subprocess.Popen(command, stderr=subprocess.DEVNULL, **slow)
+    wait_for_rows(output, 24, run)
+    run.kill()
+    assert run.wait(timeout=60) == -signal.SIGKILL and not output.exists()
+    partial = Path("scores.csv.partial.jsonl")
+    with partial.open("ab") as file:
+        file.write(b'{"path": "torn')
+    scored = partial.read_bytes().count(b"\n")
+
+    result = Result("score", "photos", "-o", output, "--resume")
+    assert result.code == 1 and f"{scored - 1} images of 69 scored before" in result.err  # not the broken one
+    assert output.read_bytes() == expected.read_bytes()
+    assert sorted(path.name for path in photos.parent.iterdir()) == ["expected.csv", "photos", "scores.csv"]
+
+
+def test_full_disk_keeps_finished_rows(photos: Path) -> None:
+    command = [*PROGRAM, "score", "photos", "-o", "scores.csv"]
+    run = subprocess.run(command, capture_output=True, timeout=120, **program(FAKE_FILE_SIZE_LIMIT=1000))
+    assert run.returncode == 2 and "Traceback" not in run.stderr
+    assert re.search(r"error: cannot write scores\.csv\.partial\.jsonl: File too large\. \d finished rows", run.stderr)
+    rows = [json.loads(line) for line in Path("scores.csv.partial.jsonl").read_bytes().splitlines()]
+    assert [row["path"] for row in rows] == [f"photos/{level}.png" for level in range(len(rows))] and rows
+    resumed = Result("score", "photos", "-o", "scores.csv", "--resume")
+    assert resumed.code == 0 and f"{len(rows)} images of 8 scored before" in resumed.err
+
+
+def test_a_closed_pipe_ends_quietly(photos: Path) -> None:
+    run = subprocess.Popen(
+        [*PROGRAM, "score", "photos", "--batch-size", "1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        **program(FAKE_SECONDS_PER_IMAGE=0.05),
+    )
+    assert run.stdout is not None and run.stdout.readline()
+    run.stdout.close()
+    assert run.stderr is not None
+    message = run.stderr.read()
+    assert run.wait(timeout=60) != 0 and "Traceback" not in message and "Exception" not in message
+
+
+# --- the other commands ---------------------------------------------------------------------------------------------
+
+
+def test_help_and_version_are_quick() -> None:
+    code = """
+import sys
+from pyiqa_qscorer.cli import main
+sys.argv[1:] = {!r}
+try:
+    main()
+finally:
+    heavy = {{"torch", "transformers", "pyiqa", "numpy", "PIL", "huggingface_hub"}} & set(sys.modules)
+    assert not heavy, heavy
+"""
+    for arguments, words in ((["--version"], f"pyiqa-qscorer {__version__}"), (["score", "--help"], "--checkpoint")):
+        best = 99.0
+        for _ in range(3):
+            started = time.monotonic()
+            command = [sys.executable, "-c", code.format(arguments)]
+            run = subprocess.run(command, capture_output=True, timeout=60, **program())
+            best = min(best, time.monotonic() - started)
+            assert run.returncode == 0 and words in run.stdout, run.stderr
+        assert best < 2  # 0.25 s alone; other tests may keep the machine busy
+
+
+def test_bare_command_shows_help() -> None:
+    result = Result()
+    assert all(command in result.out + result.err for command in ("score", "download", "merge", "doctor"))
+
+
+def test_score_download_merge_with_a_real_checkpoint(real_metric: None, tmp_path: Path, golden: Path) -> None:
+    lora, base, _ = published_folders(tmp_path)
+    summary = json.loads((golden / "lora_golden" / "summary.json").read_text())
+    images = sorted((golden / "images").glob("[a-k]_*.png"))
+    source = ["--checkpoint", lora, "--base", base]
+
+    fetched = Result("download", *source)
+    assert fetched.code == 0 and fetched.out.splitlines() == [str(lora), str(base)]
+
+    scored = Result("score", *images, *source, "--dtype", "float32", "--device", "cpu")
+    assert scored.code == 0
+    scores = [float(line.split("\t")[0]) for line in scored.out.splitlines()]
+    assert scores == pytest.approx(summary["load_fp32_eager"]["score"], abs=1e-4)
+
+    merged = tmp_path / "merged-here"
+    assert Result("merge", "-o", merged, *source).out == f"{merged}\n"
+    alone = Result("score", *images, "--checkpoint", merged, "--dtype", "float32", "--device", "cpu")
+    scores = [float(line.split("\t")[0]) for line in alone.out.splitlines()]
+    assert scores == pytest.approx(summary["merged_fp32_eager"]["score"], abs=1e-4)
+
+    again = Result("merge", "-o", merged, *source)
+    assert again.code == 2 and "empty folder" in again.err
+    nonsense = Result("merge", "-o", tmp_path / "x", *source, "--layout", "nonsense")
+    assert nonsense.code == 2
+
+
+def test_setup_errors_are_one_message(real_metric: None, photos: Path) -> None:
+    for arguments, words in (
+        (["--checkpoint", "./nowhere"], "no such folder"),
+        (["--checkpoint", "photos"], "none of the known checkpoint layouts"),
+        (["--checkpoint", "photos", "--dtype", "float8"], "dtype must be one of"),
+    ):
+        result = Result("score", "photos", *arguments)
+        assert result.code == 2 and "Traceback" not in result.err
+        assert re.search(rf"^error: .*{words}", result.err, re.MULTILINE), result.err
