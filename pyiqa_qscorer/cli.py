@@ -110,7 +110,7 @@ def score(
     metric: Metric = "qscorer",
     output: Annotated[
         Path | None,
-        _option("write a table: .csv, .jsonl or .parquet", "--output", "-o", metavar="FILE"),
+        _option("write a table: .csv, .jsonl or .parquet", "--output", "-o", metavar="FILE", show_default=False),
     ] = None,
     resume: Annotated[bool, _option("go on from an interrupted or finished --output", "--resume")] = False,
     overwrite: Annotated[bool, _option("replace an existing --output", "--overwrite")] = False,

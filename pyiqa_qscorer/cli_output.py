@@ -121,9 +121,9 @@ def print_table(rows: Sequence[ScoreRow]) -> None:
 
 def _bar(part: float, style: str) -> Text:
     halves = round(2 * BAR_WIDTH * part)
-    full, half = ("━", "╸") if out.encoding.startswith("utf") else ("=", "-")
+    full, half, rest = "━╾─" if out.encoding.startswith("utf") else "=- "
     filled = full * (halves // 2) + half * (halves % 2)
-    return Text.assemble((filled, style), (full * (BAR_WIDTH - len(filled)), "bright_black"))
+    return Text.assemble((filled, style), (rest * (BAR_WIDTH - len(filled)), "bright_black"))
 
 
 def print_summary(rows: Sequence[ScoreRow], made: int, seconds: float, output: Path | None) -> None:
@@ -159,7 +159,7 @@ def print_interrupted(made: int, wanted: int, partial: Path | None) -> None:
     """After Ctrl-C: what is kept, and how to go on."""
     say(("Interrupted", "bold yellow"), f" after {made:,} of {count(wanted, 'image')}.")
     if partial is not None and made:
-        say(f"They are kept in {partial}. Repeat the command with --resume to go on.")
+        say(f"They are kept in {printable(str(partial))}. Repeat the command with --resume to go on.")
 
 
 # --- checkpoints --------------------------------------------------------------------------------

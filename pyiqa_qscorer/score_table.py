@@ -63,7 +63,7 @@ class ScoreTable:
         self._length = 0
         self._last_sync = time.monotonic()
         if resume and overwrite:
-            raise InputError("resume and overwrite exclude each other")
+            raise InputError("--resume and --overwrite exclude each other")
         suffix = self.output.suffix.lower()
         if suffix not in SUFFIXES:
             raise InputError(f"the output must end in {', '.join(SUFFIXES)}, not {str(output)!r}")
@@ -77,10 +77,10 @@ class ScoreTable:
             if self.partial.exists():
                 raise InputError(
                     f"{self.partial} has the rows of an interrupted run: "
-                    "resume to go on with them, or overwrite to start again"
+                    "--resume goes on with them, --overwrite starts again"
                 )
             if self.output.exists():
-                raise InputError(f"{self.output} exists: resume to add to it, or overwrite to replace it")
+                raise InputError(f"{self.output} exists: --resume adds to it, --overwrite replaces it")
 
     def open(self, metric: str, identity: str) -> ScoreTable:
         """Open the partial file and, with `resume`, read the rows of earlier runs.
@@ -180,7 +180,7 @@ class ScoreTable:
     def _write_problem(self, path: Path, error: OSError) -> str:
         return (
             f"cannot write {path}: {error.strerror}. {len(self.rows)} finished rows are kept; "
-            "put it right and go on with resume"
+            "put it right and go on with --resume"
         )
 
     def _keep(self, row: ScoreRow, metric: str, identity: str) -> None:
@@ -188,7 +188,7 @@ class ScoreTable:
             raise InputError(
                 f"cannot resume {self.output}: its scores were made by {row.metric} with identity "
                 f"{row.identity}, but this run is {metric} with identity {identity} (another "
-                "checkpoint or other options). Use the same options, another output, or overwrite"
+                "checkpoint or other options). Use the same options, another output, or --overwrite"
             )
         self.rows[file_key(row.path)] = row
 
@@ -247,7 +247,7 @@ def _row(cells: dict[Any, Any], path: Path, number: int) -> ScoreRow:
     except (TypeError, ValueError) as error:
         raise InputError(
             f"cannot resume: row {number} of {path} is not of a score table ({error}). "
-            "Choose another output, or overwrite"
+            "Choose another output, or --overwrite"
         ) from error
 
 

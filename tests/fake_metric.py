@@ -50,11 +50,15 @@ def use(name: str, options: dict[str, Any]) -> FakeMetric:
 
 
 if __name__ == "__main__":
+    import resource
+
     from pyiqa_qscorer import cli, scoring
 
-    if limit := os.environ.get("FAKE_FILE_SIZE_LIMIT"):
-        import resource
-
-        resource.setrlimit(resource.RLIMIT_FSIZE, (int(limit), int(limit)))
     scoring.build_metric = use  # type: ignore[assignment]
-    cli.main()
+    limit = int(os.environ.get("FAKE_FILE_SIZE_LIMIT", resource.RLIM_INFINITY))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        cli.main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)  # others write at exit, too: coverage

@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_metric import FakeMetric, use
+from hub_server import BASE_REPO, LORA_REPO, serve_published_layout
 from PIL import Image
 from rich.console import Console
-from tiny_checkpoint import published_folders
+from tiny_checkpoint import add_tokenizer, published_folders
 from typer.testing import CliRunner
 
 from pyiqa_qscorer import __version__, cli, cli_output, scoring
@@ -113,9 +114,7 @@ def test_only_twenty_failures_are_listed_beside_a_table(photos: Path) -> None:
 def test_resume_and_overwrite(photos: Path) -> None:
     assert Result("score", "photos/[0-4].png", "-o", "s.csv").code == 0
     refused = Result("score", "photos", "-o", "s.csv")
-    assert refused.code == 2 and refused.err == (
-        "error: s.csv exists: resume to add to it, or overwrite to replace it\n"
-    )
+    assert refused.code == 2 and refused.err == ("error: s.csv exists: --resume adds to it, --overwrite replaces it\n")
     resumed = Result("score", "photos", "-o", "s.csv", "--resume")
     assert resumed.code == 0 and "5 images of 8 scored before" in resumed.err
     assert "8 images scored" in resumed.err
@@ -307,6 +306,50 @@ def test_score_download_merge_with_a_real_checkpoint(real_metric: None, tmp_path
     assert again.code == 2 and "empty folder" in again.err
     nonsense = Result("merge", "-o", tmp_path / "x", *source, "--layout", "nonsense")
     assert nonsense.code == 2
+
+
+SESSION = """
+import json, sys
+from pyiqa_qscorer.cli import app
+for arguments in json.loads(sys.argv[1]):
+    try:
+        app(arguments)
+    except SystemExit as end:
+        print("exit", end.code, flush=True)
+"""
+
+
+def test_download_from_the_hub_then_score(tmp_path: Path, golden: Path) -> None:
+    """The commands as the README has them, against a server that has tiny models under the published names."""
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    add_tokenizer(tokenizer)
+    server, environment = serve_published_layout(tmp_path, golden, tokenizer / "tokenizer.model")
+    image = str(golden / "images" / "b_rgb_384x512.png")
+    commands = [
+        ["score", image, "--local-files-only"],
+        ["download"],
+        ["download"],
+        ["score", image, "--dtype", "float32", "--device", "cpu"],
+        ["doctor", "--json"],
+    ]
+    with server:
+        run = subprocess.run(
+            [sys.executable, "-c", SESSION, json.dumps(commands)],
+            env=environment | {"PYTHONPATH": str(TESTS.parent)},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+    not_there, first, second, scored, report = re.split(r"^exit [\d]+\n", run.stdout, flags=re.MULTILINE)[:5]
+    assert re.findall(r"^exit (\d+)", run.stdout, re.MULTILINE)[:4] == ["2", "0", "0", "0"], run.stderr
+    assert not_there == "" and "error: '2kxx/Qscorer_lora_5_1' (revision 'main') is not in the cache" in run.stderr
+    folders = [Path(line) for line in first.splitlines()]
+    assert first == second and len(folders) == 2 and all((folder / "config.json").exists() for folder in folders)
+    assert re.search(r"2kxx/Qscorer_lora_5_1: .* to download to", run.stderr)
+    assert "2kxx/Qscorer_lora_5_1: complete" in run.stderr and "Traceback" not in run.stderr
+    assert float(scored.split("\t")[0]) == pytest.approx(0.495093, abs=1e-4)
+    assert json.loads(report)["cache"]["complete"] == {name: True for name in (BASE_REPO, LORA_REPO)}
 
 
 def test_setup_errors_are_one_message(real_metric: None, photos: Path) -> None:

@@ -236,6 +236,8 @@ def test_clipped_rows_keep_a_sum_above_one_unless_normalised(variant):
 def test_narrow_opinions_fall_back_to_interpolation(variant):
     mos, std = [1.3, 2.5, 4.99], [0.0, 0.1, 0.199]
     assert (gaussian_soft_label(mos, std, 5, variant=variant) == linear_soft_label(mos, 5)).all()
+    certain = gaussian_soft_label(mos, [0.0, 1e-300, 1e-7], 5, variant=variant, min_std=0.0, max_error=math.inf)
+    assert (certain == linear_soft_label(mos, 5)).all()
     wider = gaussian_soft_label([2.4], [0.2 + 1e-9], 5, variant=variant)
     assert np.abs(wider - linear_soft_label([2.4], 5)).max() > 1e-3
 

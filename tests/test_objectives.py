@@ -322,7 +322,7 @@ def test_fidelity_of_certain_and_opposite_preferences_nears_one():
 
 def test_fidelity_with_a_std_of_zero_takes_the_order_as_certain():
     predictions = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
-    mos, zero = torch.tensor([2.0, 3.0, 3.0], dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
+    mos, zero = torch.tensor([2.999, 3.0, 3.0], dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     phi = norm.cdf(np.array([1.0, 3.0, 2.0]) / math.sqrt(2))
     tied = 1 - math.sqrt(phi[2] / 2) - math.sqrt((1 - phi[2]) / 2)
     expected = (1 - math.sqrt(phi[0]) + 1 - math.sqrt(phi[1]) + tied) / 3
@@ -402,7 +402,10 @@ def test_constant_predictions_have_no_direction(value, dtype):
     """0.1 is not exact in binary: its mean differs from it by a rounding, which must not be blown up to a direction."""
     targets = torch.tensor([1.0, 2.0, 4.0, 4.5, 3.0], dtype=dtype)
     constant = torch.full((5,), value, dtype=dtype)
+    rounded = constant.clone()
+    rounded[2] = torch.nextafter(constant[2], constant[2] + 1)
     assert plcc(constant, targets).item() == 0.5
+    assert plcc(rounded, targets).item() == 0.5 or value == 0
     assert plcc(targets, constant).item() == 0.5
     for objective in (plcc, norm_in_norm, lambda p, t: norm_in_norm(p, t, 1, 3)):
         assert (gradient(objective, constant, targets) == 0).all()

@@ -204,7 +204,7 @@ def assert_equals_pillow(image: Image.Image, size: int) -> None:
     assert torch.equal(differentiable.detach(), pixels)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=50, deadline=None, derandomize=True)
 @given(
     height=st.integers(1, 90),
     width=st.integers(1, 90),
@@ -229,8 +229,8 @@ def test_tiny_and_thin_images_equal_pillow(height: int, width: int, harsh: bool)
         (448, 447, False),
         (449, 449, True),
         (224, 224, False),
-        (1100, 1201, True),
-        (1201, 900, False),
+        (600, 1201, True),
+        (1201, 700, False),
         (31, 2500, True),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 import itertools
 import json
@@ -448,10 +449,10 @@ def test_the_same_file_by_another_spelling(scorer: Scorer, photos: Path, tmp_pat
 def test_existing_outputs_are_not_touched_by_accident(scorer: Scorer, photos: Path, tmp_path: Path) -> None:
     output, paths = tmp_path / "scores.csv", [str(photos / "0.png")]
     write(scorer, output, paths)
-    with pytest.raises(InputError, match=r"scores.csv exists: resume to add to it, or overwrite"):
+    with pytest.raises(InputError, match=r"scores.csv exists: --resume adds to it, --overwrite"):
         ScoreTable(output)
     (tmp_path / "new.csv.partial.jsonl").write_bytes(b"")
-    with pytest.raises(InputError, match="has the rows of an interrupted run: resume"):
+    with pytest.raises(InputError, match="has the rows of an interrupted run: --resume"):
         ScoreTable(tmp_path / "new.csv")
     assert write(scorer, output, paths, overwrite=True) == 1
 
@@ -582,5 +583,8 @@ def test_a_thousand_images_ten_of_them_broken(scorer: Scorer, tmp_path: Path) ->
     output = tmp_path / "scores.csv"
     write(scorer, output, paths)
     assert time.monotonic() - started < 30
-    lines = output.read_text().splitlines()[1:]
-    assert {number for number, line in enumerate(lines) if ",," not in line.partition("png,")[2][:12]} == broken
+    with output.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows] == paths
+    assert {number for number, row in enumerate(rows) if row["error"]} == broken
+    assert {number for number, row in enumerate(rows) if not row["score"]} == broken

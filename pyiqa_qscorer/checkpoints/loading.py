@@ -20,8 +20,9 @@ from .layouts import CheckpointFolder, Layout, check_image_settings, read_json, 
 from .weights import RECOMPUTED_SUFFIX, LoraAdapter, read_non_lora, read_shard
 
 Precision = Literal["auto", "float16", "bfloat16", "float32", "8bit", "4bit"]
-# Parts that stay in 16 bit under quantisation: small, and the score hangs on them.
-UNQUANTISED = ["lm_head", "deepmlp", "vision_model", "visual_abstractor"]
+# Parts that stay in 16 bit under quantisation: small, and the score hangs on them. Full paths, since transformers
+# compares them with the beginning of a module's name.
+UNQUANTISED = ["lm_head", "deepmlp", "model.vision_model", "model.visual_abstractor"]
 
 
 @dataclass
@@ -239,10 +240,21 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _fingerprint(model: QScorerForScoring, dtype: Precision) -> str:
-    """Digest of up to 1,024 evenly spaced elements of every tensor: training changes nearly all of them."""
-    digest = hashlib.sha256()
-    quantised = dtype if dtype in ("8bit", "4bit") else ""
-    digest.update(repr((quantised, model.config.score_token_ids)).encode())
+    """Digest of the settings that no weight shows and of about 1,000 evenly spaced elements of every tensor.
+
+    Training changes nearly all elements, so a sample is enough.
+    """
+    config = model.config
+    settings = (
+        dtype if dtype in ("8bit", "4bit") else "",
+        *(config.num_attention_heads, config.rms_norm_eps, config.rope_base),
+        *(config.formulation, config.score_token_ids, config.level_token_ids),
+        *(
+            (part.num_attention_heads, part.layer_norm_eps)
+            for part in (config.vision_config, config.abstractor_config)
+        ),
+    )
+    digest = hashlib.sha256(repr(settings).encode())
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.flatten()
         sample = flat[:: max(1, flat.numel() // 1024)].contiguous()

@@ -80,6 +80,15 @@ class LoraAdapter:
         for module, factors in self._factors.items():
             if set(factors) != {"lora_A", "lora_B"}:
                 raise CheckpointError(f"{self.file}: {module} has {sorted(factors)} instead of lora_A, lora_B")
+        self._check_complete(settings.get("target_modules"))
+
+    def _check_complete(self, targets: list[str] | str | None) -> None:
+        """Every listed target must have come; a lost one would leave its module as in the base, unnoticed."""
+        modules = [name.removesuffix(".weight") for name in self._factors]
+        listed = targets if isinstance(targets, list) else []
+        lost = [target for target in listed if not any(f".{name}".endswith(f".{target}") for name in modules)]
+        if lost or not modules:
+            raise CheckpointError(f"{self.file}: no adapters for {', '.join(lost[:8]) or 'any module'}")
 
     def _parse(self, name: str) -> tuple[str, str]:
         """`base_model.model.<module>.lora_A[.default].weight` -> (`<module>.weight`, `lora_A`)."""
@@ -95,7 +104,10 @@ class LoraAdapter:
         return set(self._factors)
 
     def merge(self, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Merged copy of a weight. Summed in float32 and rounded once, which is bit for bit what peft 0.4 does."""
+        """Merged copy of a weight, summed in float32.
+
+        In float16 bit for bit what the published loader and peft 0.4 give: base rounded to float16, then the sum.
+        """
         factors = self._factors[name]
         low, high = factors["lora_A"].float(), factors["lora_B"].float()
         if (high.shape[0], low.shape[1]) != tuple(weight.shape) or high.shape[1] != low.shape[0]:
@@ -103,7 +115,8 @@ class LoraAdapter:
                 f"{self.file}: {name} has shape {tuple(weight.shape)}, but its adapter has lora_A "
                 f"{tuple(low.shape)} and lora_B {tuple(high.shape)}"
             )
-        return (weight.float() + (high @ low) * self.scale).to(dtype)
+        base = weight.half() if dtype == torch.float16 else weight
+        return (base.float() + (high @ low) * self.scale).to(dtype)
 
 
 def read_non_lora(folder: Path) -> dict[str, Tensor]:

@@ -39,6 +39,7 @@ class DatasetConfig(_Section):
     std_column: str | None = None
     split_column: str | None = None
     mos_range: tuple[float, float] | None = None
+    std_range: tuple[float, float] | None = None  # scale of the standard deviations where it is another
     lower_better: bool = False
     weight: float = Field(1.0, gt=0)
 
@@ -57,6 +58,7 @@ class DataConfig(_Section):
     train: list[DatasetConfig] = Field(min_length=1)
     validation: list[DatasetConfig] = []
     on_error: Literal["stop", "skip"] = "stop"
+    allow_overlap: bool = False  # of training and validation images
     flip: bool = False
     workers: int = Field(4, ge=0)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import ImageOps
@@ -33,11 +33,14 @@ class MosScale:
     Attributes:
         low, high: stated range of the scale.
         lower_better: True where small numbers mean good quality (DMOS of LIVE, CSIQ).
+        std_range: range of the scale that the standard deviations are on; None: the same. KonIQ-10k gives MOS on
+            0..100 and standard deviations on 1..5.
     """
 
     low: float
     high: float
     lower_better: bool = False
+    std_range: tuple[float, float] | None = None
 
     def score(self, mos: float) -> float:
         """MOS on this scale -> [1, 5]."""
@@ -45,8 +48,9 @@ class MosScale:
         return 1 + 4 * (1 - share if self.lower_better else share)
 
     def score_std(self, std: float) -> float:
-        """Spread of opinions on this scale -> on the 1..5 scale."""
-        return 4 * std / (self.high - self.low)
+        """Standard deviation of opinions -> on the 1..5 scale."""
+        low, high = self.std_range or (self.low, self.high)
+        return 4 * std / (high - low)
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,26 @@ class LabelledImages:
     skipped: tuple[tuple[str, str], ...] = ()
 
 
-def read_dataset(config: DatasetConfig, phase: str, on_error: str = "stop", needs_std: bool = False) -> LabelledImages:
+Rows = list[tuple[str, float, float | None]]  # path, MOS and its spread, on the dataset's own scale
+
+
+class NamedDatasets(Protocol):
+    """Opens the datasets that are known by name (`pyiqa_qscorer.plugin.pyiqa_dataset`)."""
+
+    def __call__(
+        self, name: str, data_root: Path, options: dict[str, Any], *, download: bool = False
+    ) -> tuple[Rows, dict[str, Any]]:
+        """Rows, and the dataset's facts: `mos_range`, `lower_better`."""
+        ...
+
+
+def read_dataset(
+    config: DatasetConfig,
+    phase: str,
+    on_error: str = "stop",
+    needs_std: bool = False,
+    named_datasets: NamedDatasets | None = None,
+) -> LabelledImages:
     """Read a dataset's table, map its opinions to [1, 5], and check every row.
 
     Args:
@@ -78,6 +101,7 @@ def read_dataset(config: DatasetConfig, phase: str, on_error: str = "stop", need
         on_error: `stop` at the first unusable row, or `skip` it and report it in `skipped`. `skip` decodes every image
             once, so that a broken one is known before training.
         needs_std: a missing spread of opinions makes a row unusable.
+        named_datasets: opens datasets given by name.
 
     Raises:
         TrainingDataError: no such dataset, folder, file or column; nothing usable; or, with `stop`, a row whose image
@@ -85,7 +109,10 @@ def read_dataset(config: DatasetConfig, phase: str, on_error: str = "stop", need
     """
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
-    name, scale, rows = _named_rows(config, phase) if config.dataset else _own_rows(config, phase)
+    if config.dataset is not None:
+        name, scale, rows = _named_rows(config, config.dataset, phase, named_datasets)
+    else:
+        name, scale, rows = _own_rows(config, phase)
     usable, skipped = [], []
     for path, mos, std in rows:
         problem = _problem(path, mos, std, scale, needs_std)
@@ -136,9 +163,6 @@ def _decodable(images: Sequence[LabelledImage]) -> tuple[list[LabelledImage], li
     return good, [(image.path, found) for image, found in zip(images, problems, strict=True) if found is not None]
 
 
-Rows = list[tuple[str, float, float | None]]
-
-
 def _own_rows(config: DatasetConfig, phase: str) -> tuple[str, MosScale, Rows]:
     """Rows of a folder + CSV dataset: first column the file, second the MOS, unless the columns are named."""
     assert config.csv is not None and config.folder is not None and config.mos_range is not None  # by validation
@@ -167,21 +191,23 @@ def _own_rows(config: DatasetConfig, phase: str) -> tuple[str, MosScale, Rows]:
         for row in table
         if config.split_column is None or row[config.split_column] == phase
     ]
-    return config.csv.stem, MosScale(*config.mos_range, config.lower_better), rows
+    return config.csv.stem, MosScale(*config.mos_range, config.lower_better, config.std_range), rows
 
 
-def _named_rows(config: DatasetConfig, phase: str) -> tuple[str, MosScale, Rows]:
+def _named_rows(
+    config: DatasetConfig, name: str, phase: str, named_datasets: NamedDatasets | None
+) -> tuple[str, MosScale, Rows]:
     """Rows of a dataset that pyiqa knows by name, split by pyiqa's rules."""
-    from ..plugin import pyiqa_dataset
-
-    assert config.dataset is not None  # by validation
+    if named_datasets is None:
+        raise TrainingDataError(f"dataset {name!r} is given by name: pass named_datasets=plugin.pyiqa_dataset")
     options: dict[str, Any] = {"phase": phase}
     if config.split is not None:
         options["split_index"] = config.split
-    table, info = pyiqa_dataset(config.dataset, config.data_root, options, download=config.download)
+    table, info = named_datasets(name, config.data_root, options, download=config.download)
     low, high = config.mos_range or info["mos_range"]
     lower_better = config.lower_better or bool(info.get("lower_better", False))
-    return config.dataset, MosScale(low, high, lower_better), table
+    std_range = config.std_range or ((1.0, 5.0) if name.startswith("koniq10k") else None)
+    return name, MosScale(low, high, lower_better, std_range), table
 
 
 def _number(text: str | None) -> float:
@@ -303,6 +329,17 @@ class Collator:
         from ..labels import level_index
 
         return level_index(mos.numpy(), len(self.quality_ids)).tolist()
+
+
+def refuse_overlap(train: Sequence[LabelledImages], validation: Sequence[LabelledImages]) -> None:
+    """Raise `TrainingDataError` where an image is both trained and validated on; the validation would flatter."""
+    seen = {image.path for part in train for image in part.images}
+    shared = [image.path for part in validation for image in part.images if image.path in seen]
+    if shared:
+        raise TrainingDataError(
+            f"{len(shared)} images are in both training and validation data, e.g. {shared[0]}: give the datasets a "
+            "split, or set data.allow_overlap: true"
+        )
 
 
 def scale_facts(parts: Sequence[LabelledImages]) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from ..checkpoints.starting import Formulation, StartingPoint, start_from_checkp
 from ..model import QScorerForScoring
 from .card import model_card
 from .config import TrainConfig
-from .data import Collator, LabelledImages, QualityDataset, read_dataset, scale_facts
+from .data import Collator, LabelledImages, NamedDatasets, QualityDataset, read_dataset, refuse_overlap, scale_facts
 from .text import TrainingText, training_text
 from .tokenizer import prompt_tokenizer
 from .trainer import QScorerTrainer, TrainingFailedError, evaluation_metrics, last_complete_state
@@ -50,12 +50,15 @@ class TrainingResult:
     finished: bool
 
 
-def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
+def train(
+    config: TrainConfig, resume: bool = True, named_datasets: NamedDatasets | None = None
+) -> TrainingResult:
     """Train as configured and write the checkpoints into `config.output`.
 
     Args:
         resume: go on from the newest complete state in `config.output`, if there is one. A resumed run gives the same
             losses as one that was not interrupted.
+        named_datasets: opens datasets given by name; `pyiqa_qscorer.plugin.pyiqa_dataset` for those of pyiqa.
 
     Raises:
         TrainingDataError, CheckpointError, DownloadError: what the configuration names cannot be used.
@@ -68,8 +71,11 @@ def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
         raise TrainingFailedError(f"output {output} holds the run {state.name}: resume it, or use a new folder")
     set_seed(config.optimisation.seed)
     needs_std = config.objective.needs_std(config.model.formulation)
-    train_parts = [read_dataset(part, "train", config.data.on_error, needs_std) for part in config.data.train]
-    validation_parts = [read_dataset(part, "val", config.data.on_error) for part in config.data.validation]
+    data, names = config.data, named_datasets
+    train_parts = [read_dataset(part, "train", data.on_error, needs_std, names) for part in data.train]
+    validation_parts = [read_dataset(part, "val", data.on_error, False, names) for part in data.validation]
+    if not data.allow_overlap:
+        refuse_overlap(train_parts, validation_parts)
     for part in (*train_parts, *validation_parts):
         for path, reason in part.skipped:
             logger.warning("dataset %s: left out %s: %s", part.name, path, reason)
@@ -204,8 +210,6 @@ def _trainer(
         dataloader_num_workers=config.data.workers,
         remove_unused_columns=False,
         label_names=["mos"],
-        gradient_checkpointing=config.model.gradient_checkpointing,
-        gradient_checkpointing_kwargs={"use_reentrant": False},
         ddp_find_unused_parameters=False,
         use_cpu=config.device == "cpu",
         report_to=["tensorboard"],
@@ -213,6 +217,8 @@ def _trainer(
         fsdp=settings.fsdp,
         fsdp_config=None if settings.fsdp_settings is None else str(settings.fsdp_settings),
     )
+    if config.model.gradient_checkpointing:
+        start.model.gradient_checkpointing_enable({"use_reentrant": False})
     return QScorerTrainer(
         model=start.model,
         args=arguments,
