@@ -292,6 +292,23 @@ class MemoryWatch:
         return peak
 
 
+class Stopwatch:
+    """What a `with` block took. CPU time tells a slow machine from one that is busy with something else."""
+
+    def __enter__(self) -> Stopwatch:
+        self._before = self._now()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        wall, cpu, disk = (after - before for after, before in zip(self._now(), self._before, strict=True))
+        self.times = {"seconds": wall, "cpu_seconds": cpu, "disk_bytes_read": 512 * disk}
+
+    @staticmethod
+    def _now() -> tuple[float, float, int]:
+        usage = resource.getrusage(resource.RUSAGE_SELF)
+        return time.perf_counter(), usage.ru_utime + usage.ru_stime, usage.ru_inblock
+
+
 def memory(field: str, file: str = "/proc/self/status") -> int:
     """A size of `/proc/<pid>/status` or `/proc/meminfo`, in bytes."""
     for line in Path(file).read_text(encoding="ascii").splitlines():
@@ -301,70 +318,82 @@ def memory(field: str, file: str = "/proc/self/status") -> int:
     raise RuntimeError(f"{file} has no {field}; this benchmark needs Linux")
 
 
+def measure_write(send: Connection, decoder_layers: int, base: Path, lora: Path, tokenizer: Path) -> None:
+    """Runs in a process of its own, so that the memory it took is free again."""
+    started = time.perf_counter()
+    RandomCheckpoint(decoder_layers).write(base, lora, tokenizer)
+    files = [file for folder in (base, lora) for file in folder.iterdir()]
+    send.send(
+        {
+            "seconds": time.perf_counter() - started,
+            "bytes": sum(file.stat().st_size for file in files),
+            "shards": len(list(base.glob("*.bin"))),
+        }
+    )
+
+
 def measure_load(send: Connection, options: dict[str, Any], photos: list[Path]) -> None:
     """Runs in a process of its own. Loads, scores, sends what it took."""
-    others = os.getloadavg()[0]
+    load_average = os.getloadavg()[0]
     watch = MemoryWatch()
-    started = time.perf_counter()
-    import pyiqa
-    import torch
-
-    imported = time.perf_counter()
-    before = watch.peak()
-    cpu_before = _cpu_seconds()
-    disk_before = resource.getrusage(resource.RUSAGE_SELF).ru_inblock * 512
-    metric = pyiqa.create_metric("qscorer", device="cpu", **options)
-    loaded = time.perf_counter()
+    with Stopwatch() as importing:
+        import pyiqa
+        import torch
+    imported_bytes = watch.peak()
+    with Stopwatch() as loading:
+        metric = pyiqa.create_metric("qscorer", device="cpu", **options)
     network = metric.net.network
     result: dict[str, Any] = {
-        "load_average_before": others,
-        "import_seconds": imported - started,
-        "load_seconds": loaded - imported,
-        "load_cpu_seconds": _cpu_seconds() - cpu_before,
-        "load_disk_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_inblock * 512 - disk_before,
+        "load_average_before": load_average,
         "threads": torch.get_num_threads(),
         "dtype": str(metric.net.dtype),
+        "import": importing.times,
+        "load": loading.times,
+        "import_anonymous_bytes": imported_bytes,
         "weight_bytes": sum(t.numel() * t.element_size() for t in (*network.parameters(), *network.buffers())),
-        "import_anonymous_bytes": before,
         "load_anonymous_bytes": watch.peak(),
         "load_resident_bytes": memory("VmHWM"),
-    }
-    scores, seconds = [], []
-    for photo in photos:
-        score, taken = _timed_score(metric, photo)
-        scores.append(score)
-        seconds.append(taken)
-    result |= {"scores": scores, "seconds_first": seconds[0], "seconds_second": seconds[1]}
-    result |= _one_pass(metric, photos[1])
-    result |= {
-        "finite": all(map(math.isfinite, [*scores, result["raw_score_one_pass"]])),
+        "images": score_photos(metric, photos),
         "score_anonymous_bytes": watch.peak(),
         "peak_resident_bytes": memory("VmHWM"),
     }
     send.send(result)
 
 
-def _one_pass(metric: Any, photo: Path) -> dict[str, Any]:
-    """Time of an image whose first token is the expected one, as always with trained weights.
+def score_photos(metric: Any, photos: list[Path]) -> list[dict[str, Any]]:
+    """Score the first photo, the second, and the second with its own first token expected.
 
-    Random weights choose an arbitrary first token, which costs a second step through the 7B decoder. With that token in
-    the place of the blank, the same image takes the one pass that a trained model takes, to the same score.
+    Random weights choose an arbitrary first token, which costs a second step through the 7B decoder. Trained weights
+    choose the blank and need one pass. The third scoring takes that one pass, by putting the token that was chosen in
+    the place of the blank; its score is that of the two steps up to rounding.
     """
-    from pyiqa_qscorer.preprocessing import open_image, pixels_from_pil
+    network = metric.net.network
+    outputs: list[Any] = []
+    score = network.score
 
-    prompt, network = metric.net.prompt, metric.net.network
-    pixels = pixels_from_pil(open_image(photo))[None]
-    output = network.score(pixels, prompt.prefix, prompt.suffix, prompt.blank)
-    token = int(output.first_token)
-    metric.net.prompt = replace(prompt, blank=token)
-    _, seconds = _timed_score(metric, photo)
-    one_pass = network.score(pixels, prompt.prefix, prompt.suffix, token)
-    return {
-        "second_step_taken": token != prompt.blank,
-        "seconds_one_pass": seconds,
-        "raw_score": output.raw_score.item(),
-        "raw_score_one_pass": one_pass.raw_score.item(),
-    }
+    def recording(*arguments: Any) -> Any:
+        outputs.append(score(*arguments))
+        return outputs[-1]
+
+    network.score = recording
+    images = []
+    for label, photo in zip(("first", "second", "second, one pass"), (*photos, photos[-1]), strict=True):
+        if label.endswith("one pass"):
+            metric.net.prompt = replace(metric.net.prompt, blank=int(outputs[-1].first_token))
+        with Stopwatch() as scoring:
+            value = metric(str(photo)).item()
+        output = outputs[-1]
+        images.append(
+            {
+                "image": label,
+                "score": value,
+                "raw_score": output.raw_score.item(),
+                "finite": math.isfinite(value) and bool(output.first_logits.isfinite().all()),
+                "passes": 1 if int(output.first_token) == metric.net.prompt.blank else 2,
+                **scoring.times,
+            }
+        )
+    return images
 
 
 def measure_merge(send: Connection, output: Path, options: dict[str, Any]) -> None:
@@ -375,30 +404,16 @@ def measure_merge(send: Connection, output: Path, options: dict[str, Any]) -> No
     from pyiqa_qscorer.checkpoints import merge_checkpoint
 
     disable_progress_bar()
-    watch.peak()
-    started, cpu_before = time.perf_counter(), _cpu_seconds()
-    merge_checkpoint(output, **options)
+    with Stopwatch() as merging:
+        merge_checkpoint(output, **options)
     send.send(
         {
-            "seconds": time.perf_counter() - started,
-            "cpu_seconds": _cpu_seconds() - cpu_before,
+            **merging.times,
             "anonymous_bytes": watch.peak(),
             "resident_bytes": memory("VmHWM"),
             "folder_bytes": sum(file.stat().st_size for file in output.iterdir()),
         }
     )
-
-
-def _timed_score(metric: Any, photo: Path) -> tuple[float, float]:
-    """(score, seconds), reading the file included."""
-    started = time.perf_counter()
-    score = metric(str(photo)).item()
-    return score, time.perf_counter() - started
-
-
-def _cpu_seconds() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
 
 
 def in_fresh_process(function: Callable[..., None], *arguments: Any) -> dict[str, Any]:
@@ -410,7 +425,6 @@ def in_fresh_process(function: Callable[..., None], *arguments: Any) -> dict[str
     sender.close()
     try:
         result: dict[str, Any] = receiver.recv()
-        process.join()
     except EOFError:
         process.join()
         console.print(
@@ -421,6 +435,7 @@ def in_fresh_process(function: Callable[..., None], *arguments: Any) -> dict[str
         raise typer.Exit(1) from None
     finally:
         process.kill()
+        process.join()
     return result
 
 
@@ -460,24 +475,25 @@ def show(report: dict[str, Any]) -> None:
     def gib(name: str) -> Callable[[dict[str, Any]], str]:
         return lambda run: f"{run[name] / GIB:.2f} GiB"
 
-    def seconds(name: str) -> Callable[[dict[str, Any]], str]:
-        return lambda run: f"{run[name]:.1f} s"
+    def seconds(times: dict[str, Any]) -> str:
+        return f"{times['seconds']:.1f} s ({times['cpu_seconds']:.0f} s CPU)"
 
+    def image_row(index: int, label: str) -> None:
+        row(f"{label} image", lambda run: seconds(run["images"][index]))
+        row("  score", lambda run: "{score:.4f}, finite: {finite}".format(**run["images"][index]))
+
+    row("load average before", lambda run: f"{run['load_average_before']:.1f}")
     row("weights", gib("weight_bytes"))
-    row("load", seconds("load_seconds"))
-    row("load, CPU time", seconds("load_cpu_seconds"))
-    row("load, read from the disk", lambda run: f"{run['load_disk_bytes'] / GB:.1f} GB")
+    row("load", lambda run: seconds(run["load"]))
+    row("  read from the disk", lambda run: f"{run['load']['disk_bytes_read'] / GB:.1f} GB")
     row("peak anonymous memory, loading", gib("load_anonymous_bytes"))
+    row("  beyond the weights", lambda run: f"{(run['load_anonymous_bytes'] - run['weight_bytes']) / GIB:+.2f} GiB")
     row("peak resident memory, loading (VmHWM)", gib("load_resident_bytes"))
-    row("  beyond the weights", lambda r: f"{(r['load_resident_bytes'] - r['weight_bytes']) / GIB:+.2f} GiB")
+    row("  beyond the weights", lambda run: f"{(run['load_resident_bytes'] - run['weight_bytes']) / GIB:+.2f} GiB")
     row("peak anonymous memory, scoring", gib("score_anonymous_bytes"))
     row("peak resident memory (VmHWM)", gib("peak_resident_bytes"))
-    row("first image", seconds("seconds_first"))
-    row("second image", seconds("seconds_second"))
-    row("second image, one pass", seconds("seconds_one_pass"))
-    row("scores", lambda run: ", ".join(f"{score:.4f}" for score in run["scores"]))
-    row("raw score, one pass / two steps", lambda r: f"{r['raw_score_one_pass']:.4f} / {r['raw_score']:.4f}")
-    row("finite", lambda run: "yes" if run["finite"] else "NO")
+    for index, image in enumerate(runs[0]["images"]):
+        image_row(index, image["image"])
     console.print(table)
     wrote = report["write"]
     console.print(
@@ -566,7 +582,7 @@ def rehearse(
         "page_cache": "dropped before every load",
     }
     with tempfile.TemporaryDirectory(prefix="qscorer-full-size-", dir=folder) as temporary:
-        report |= _rehearse(Path(temporary), checkpoint, tokenizer, image, repeat, merged)
+        report |= _rehearse(Path(temporary), decoder_layers, tokenizer, image, repeat, merged)
     show(report)
     if output is None and decoder_layers == DECODER_LAYERS:
         output = HERE / "results" / "full_size.json"
@@ -580,18 +596,11 @@ def rehearse(
 
 
 def _rehearse(
-    work: Path, checkpoint: RandomCheckpoint, tokenizer: Path, image: Path | None, repeat: int, merged: bool
+    work: Path, decoder_layers: int, tokenizer: Path, image: Path | None, repeat: int, merged: bool
 ) -> dict[str, Any]:
     base, lora, single = work / "base", work / "lora", work / "merged"
-    started = time.perf_counter()
-    checkpoint.write(base, lora, tokenizer)
-    files = [file for folder in (base, lora) for file in folder.iterdir()]
     report: dict[str, Any] = {
-        "write": {
-            "seconds": time.perf_counter() - started,
-            "bytes": sum(file.stat().st_size for file in files),
-            "shards": len(list(base.glob("*.bin"))),
-        },
+        "write": in_fresh_process(measure_write, decoder_layers, base, lora, tokenizer),
         "runs": [],
     }
     photos = make_photos(work)

@@ -167,26 +167,25 @@ def print_interrupted(made: int, wanted: int, partial: Path | None) -> None:
 
 def print_plan(plan: Sequence[Path | DownloadPlan]) -> None:
     """Before a download: what is there, what is missing, where it goes."""
+    from pyiqa_qscorer.checkpoints.hub import readable_size
+
     for part in plan:
         if isinstance(part, Path):
-            say(f"{part}: a local folder, nothing to download")
+            say((str(part), "bold"), ": a local folder")
             continue
-        size = sum(file.size or 0 for file in part.files)
-        if part.missing_bytes == 0:
-            say(f"{part.repo_id}: complete, {gigabytes(size)}")
-        else:
-            say(
-                (part.repo_id, "bold"),
-                f": {gigabytes(part.missing_bytes)} of {gigabytes(size)} to download",
-                f" to {part.cache_dir}",
-            )
+        total, missing = sum(file.size or 0 for file in part.files), part.missing_bytes
+        size = readable_size(total)
+        state = f"{readable_size(missing)} of {size} to download" if missing else f"complete, {size}"
+        say((part.repo_id, "bold"), f": {state}")
 
 
 def print_folder(folder: Path) -> None:
     """A folder on stdout, for scripts; its size on stderr."""
-    print(folder)
+    from pyiqa_qscorer.checkpoints.hub import readable_size
+
+    print(folder, flush=True)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    say(f"{gigabytes(size)}", style="dim")
+    say(readable_size(size), style="dim")
 
 
 # --- doctor -------------------------------------------------------------------------------------

@@ -346,7 +346,7 @@ def test_download_from_the_hub_then_score(tmp_path: Path, golden: Path) -> None:
     assert not_there == "" and "error: '2kxx/Qscorer_lora_5_1' (revision 'main') is not in the cache" in run.stderr
     folders = [Path(line) for line in first.splitlines()]
     assert first == second and len(folders) == 2 and all((folder / "config.json").exists() for folder in folders)
-    assert re.search(r"2kxx/Qscorer_lora_5_1: .* to download to", run.stderr)
+    assert re.search(r"2kxx/Qscorer_lora_5_1: .* MB to download", run.stderr)
     assert "2kxx/Qscorer_lora_5_1: complete" in run.stderr and "Traceback" not in run.stderr
     assert float(scored.split("\t")[0]) == pytest.approx(0.495093, abs=1e-4)
     assert json.loads(report)["cache"]["complete"] == {name: True for name in (BASE_REPO, LORA_REPO)}

@@ -471,6 +471,25 @@ def test_a_disk_that_fills_up_is_said_and_resumed(machine: Machine, big: str, li
         assert machine.server.contents_of(WEIGHTS)[-1].range is not None
 
 
+def test_a_complete_cache_need_not_be_writable(machine: Machine, small: str) -> None:
+    folder = machine.fetch().folder
+    notes = folder.parent.parent / "pyiqa-qscorer"
+    for note in notes.iterdir():
+        note.unlink()
+    notes.rmdir()
+    notes.touch()  # a file in the way: not even root can write the note now
+    assert machine.fetch().folder == folder
+
+
+def test_without_symlinks_there_is_one_copy(machine: Machine, small: str) -> None:
+    probe = "import huggingface_hub.file_download as f; f.are_symlinks_supported = lambda _=None: False"
+    outcome = machine.fetch(before=f"{probe}; hub.are_symlinks_supported = f.are_symlinks_supported")
+    assert contents(outcome.folder) == {name: FILES[name] for name in NEEDED}
+    assert not any(path.is_symlink() for path in outcome.folder.iterdir())
+    assert list((outcome.folder.parent.parent / "blobs").iterdir()) == []
+    assert machine.offline().folder == outcome.folder
+
+
 def test_cache_folder_that_cannot_be_written(machine: Machine, small: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     outcome = machine.fetch(cache_dir=str(tmp_path / "file" / "cache"))
@@ -494,22 +513,24 @@ def test_offline_and_not_cached(machine: Machine, small: str) -> None:
     assert machine.server.requests == []
 
 
-@pytest.mark.parametrize("sharded", [True, False])
-def test_snapshot_of_another_program_is_judged_by_its_structure(
-    machine: Machine, server: HubServer, sharded: bool
-) -> None:
+@pytest.mark.parametrize("kind", ["sharded", "single", "lora"])
+def test_snapshot_of_another_program_is_judged_by_its_structure(machine: Machine, server: HubServer, kind: str) -> None:
     shards = [f"pytorch_model-{number}-of-3.bin" for number in (1, 2, 3)]
     index = {"weight_map": {f"layer{name}": name for name in shards}}
-    files = {name: name.encode() for name in shards} if sharded else {WEIGHTS: b"weights"}
-    if sharded:
-        files["pytorch_model.bin.index.json"] = json.dumps(index).encode()
-    server.add_repo(REPO, {"config.json": b"{}", **files})
+    index_of_shards = {"pytorch_model.bin.index.json": json.dumps(index).encode()}
+    lora = ["adapter_config.json", "adapter_model.bin", "non_lora_trainables.bin"]
+    names, lost = {
+        "sharded": (shards, shards[1]),
+        "single": ([WEIGHTS], WEIGHTS),
+        "lora": (lora, "non_lora_trainables.bin"),
+    }[kind]
+    files = {"config.json": b"{}", **{name: name.encode() for name in names}}
+    server.add_repo(REPO, files, extra=index_of_shards if kind == "sharded" else None)
     # As after `hf download`, which leaves no list of ours.
     env = server.environment(machine.home)
     download = f"import huggingface_hub; huggingface_hub.snapshot_download({REPO!r})"
     subprocess.run([sys.executable, "-c", download], env=env, check=True, capture_output=True)
     folder = machine.offline().folder
-    lost = shards[1] if sharded else WEIGHTS
     os.remove(folder / lost)
     machine.offline().fails("only partly in the cache", lost)
 

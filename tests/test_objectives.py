@@ -14,17 +14,15 @@ from scipy.stats import norm, pearsonr
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from pyiqa_qscorer.model.qscorer import IMAGE_TOKEN_ID
+from pyiqa_qscorer.model.qscorer import IGNORED_LABEL, IMAGE_TOKEN_ID, quality_positions
 from pyiqa_qscorer.preprocessing import open_image, pixels_from_pil
 from pyiqa_qscorer.training.objectives import (
-    IGNORED_LABEL,
     fidelity,
     listwise_ranking,
     next_token_cross_entropy,
     norm_in_norm,
     pairwise_ranking,
     plcc,
-    score_positions,
     score_regression,
     soft_label_kl,
 )
@@ -132,7 +130,7 @@ def test_cross_entropy_refuses_shapes_that_do_not_fit():
 
 def test_score_positions_stand_before_score_tokens_in_order():
     labels = torch.tensor([[7, 1, 9, 7, 9], [1, 1, 1, 1, 1], [2, 8, 9, -100, 7]])
-    rows, positions = score_positions(labels, [9, 8, 7])
+    rows, positions = quality_positions(labels, [9, 8, 7])
     assert rows.tolist() == [0, 0, 0, 2, 2, 2]
     assert positions.tolist() == [1, 2, 3, 0, 1, 3]
 
@@ -140,18 +138,18 @@ def test_score_positions_stand_before_score_tokens_in_order():
 @pytest.mark.parametrize("count", [1, 5])
 def test_score_positions_for_any_number_of_score_tokens(count):
     labels = torch.tensor([[0, 300 + index, 2] for index in range(5)])
-    rows, positions = score_positions(labels, range(300, 300 + count))
+    rows, positions = quality_positions(labels, range(300, 300 + count))
     assert rows.tolist() == list(range(count))
     assert positions.tolist() == [0] * count
 
 
 def test_score_positions_may_be_none_but_score_tokens_may_not():
     labels = torch.zeros(2, 4, dtype=torch.long)
-    assert [len(indices) for indices in score_positions(labels, [9])] == [0, 0]
+    assert [len(indices) for indices in quality_positions(labels, [9])] == [0, 0]
     with pytest.raises(ValueError, match="score_token_ids must name at least one token"):
-        score_positions(labels, [])
+        quality_positions(labels, [])
     with pytest.raises(ValueError, match=r"labels must be \(B, T\)"):
-        score_positions(labels[0], [9])
+        quality_positions(labels[0], [9])
 
 
 def test_score_regression_sums_over_positions_and_divides_by_rows():
@@ -617,7 +615,7 @@ class Published:
         aligned = align_on_image(batch["input_ids"], batch["labels"], batch["attention_mask"], config.num_visual_tokens)
         labels = aligned.pop("merged_labels")
         output = self.model(**aligned, pixel_values=pixel_values)
-        rows, positions = score_positions(labels, config.score_token_ids)
+        rows, positions = quality_positions(labels, config.score_token_ids)
         self.states = output.last_hidden_state[rows, positions]
         self.raw = self.model.deepmlp(self.states)
         self.cross_entropy = next_token_cross_entropy(output.logits, labels)

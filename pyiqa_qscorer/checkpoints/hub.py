@@ -39,7 +39,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import http_get, repo_folder_name
+from huggingface_hub.file_download import are_symlinks_supported, http_get, repo_folder_name
 from huggingface_hub.utils import WeakFileLock, build_hf_headers, validate_repo_id
 
 from ..errors import CheckpointError, DownloadError
@@ -480,6 +480,8 @@ def _fetch_file_once(planned: DownloadPlan, file: HubFile, label: str) -> None:
     blob, pointer = _blob(planned.store, file), planned.folder / file.name
     url = hf_hub_url(planned.repo_id, file.name, revision=planned.commit)
     served = get_hf_file_metadata(url).etag
+    if pointer.exists() and not _has_size(pointer, file.size):
+        pointer.unlink()
     if file.digest is not None and served == file.digest:
         # hf_hub_download takes the same lock, so it must be free again when that is called.
         lock = planned.cache_dir / ".locks" / planned.store.name / f"{served}.lock"
@@ -489,11 +491,12 @@ def _fetch_file_once(planned: DownloadPlan, file: HubFile, label: str) -> None:
             if not _has_size(blob, file.size):
                 blob.unlink(missing_ok=True)
                 _fetch_blob(url, blob, file, label, planned.repo_id)
+        if not are_symlinks_supported(planned.cache_dir):  # else there would be two copies
+            pointer.parent.mkdir(parents=True, exist_ok=True)
+            os.replace(blob, pointer)
     else:
         # This server does not file by hash, as the Hub does: only the size can be checked.
         logger.info("%s: this server gives no hash of %s", planned.repo_id, file.name)
-    if pointer.exists() and not _has_size(pointer, file.size):
-        pointer.unlink()
     hf_hub_download(
         planned.repo_id,
         file.name,

@@ -191,6 +191,7 @@ class WeightFiller:
                 if not name.endswith(RECOMPUTED_SUFFIX):
                     self.unexpected.append(name)
             elif tensor.shape != self.expected[name]:
+                self.seen.add(name)  # so that it is not reported as missing as well
                 self.misshapen.append(
                     f"{name} {tuple(tensor.shape)} instead of {tuple(self.expected[name])}"
                 )

@@ -35,8 +35,9 @@ def read_shard(path: Path) -> Iterator[tuple[str, Tensor]]:
         mapped = zipfile.is_zipfile(path)  # files of torch < 1.6 cannot be mapped
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
+        reason = (str(error).splitlines() or ["no content"])[0]  # an empty file gives an EOFError without a text
         raise CheckpointError(
-            f"{path} cannot be read as weights ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"{path} cannot be read as weights ({type(error).__name__}: {reason}); "
             "delete it and fetch it again"
         ) from error
     if not isinstance(tensors, Mapping):

@@ -32,9 +32,8 @@ class QScorerOutput(ModelOutput):
         last_hidden_state: (B, T - 1 + V, width), after the final norm.
         visual_span: columns of the visual tokens.
         labels: (B, T - 1 + V) given labels with the visual tokens ignored.
-        quality_ids: (K,) ids of the quality tokens (score tokens or level tokens), lowest quality first.
         quality_rows: (N,) rows of the N positions before a quality token, in order.
-        quality_logits: (N, K) logits of the K quality tokens there, lowest quality first.
+        quality_logits: (N, vocab_size) logits there.
         raw_scores: (N,) unclamped scores there: of the regressor, or the expected level.
     """
 
@@ -42,7 +41,6 @@ class QScorerOutput(ModelOutput):
     last_hidden_state: Tensor | None = None
     visual_span: VisualSpan | None = None
     labels: Tensor | None = None
-    quality_ids: Tensor | None = None
     quality_rows: Tensor | None = None
     quality_logits: Tensor | None = None
     raw_scores: Tensor | None = None
@@ -187,15 +185,12 @@ class QScorerForScoring(QScorerPreTrainedModel):
         if labels is not None:
             ignored = labels.new_full((labels.shape[0], visual_tokens.shape[1]), IGNORED_LABEL)
             output.labels = torch.cat([labels[:, :column], ignored, labels[:, column + 1 :]], dim=1)
-            quality_ids = output.quality_ids = torch.tensor(self.config.quality_token_ids, device=labels.device)
-            # The state that predicts a quality token is the one before it; the last column predicts nothing.
-            rows, positions = torch.isin(output.labels[:, 1:], quality_ids).nonzero(as_tuple=True)
-            output.quality_rows = rows
-            output.quality_logits = logits[rows, positions][:, quality_ids]
+            rows, positions = quality_positions(output.labels, self.config.quality_token_ids)
+            output.quality_rows, output.quality_logits = rows, logits[rows, positions]
             if self.config.formulation == "score_token":
                 output.raw_scores = self.deepmlp(hidden_states[rows, positions], visual_tokens[rows])
             else:
-                output.raw_scores = expected_level(output.quality_logits)
+                output.raw_scores = expected_level(output.quality_logits[:, self.config.level_token_ids])
         return output
 
     def score(
@@ -260,6 +255,29 @@ class QScorerForScoring(QScorerPreTrainedModel):
     def _embed_text(self, ids: Sequence[int], batch: int) -> Tensor:
         tokens = torch.tensor([ids], dtype=torch.long, device=self.model.embed_tokens.weight.device)
         return self.model.embed_tokens(tokens).expand(batch, -1, -1)
+
+
+def quality_positions(labels: Tensor, quality_token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Where teacher forcing reads the quality: positions t whose label at t + 1 is a quality token.
+
+    Args:
+        labels: (B, T) int64, of the merged sequence (visual tokens included).
+        quality_token_ids: ids of the score or level tokens; which of them it is does not matter.
+
+    Returns:
+        Row indices (N,) and position indices (N,), int64, ordered by row, then position. A row with two quality tokens
+        comes twice, a row with none not at all.
+
+    Raises:
+        ValueError: no quality token ids, or labels that are not (B, T).
+    """
+    if labels.ndim != 2:
+        raise ValueError(f"labels must be (B, T), got {tuple(labels.shape)}")
+    if not len(quality_token_ids):
+        raise ValueError("quality_token_ids must name at least one token; the configuration has none")
+    ids = torch.tensor(list(quality_token_ids), device=labels.device)
+    rows, positions = torch.isin(labels[:, 1:], ids).nonzero(as_tuple=True)
+    return rows, positions
 
 
 def expected_level(logits: Tensor) -> Tensor:

@@ -181,10 +181,10 @@ class TrainConfig(_Section):
     output: Path
     model: ModelConfig
     data: DataConfig
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
-    lora: LoraSettings = Field(default_factory=LoraSettings)
-    trainable: TrainableSettings = Field(default_factory=TrainableSettings)
-    optimisation: OptimisationConfig = Field(default_factory=OptimisationConfig)
+    objective: ObjectiveConfig = ObjectiveConfig()
+    lora: LoraSettings = LoraSettings()
+    trainable: TrainableSettings = TrainableSettings()
+    optimisation: OptimisationConfig = OptimisationConfig()
     layouts: list[Literal["qscorer", "published", "published_lora"]] = ["qscorer"]
     device: Literal["auto", "cpu"] = "auto"
 

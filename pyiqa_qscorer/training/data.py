@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import ImageError, QScorerError
+from ..labels import level_index
 from ..preprocessing import open_image, pixels_from_pil
 from .config import DatasetConfig
 from .text import TrainingText, pad_texts
@@ -231,13 +232,14 @@ class QualityDataset(Dataset[dict[str, Any]]):
     ) -> None:
         self.parts = list(parts)
         self.images = [image for part in parts for image in part.images]
+        self.part_of = [number for number, part in enumerate(parts) for _ in part.images]
         self.image_size, self.texts, self.flip, self.seed = image_size, texts, flip, seed
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
-        """`pixel_values` (3, S, S) float32, `mos`, `std` (NaN where there is none), `text` (which question).
+        """`pixel_values` (3, S, S) float32, `mos`, `std` (NaN where there is none), `dataset` and `text` (which).
 
         Args:
             item: index, or (index, epoch) as `MixedSampler` gives it; the epoch decides flip and question.
@@ -257,6 +259,7 @@ class QualityDataset(Dataset[dict[str, Any]]):
             "pixel_values": pixels_from_pil(picture, self.image_size),
             "mos": image.mos,
             "std": math.nan if image.std is None else image.std,
+            "dataset": self.part_of[index],
             "text": (chance // 2) % self.texts,
         }
 
@@ -322,12 +325,11 @@ class Collator:
             "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
             "mos": mos,
             "mos_std": torch.tensor([sample["std"] for sample in samples], dtype=torch.float32),
+            "dataset": torch.tensor([sample["dataset"] for sample in samples]),
         }
 
     def levels(self, mos: Tensor) -> list[int]:
         """Index of the equal interval of [1, 5] that each MOS falls into, 0 (worst) .. K - 1."""
-        from ..labels import level_index
-
         return level_index(mos.numpy(), len(self.quality_ids)).tolist()
 
 

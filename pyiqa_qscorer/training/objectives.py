@@ -30,7 +30,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORED_LABEL = -100  # published code and torch use the same number
+from ..model.qscorer import IGNORED_LABEL
 
 
 def next_token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
@@ -61,29 +61,6 @@ def next_token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         )
     # Supervised rows first: the vocabulary is large and few positions of a text are supervised.
     return F.cross_entropy(logits[rows, positions], labels[rows, positions + 1])
-
-
-def score_positions(labels: Tensor, score_token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Where the regressor reads the score in teacher forcing: positions t whose label at t + 1 is a score token, [1].
-
-    Args:
-        labels: (B, T) int64, of the merged sequence (visual tokens included).
-        score_token_ids: ids of the score tokens; which of them it is does not matter.
-
-    Returns:
-        Row indices (N,) and position indices (N,), int64, ordered by row, then position. A row with two score tokens
-        comes twice, a row with none not at all.
-
-    Raises:
-        ValueError: no score token ids, or labels that are not (B, T).
-    """
-    if labels.ndim != 2:
-        raise ValueError(f"labels must be (B, T), got {tuple(labels.shape)}")
-    if not len(score_token_ids):
-        raise ValueError("score_token_ids must name at least one token; add score tokens to the tokenizer and config")
-    ids = torch.tensor(list(score_token_ids), device=labels.device)
-    rows, positions = torch.isin(labels[:, 1:], ids).nonzero(as_tuple=True)
-    return rows, positions
 
 
 def score_regression(

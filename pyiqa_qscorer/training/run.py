@@ -10,7 +10,7 @@ import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from torch import nn
@@ -265,7 +265,7 @@ def _write(
     dtype = torch.float32 if config.optimisation.precision == "float32" else torch.float16
     if "published_lora" in config.layouts:
         folders["published_lora"] = save_lora_folder(_target(config.output, "published_lora"), start.model, adapters)
-    others: list[SavedLayout] = [layout for layout in config.layouts if layout != "published_lora"]
+    others = tuple(layout for layout in get_args(SavedLayout) if layout in config.layouts)
     if others:
         model = start.model if adapters is None else cast(QScorerForScoring, adapters.merge_and_unload())
         nn.Module.to(model, dtype)

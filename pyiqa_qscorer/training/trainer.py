@@ -7,7 +7,7 @@ import math
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..errors import CheckpointError, QScorerError
-from ..model import QScorerForScoring
+from ..model import QScorerConfig, QScorerForScoring
 from ..prompt import PromptTokens
 from .config import ObjectiveConfig
 from .data import MixedSampler, QualityDataset
@@ -63,9 +63,11 @@ class QScorerTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """Total objective of a batch; keeps its parts and scores for the log."""
-        mos, mos_std = inputs["mos"], inputs["mos_std"]
-        output = model(**{name: tensor for name, tensor in inputs.items() if not name.startswith("mos")})
-        total, parts = total_objective(self.objective, self.model.config.formulation, output, mos, mos_std)
+        mos = inputs["mos"]
+        output = model(**{name: inputs[name] for name in ("input_ids", "pixel_values", "attention_mask", "labels")})
+        total, parts = total_objective(
+            self.objective, cast(QScorerConfig, self.model.config), output, mos, inputs["mos_std"], inputs["dataset"]
+        )
         for name, part in parts.items():
             self._parts.setdefault(name, []).append(part)
         self._scores.append((output.raw_scores.detach().float(), mos[output.quality_rows]))

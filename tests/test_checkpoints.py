@@ -1,0 +1,761 @@
+"""Loading the three layouts: equal to the published loader, strict about what is wrong, sparing with memory."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden_data import IMAGE_NAMES, check, check_scores, pixel_values, table, tensors
+from safetensors.torch import load_file, save_file
+from tiny_checkpoint import own_folder, published_folders
+from torch import Tensor
+
+from pyiqa_qscorer.checkpoints import LoadedCheckpoint, load_checkpoint, load_folder, recognise
+from pyiqa_qscorer.checkpoints.layouts import Layout
+from pyiqa_qscorer.errors import CheckpointError
+
+GOLDEN_LOADS = table("lora_golden/summary")
+NEAR_TIE = IMAGE_NAMES.index("g_rgb_451x333")  # its two best first tokens lie within float16 rounding
+ADAPTED = "model.layers.0.self_attn.q_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """LoRA, base and merged folder; not to be changed."""
+    return published_folders(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture
+def copies(folders: tuple[Path, Path, Path], tmp_path: Path) -> tuple[Path, Path, Path]:
+    """The same, to be changed."""
+    return tuple(shutil.copytree(folder, tmp_path / folder.name) for folder in folders)
+
+
+def score(loaded: LoadedCheckpoint) -> Any:
+    prompt = loaded.prompt
+    with torch.no_grad():
+        return loaded.model.score(pixel_values(), prompt.prefix, prompt.suffix, prompt.blank)
+
+
+def state(*folders: Path, dtype: str = "float32") -> dict[str, Tensor]:
+    return load_folder(*folders, dtype=dtype).model.state_dict()
+
+
+def assert_equal_states(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def sha256(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+
+
+def edit_json(file: Path, **fields: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def edit_weights(file: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    content = torch.load(file, weights_only=True)
+    change(content)
+    torch.save(content, file)
+
+
+def shards(base: Path) -> list[Path]:
+    return sorted(base.glob("pytorch_model-*.bin"))
+
+
+# --- equal to the published loader -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "dtype", "attention"),
+    [
+        ("load_fp32_eager", "float32", "eager"),
+        ("load_fp32_sdpa", "float32", "sdpa"),
+        ("merged_fp32_eager", "float32", "eager"),
+        ("load_fp16_eager", "float16", "eager"),
+        ("load_fp16_default", "float16", "sdpa"),
+        ("merged_fp16_default", "float16", "sdpa"),
+    ],
+)
+def test_scores_are_the_published_ones(
+    folders: tuple[Path, Path, Path], key: str, dtype: str, attention: str
+) -> None:
+    lora, base, merged = folders
+    where = (merged,) if key.startswith("merged") else (lora, base)
+    output, published = score(load_folder(*where, dtype=dtype, attn_implementation=attention)), GOLDEN_LOADS[key]
+    assert published["dtype"] == f"torch.{dtype}"
+    golden, states = torch.tensor(published["raw"]), tensors("lora_golden/golden")[f"{key}.h2"]
+    if dtype == "float32":
+        assert output.first_token.tolist() == published["tok1"]
+        check_scores(output.raw_score, golden, key)
+        check(output.hidden_state, states, what=key)
+        return
+    # In float16 the two implementations round differently; published float16 is up to 0.03 away from float32.
+    settled = torch.arange(len(golden)) != NEAR_TIE
+    assert output.first_token[settled].tolist() == torch.tensor(published["tok1"])[settled].tolist()
+    check_scores(output.raw_score.float()[settled], golden[settled], key, tolerance=0.06)
+
+
+def test_every_loaded_weight_is_the_published_one_in_float16(folders: tuple[Path, Path, Path]) -> None:
+    """Bit for bit, the merged ones included."""
+    lora, base, merged = folders
+    published = GOLDEN_LOADS["load_fp16_default"]["weights_sha256"]
+    assert len(published) == 120
+    for where in ((lora, base), (merged,)):
+        loaded = state(*where, dtype="float16")
+        assert loaded.keys() == published.keys()
+        for name, tensor in loaded.items():
+            # The published tables are float16 like all else; ours keep the values in float32.
+            assert tensor.dtype is (torch.float32 if name.endswith("pos_embed") else torch.float16)
+            assert sha256(tensor.half()) == published[name], name
+
+
+def test_every_loaded_weight_is_the_published_one_in_float32(folders: tuple[Path, Path, Path]) -> None:
+    """Bit for bit, but for the products of the adapters, which another BLAS may round differently."""
+    published, golden = GOLDEN_LOADS["load_fp32_eager"]["weights_sha256"], tensors("lora_golden/golden")
+    loaded = state(*folders[:2])
+    other = {
+        name
+        for name, tensor in loaded.items()
+        if sha256(tensor) != published[name]
+    }
+    merged = {
+        f"model.layers.{layer}.self_attn.{ours}.weight": golden[f"load_fp32_eager.merged.{theirs}{layer}"]
+        for layer in range(2)
+        for ours, theirs in (("q_proj", "q_proj"), ("v_proj.multiway.1", "v_proj_multiway1_"))
+    }
+    assert other <= merged.keys()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(loaded[name], tensor, rtol=2**-22, atol=1e-8)
+
+
+def adapter_factors(lora: Path) -> tuple[Tensor, Tensor]:
+    factors = torch.load(lora / "adapter_model.bin", weights_only=True)
+    root = f"base_model.model.{ADAPTED.removesuffix('.weight')}"
+    return factors[f"{root}.lora_A.weight"].float(), factors[f"{root}.lora_B.weight"].float()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_adapters_of_any_precision(copies: tuple[Path, Path, Path], dtype: torch.dtype) -> None:
+    lora, base, _ = copies
+    adapter = lora / "adapter_model.bin"
+    edit_weights(adapter, lambda factors: factors.update({name: t.to(dtype) for name, t in factors.items()}))
+    low, high = adapter_factors(lora)
+    stored = torch.load(shards(base)[0], weights_only=True)[ADAPTED]
+    expected = (stored.float() + 2.0 * (high @ low)).half()
+    assert torch.equal(state(lora, base, dtype="float16")[ADAPTED], expected)
+
+
+def test_a_base_in_float32_is_rounded_before_the_merge_as_published(copies: tuple[Path, Path, Path]) -> None:
+    lora, base, _ = copies
+    noise = torch.Generator().manual_seed(0)
+
+    def widen(content: dict[str, Tensor]) -> None:
+        for name, tensor in content.items():
+            content[name] = tensor.float() * (1 + 1e-3 * torch.rand(tensor.shape, generator=noise))
+
+    for shard in shards(base):
+        edit_weights(shard, widen)
+    low, high = adapter_factors(lora)
+    stored = torch.load(shards(base)[0], weights_only=True)[ADAPTED]
+    delta = 2.0 * (high @ low)
+    assert torch.equal(state(lora, base, dtype="float16")[ADAPTED], (stored.half().float() + delta).half())
+    assert torch.equal(state(lora, base)[ADAPTED], stored + delta)
+
+
+# --- variants of the files that must load alike ----------------------------------------------------------------------
+
+
+def _adapter_as_safetensors(lora: Path, base: Path) -> None:
+    save_file(torch.load(lora / "adapter_model.bin", weights_only=True), lora / "adapter_model.safetensors")
+    (lora / "adapter_model.bin").unlink()
+
+
+def _keys_of_a_peft_state_dict(lora: Path, base: Path) -> None:
+    def rename(factors: dict[str, Tensor]) -> None:
+        for name in list(factors):
+            factors[name.replace(".weight", ".default.weight")] = factors.pop(name)
+
+    edit_weights(lora / "adapter_model.bin", rename)
+
+
+def _every_parameter_dumped(lora: Path, base: Path) -> None:
+    """As an older release did: base weights, and the adapters too."""
+    dumped = {}
+    for shard in shards(base):
+        dumped.update(torch.load(shard, weights_only=True))
+    dumped = {f"base_model.model.{name}": tensor for name, tensor in dumped.items() if not name.endswith("pos_embed")}
+    dumped.update(torch.load(lora / "adapter_model.bin", weights_only=True))
+    edit_weights(lora / "non_lora_trainables.bin", lambda own: own.update({**dumped, **own}))
+
+
+def _names_without_peft_prefix(lora: Path, base: Path) -> None:
+    def rename(own: dict[str, Tensor]) -> None:
+        for name in list(own):
+            own[name.removeprefix("base_model.model.")] = own.pop(name)
+
+    edit_weights(lora / "non_lora_trainables.bin", rename)
+
+
+def _files_of_torch_before_1_6(lora: Path, base: Path) -> None:
+    for file in (*shards(base), lora / "adapter_model.bin", lora / "non_lora_trainables.bin"):
+        torch.save(torch.load(file, weights_only=True), file, _use_new_zipfile_serialization=False)
+
+
+def _base_in_one_file(lora: Path, base: Path) -> None:
+    content = {}
+    for shard in shards(base):
+        content.update(torch.load(shard, weights_only=True))
+        shard.unlink()
+    (base / "pytorch_model.bin.index.json").unlink()
+    torch.save(content, base / "pytorch_model.bin")
+
+
+def _base_as_safetensors_beside_damaged_bin(lora: Path, base: Path) -> None:
+    """A Hub repository may hold both; safetensors go first."""
+    content = {}
+    for shard in shards(base):
+        content.update(torch.load(shard, weights_only=True))
+        shard.write_bytes(b"damaged")
+    save_file({name: tensor.contiguous() for name, tensor in content.items()}, base / "model.safetensors")
+
+
+def _another_base_named_in_the_adapter(lora: Path, base: Path) -> None:
+    edit_json(lora / "adapter_config.json", base_model_name_or_path="/nowhere/at/all")
+
+
+def _rotary_tables_of_old_transformers(lora: Path, base: Path) -> None:
+    tables = {f"model.layers.{i}.self_attn.rotary_emb.inv_freq": torch.ones(2) for i in range(2)}
+    edit_weights(shards(base)[0], lambda content: content.update(tables))
+
+
+def _image_settings_beside_the_adapter(lora: Path, base: Path) -> None:
+    (base / "preprocessor_config.json").rename(lora / "preprocessor_config.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _adapter_as_safetensors,
+        _keys_of_a_peft_state_dict,
+        _every_parameter_dumped,
+        _names_without_peft_prefix,
+        _files_of_torch_before_1_6,
+        _base_in_one_file,
+        _base_as_safetensors_beside_damaged_bin,
+        _another_base_named_in_the_adapter,
+        _rotary_tables_of_old_transformers,
+        _image_settings_beside_the_adapter,
+    ],
+)
+def test_variants_load_bit_for_bit_alike(
+    folders: tuple[Path, Path, Path], copies: tuple[Path, Path, Path], change: Callable[[Path, Path], None]
+) -> None:
+    lora, base, _ = copies
+    change(lora, base)
+    assert_equal_states(state(lora, base), state(*folders[:2]))
+
+
+def test_base_without_position_tables_gets_the_formula(copies: tuple[Path, Path, Path]) -> None:
+    lora, base, _ = copies
+
+    def drop(content: dict[str, Tensor]) -> None:
+        for name in [name for name in content if name.endswith("pos_embed")]:
+            del content[name]
+
+    edit_weights(shards(base)[0], drop)
+    model = load_folder(lora, base, dtype="float16").model
+    attention = model.model.visual_abstractor.encoder.layers[1].crossattention.attention
+    for own, formula in zip((attention.q_pos_embed, attention.k_pos_embed), attention.position_tables(), strict=True):
+        assert torch.equal(own, formula)
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_any_number_of_score_tokens(copies: tuple[Path, Path, Path], count: int) -> None:
+    lora, base, _ = copies
+    edit_json(lora / "config.json", vocab_size=32000 + count)
+
+    def resize(own: dict[str, Tensor]) -> None:
+        for name in ("base_model.model.model.embed_tokens.weight", "base_model.model.lm_head.weight"):
+            rows = own[name]
+            own[name] = torch.cat([rows, rows])[: 32000 + count].contiguous()
+
+    edit_weights(lora / "non_lora_trainables.bin", resize)
+    loaded = load_folder(lora, base, dtype="float32")
+    assert loaded.model.config.score_token_ids == list(range(32000, 32000 + count))
+    assert loaded.model.config.score_tokens[-1] == f"<score{count}>"
+    assert score(loaded).raw_score.isfinite().all()
+
+
+# --- what must not load ----------------------------------------------------------------------------------------------
+
+
+def error_of(*folders: Path | None, **options: Any) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_folder(*folders, **options)
+    return str(caught.value)
+
+
+FILES = {
+    "base": (lambda lora, base, merged: shards(base)[0], "model.layers.1.mlp.up_proj.weight"),
+    "non_lora": (
+        lambda lora, base, merged: lora / "non_lora_trainables.bin",
+        "base_model.model.model.visual_abstractor.vit_eos",
+    ),
+    "merged": (lambda lora, base, merged: merged / "model.safetensors", "deepmlp.model.1.linear.bias"),
+}
+
+
+def edit_any(file: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    if file.suffix == ".bin":
+        return edit_weights(file, change)
+    content = load_file(file)
+    change(content)
+    save_file(content, file)
+    return None
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen"])
+def test_wrong_keys_are_named(copies: tuple[Path, Path, Path], file: str, fault: str) -> None:
+    find, key = FILES[file]
+    name = key.removeprefix("base_model.model.")
+
+    def change(content: dict[str, Tensor]) -> None:
+        if fault == "missing":
+            del content[key]
+        elif fault == "unexpected":
+            content[f"{key}.extra"] = torch.zeros(2)
+        else:
+            content[key] = torch.zeros(3, 5)
+
+    edit_any(find(*copies), change)
+    lora, base, merged = copies
+    if (file, fault) == ("non_lora", "missing"):  # the base has it too
+        change_base = {key.removeprefix("base_model.model."): None}
+        edit_any(shards(base)[0], lambda content: [content.pop(own) for own in change_base])
+    message = error_of(*((merged,) if file == "merged" else (lora, base)), dtype="float32")
+    expected = {
+        "missing": f"1 missing keys: {name}",
+        "unexpected": f"1 unexpected keys: {name}.extra",
+        "misshapen": f"1 wrong shapes: {name} (3, 5) instead of (",
+    }[fault]
+    assert expected in message
+    assert str(merged if file == "merged" else lora) in message
+
+
+def test_long_lists_of_keys_are_cut(copies: tuple[Path, Path, Path]) -> None:
+    edit_any(copies[2] / "model.safetensors", lambda content: [content.pop(name) for name in list(content)[:20]])
+    assert "and 12 more" in error_of(copies[2])
+
+
+def _unknown_module(factors: dict[str, Tensor]) -> None:
+    for letter in "AB":
+        root = "base_model.model.model.layers"
+        factors[f"{root}.9.self_attn.q_proj.lora_{letter}.weight"] = torch.zeros(8, 8)
+
+
+def _one_factor(factors: dict[str, Tensor]) -> None:
+    del factors["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"]
+
+
+def _other_shape(factors: dict[str, Tensor]) -> None:
+    factors["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"] = torch.zeros(9, 4)
+
+
+def _lost_module(factors: dict[str, Tensor]) -> None:
+    for letter in "AB":
+        del factors[f"base_model.model.model.layers.1.self_attn.v_proj.multiway.1.lora_{letter}.weight"]
+
+
+def _strange_key(factors: dict[str, Tensor]) -> None:
+    factors["base_model.model.model.layers.1.self_attn.q_proj.lora_magnitude_vector"] = torch.zeros(8)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (_unknown_module, "adapters of unknown modules: model.layers.9.self_attn.q_proj.weight"),
+        (_one_factor, "model.layers.1.self_attn.q_proj.weight has ['lora_A'] instead of lora_A, lora_B"),
+        (_other_shape, "has shape (8, 8), but its adapter has lora_A (4, 8) and lora_B (9, 4)"),
+        (_lost_module, "no adapters for model.layers.1.self_attn.v_proj.multiway.1"),
+        (dict.clear, "no adapters for model.layers.0.self_attn.q_proj"),
+        (_strange_key, "unexpected key base_model.model.model.layers.1.self_attn.q_proj.lora_magnitude_vector"),
+    ],
+)
+def test_wrong_adapters_are_named(
+    copies: tuple[Path, Path, Path], change: Callable[[dict[str, Tensor]], None], expected: str
+) -> None:
+    lora, base, _ = copies
+    edit_weights(lora / "adapter_model.bin", change)
+    message = error_of(lora, base)
+    assert expected in message
+    assert "adapter_model.bin" in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"use_dora": True}, "use_dora=True is not supported; merge the adapter"),
+        ({"use_rslora": True}, "use_rslora=True is not supported"),
+        ({"bias": "lora_only"}, "bias='lora_only' is not supported"),
+        ({"peft_type": "IA3"}, "peft_type='IA3' is not supported"),
+        ({"fan_in_fan_out": True}, "fan_in_fan_out=True is not supported"),
+        ({"alpha_pattern": {"q_proj": 3}}, "alpha_pattern={'q_proj': 3} is not supported"),
+        ({"rank_pattern": {"q_proj": 3}}, "rank_pattern={'q_proj': 3} is not supported"),
+        ({"r": 0}, "needs the numbers lora_alpha and r > 0"),
+        ({"lora_alpha": None}, "needs the numbers lora_alpha and r > 0"),
+    ],
+)
+def test_adapters_of_other_kinds_are_refused(
+    copies: tuple[Path, Path, Path], fields: dict[str, Any], expected: str
+) -> None:
+    lora, base, _ = copies
+    edit_json(lora / "adapter_config.json", **fields)
+    assert expected in error_of(lora, base)
+
+
+@pytest.mark.parametrize("content", ["cut", "empty", "noise"])
+@pytest.mark.parametrize("file", ["base", "non_lora", "merged", "adapter"])
+def test_damaged_weight_files_are_named(copies: tuple[Path, Path, Path], file: str, content: str) -> None:
+    lora, base, merged = copies
+    damaged = lora / "adapter_model.bin" if file == "adapter" else FILES[file][0](*copies)
+    whole = damaged.read_bytes()
+    damaged.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "noise": bytes(range(256)) * 40}[content])
+    message = error_of(*((merged,) if file == "merged" else (lora, base)))
+    assert str(damaged) in message
+    assert "cannot be read as weights" in message
+    assert "fetch it again" in message
+
+
+class Bomb:
+    """Unpickling this would create a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.file,))
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("file", ["base", "non_lora", "adapter"])
+def test_code_in_a_pickle_is_refused_and_not_run(
+    copies: tuple[Path, Path, Path], tmp_path: Path, file: str, legacy: bool
+) -> None:
+    lora, base, _ = copies
+    poisoned = lora / "adapter_model.bin" if file == "adapter" else FILES[file][0](*copies)
+    trace = tmp_path / "trace"
+    torch.save({"weight": torch.zeros(2), "bomb": Bomb(trace)}, poisoned, _use_new_zipfile_serialization=not legacy)
+    message = error_of(lora, base)
+    assert not trace.exists()
+    assert str(poisoned) in message
+    torch.load(poisoned, weights_only=False)  # the bomb itself works
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [([torch.zeros(2)], "must hold a dict of tensors, got list"), ({"step": 3}, "step must be a tensor, got int")],
+)
+def test_other_things_in_a_weight_file_are_refused(
+    copies: tuple[Path, Path, Path], content: Any, expected: str
+) -> None:
+    lora, base, _ = copies
+    torch.save(content, lora / "non_lora_trainables.bin")
+    assert expected in error_of(lora, base)
+
+
+def test_a_missing_shard_is_named(copies: tuple[Path, Path, Path]) -> None:
+    lora, base, _ = copies
+    shards(base)[1].unlink()
+    message = error_of(lora, base)
+    assert "names weight files that are not there: pytorch_model-00002-of-00002.bin" in message
+
+
+# --- layouts ---------------------------------------------------------------------------------------------------------
+
+
+def test_layouts_are_recognised(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    lora, base, merged = folders
+    assert recognise(lora, base).layout is Layout.PUBLISHED_LORA
+    assert recognise(merged).layout is Layout.PUBLISHED_MERGED
+    assert recognise(own_folder(tmp_path)).layout is Layout.QSCORER
+
+
+def test_other_folders_are_described(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    message = error_of(tmp_path)
+    assert "is none of the known checkpoint layouts. Found: photo.jpg. Expected one of: adapter_config.json" in message
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert "config.json says model_type='llama'" in error_of(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qscorer"}')
+    assert "Found: config.json, photo.jpg. Expected one of" in error_of(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json is not readable JSON" in error_of(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    assert "must hold a JSON object, got list" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.bin", "non_lora_trainables.bin", "config.json"])
+def test_incomplete_lora_folders_are_described(copies: tuple[Path, Path, Path], name: str) -> None:
+    lora, base, _ = copies
+    (lora / name).unlink()
+    message = error_of(lora, base)
+    assert "is a LoRA folder but lacks" in message
+    assert name in message
+
+
+def test_a_lora_needs_its_base(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    lora, base, _ = folders
+    assert "give the model it was trained on as base=, e.g. MAGAer13/mplug-owl2-llama2-7b" in error_of(lora)
+    with pytest.raises(CheckpointError, match="is a LoRA: give the model it was trained on as base="):
+        load_checkpoint(lora)
+    assert "has no score tokens: it is a base model" in error_of(base)
+    own = own_folder(tmp_path)
+    assert f"got model_type 'qscorer' in {own}" in error_of(lora, own)
+    assert "has no config.json" in error_of(lora, tmp_path)
+
+
+def test_a_base_is_not_looked_at_where_none_is_needed(folders: tuple[Path, Path, Path]) -> None:
+    merged = folders[2]
+    loaded = load_checkpoint(merged, "nobody/nothing", local_files_only=True, dtype="float32")
+    assert loaded.folder.base is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"num_key_value_heads": 1}, "num_key_value_heads=1 is not supported"),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling={'type': 'linear', 'factor': 2}"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+        ({"attention_bias": True}, "attention_bias=True is not supported"),
+        ({"num_attention_heads": 3, "num_key_value_heads": 3}, "hidden_size must be a multiple of num_attention_heads"),
+        ({"score_tokens": [], "score_token_id": []}, "has no score tokens"),
+        ({"score_token_id": [32005, 32004, 32003, 32002, 32001]}, "the tokenizer gives ['<score1>'"),
+    ],
+)
+def test_configurations_that_cannot_be_computed_are_refused(
+    copies: tuple[Path, Path, Path], fields: dict[str, Any], expected: str
+) -> None:
+    edit_json(copies[2] / "config.json", **fields)
+    message = error_of(copies[2])
+    assert expected in message
+    assert str(copies[2]) in message
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"size": {"shortest_edge": 224}}, "size must be 448, got 224"),
+        ({"crop_size": 336}, "crop_size must be 448, got 336"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean must be (0.48145466, 0.4578275, 0.40821073), got (0.5,"),
+        ({"image_std": [1, 1, 1]}, "image_std must be"),
+        ({"resample": 2}, "resample must be 3, got 2"),
+    ],
+)
+def test_other_image_settings_are_refused(
+    copies: tuple[Path, Path, Path], fields: dict[str, Any], expected: str
+) -> None:
+    lora, base, _ = copies
+    edit_json(base / "preprocessor_config.json", **fields)
+    message = error_of(lora, base)
+    assert expected in message
+    assert str(base / "preprocessor_config.json") in message
+
+
+def test_the_tokenizer_must_add_bos(copies: tuple[Path, Path, Path]) -> None:
+    edit_json(copies[2] / "tokenizer_config.json", add_bos_token=False)
+    assert "set add_bos_token to true in tokenizer_config.json" in error_of(copies[2])
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_precision_of_auto(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    merged, half = folders[2], torch.float16
+    own32, own16 = own_folder(tmp_path / "32"), own_folder(tmp_path / "16", dtype=half)
+    for path, device, expected in (
+        (merged, "cpu", torch.bfloat16),
+        (merged, "cuda", half),
+        (own32, "cpu", torch.float32),
+        (own32, "cuda", torch.float32),
+        (own16, "cpu", torch.bfloat16),
+        (own16, "cuda", half),
+    ):
+        loaded = load_folder(path, device_type=device)
+        assert {p.dtype for p in loaded.model.parameters()} == {expected}
+        assert {b.dtype for b in loaded.model.buffers()} == {torch.float32}
+        assert not loaded.model.training
+        assert not any(p.requires_grad for p in loaded.model.parameters())
+
+
+def test_options_outside_their_choices(folders: tuple[Path, Path, Path]) -> None:
+    with pytest.raises(ValueError, match=r"dtype must be one of auto, float16, .*, got 'fp16'"):
+        load_folder(folders[2], dtype="fp16")
+    with pytest.raises(ValueError, match="attn_implementation"):
+        load_folder(folders[2], attn_implementation="nonsense")
+    with pytest.raises(ValueError, match="prompt must be one of score, evaluation, training or a text"):
+        load_folder(folders[2], prompt="rate this")
+
+
+def test_prompt_of_the_checkpoint_and_of_the_caller(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    own = own_folder(tmp_path)
+    edit_json(own / "config.json", prompt="evaluation")
+    assert load_folder(own).prompt == load_folder(folders[2], prompt="evaluation").prompt
+    assert load_folder(own, prompt="training").prompt == load_folder(folders[2], prompt="training").prompt
+    assert len(load_folder(own).prompt.suffix) == 12
+
+
+def test_works_with_the_stand_in_tokenizer(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """What a bare clone tests is what the licensed tokenizer gives."""
+    lora, base, merged = published_folders(tmp_path, stand_in=True)
+    for where, licensed in (((lora, base), folders[:2]), ((merged,), folders[2:])):
+        assert load_folder(*where).prompt == load_folder(*licensed).prompt
+
+
+# --- fingerprint -----------------------------------------------------------------------------------------------------
+
+
+def fingerprint(*folders: Path, **options: Any) -> str:
+    return load_folder(*folders, **{"dtype": "float16", **options}).fingerprint
+
+
+def test_equal_weights_have_equal_fingerprints_in_every_layout(folders: tuple[Path, Path, Path]) -> None:
+    lora, base, merged = folders
+    assert fingerprint(lora, base) == fingerprint(merged) == fingerprint(merged)
+    # The merged folder was rounded to float16, so in float32 the two are different models.
+    assert fingerprint(lora, base, dtype="float32") != fingerprint(merged, dtype="float32")
+
+
+def test_whatever_changes_a_score_changes_the_fingerprint(
+    folders: tuple[Path, Path, Path], copies: tuple[Path, Path, Path]
+) -> None:
+    lora, base, merged = copies
+    seen = {fingerprint(*folders[:2])}
+
+    def differs(*where: Path, **options: Any) -> None:
+        new = fingerprint(*where, **options)
+        assert new not in seen
+        seen.add(new)
+
+    factor = "base_model.model.model.layers.1.self_attn.v_proj.multiway.1.lora_B.weight"
+    edit_weights(lora / "adapter_model.bin", lambda factors: factors.update({factor: factors[factor] * 1.1}))
+    differs(lora, base)
+    differs(lora, base, dtype="bfloat16")
+    edit_json(lora / "config.json", rms_norm_eps=1e-6)
+    differs(lora, base)
+    edit_json(lora / "config.json", rope_theta=5000.0)
+    differs(lora, base)
+    edit_json(merged / "config.json", num_attention_heads=1, num_key_value_heads=1)
+    differs(merged)
+
+
+def test_a_fingerprint_does_not_depend_on_the_attention_kernel(folders: tuple[Path, Path, Path]) -> None:
+    assert fingerprint(folders[2], attn_implementation="eager") == fingerprint(folders[2], attn_implementation="sdpa")
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+PEAK_OF_LOADING = """
+import sys, threading, time
+import torch
+from pathlib import Path
+torch.set_num_threads(1)
+from pyiqa_qscorer.checkpoints import load_folder
+
+def anonymous():
+    for line in open("/proc/self/status"):
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+
+def watch():
+    while not done.is_set():
+        seen.append(anonymous())
+        time.sleep(0.002)
+
+torch.ones(64, 64) @ torch.ones(64, 64)
+done, seen, before = threading.Event(), [], anonymous()
+thread = threading.Thread(target=watch)
+thread.start()
+loaded = load_folder(*map(Path, sys.argv[1:]), dtype="bfloat16")
+done.set()
+thread.join()
+weights = sum(t.numel() * t.element_size() for t in loaded.model.state_dict().values())
+print(weights, max(seen) - before, anonymous() - before)
+"""
+
+
+def widened_lora(tmp_path: Path, width: int, layers: int) -> tuple[Path, Path]:
+    """LoRA and base folder with a wider decoder: float16 on disk, so that loading in bfloat16 must convert."""
+    lora, base, _ = published_folders(tmp_path)
+    template = state(lora, base)
+    decoder = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
+    for folder in (lora, base):
+        edit_json(folder / "config.json", **decoder)
+    sizes = {8: width, 24: 3 * width}
+
+    def blank(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        in_decoder = name.startswith(("model.layers", "model.norm", "model.embed", "lm_head"))
+        shape = [sizes.get(n, n) for n in tensor.shape] if in_decoder else list(tensor.shape)
+        if name == "deepmlp.model.0.linear.weight" or name == "model.visual_abstractor.visual_fc.weight":
+            shape = [shape[0], width] if name.startswith("deepmlp") else [width, shape[1]]
+        if name in ("model.visual_abstractor.visual_fc.bias", "model.visual_abstractor.vit_eos"):
+            shape = [*shape[:-1], width]
+        return torch.ones(shape, dtype=dtype)
+
+    trained = ("model.embed_tokens", "lm_head", "deepmlp", "model.vision_model", "model.visual_abstractor")
+    own, rest = {}, {}
+    for name, tensor in template.items():
+        if name.startswith(trained):
+            own[f"base_model.model.{name}"] = blank(name, tensor, torch.float16)
+        elif name.startswith("model.layers.0."):
+            for layer in range(layers):
+                rest[name.replace("layers.0.", f"layers.{layer}.")] = blank(name, tensor, torch.float16)
+        elif not name.startswith("model.layers."):
+            rest[name] = blank(name, tensor, torch.float16)
+    own = {name: tensor for name, tensor in own.items() if not name.endswith("pos_embed")}
+    torch.save(own, lora / "non_lora_trainables.bin")
+    for shard in shards(base):
+        shard.unlink()
+    names = sorted(rest)
+    halves = {f"pytorch_model-0000{i + 1}-of-00002.bin": names[i::2] for i in range(2)}
+    for file, keys in halves.items():
+        torch.save({key: rest[key] for key in keys}, base / file)
+    index = {"weight_map": {key: file for file, keys in halves.items() for key in keys}}
+    (base / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    targets = [f"model.layers.{i}.self_attn.{m}" for i in range(layers) for m in ("q_proj", "v_proj.multiway.1")]
+    edit_json(lora / "adapter_config.json", target_modules=targets)
+    factors = {"lora_A": torch.ones(4, width), "lora_B": torch.ones(width, 4)}
+    adapter = {f"base_model.model.{target}.{factor}.weight": t for target in targets for factor, t in factors.items()}
+    torch.save(adapter, lora / "adapter_model.bin")
+    return lora, base
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
+def test_peak_memory_is_that_of_the_weights(tmp_path: Path) -> None:
+    lora, base = widened_lora(tmp_path, width=1024, layers=6)
+    environment = {**os.environ, "PYIQA_QSCORER_AUTOLOAD": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK_OF_LOADING, str(lora), str(base)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    weights, peak, after = map(int, done.stdout.split())
+    assert weights > 250e6
+    assert after > 0.9 * weights  # converted, so not the mapped file itself
+    assert peak < weights + 80e6, f"{weights / 1e6:.0f} MB of weights took {peak / 1e6:.0f} MB"
+
