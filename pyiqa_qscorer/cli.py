@@ -212,6 +212,53 @@ def score(
     raise typer.Exit(1 if any(row.score is None for row in rows) else 0)
 
 
+# --- train ---------------------------------------------------------------------------------------
+
+
+@app.command(no_args_is_help=True)
+def train(
+    config: Annotated[
+        Path, typer.Argument(help="YAML file, or the name of an example of this package (koniq.yaml)", metavar="CONFIG")
+    ],
+    changes: Annotated[
+        list[str] | None,
+        _option("change a setting of the file, e.g. optimisation.seed=1; repeatable", "--set", metavar="KEY=VALUE"),
+    ] = None,
+    resume: Annotated[
+        bool, _option("go on from the newest complete state in the output folder", "--resume/--no-resume")
+    ] = True,
+    debug: Debug = False,
+) -> None:
+    """Train a Q-Scorer, or go on with an interrupted training.
+
+    Repeat the same command after an interruption: it goes on where it
+    stopped. Several processes: torchrun --nproc-per-node 2 -m pyiqa_qscorer.cli train ...
+
+    [bold]Examples[/bold]
+    $ pyiqa-qscorer train koniq.yaml --set data.train.0.data_root=/data/iqa
+    $ pyiqa-qscorer train my.yaml --set optimisation.batch_size=4
+    """
+    with _clean_errors(debug):
+        import yaml
+
+        from pyiqa_qscorer.plugin import pyiqa_dataset
+        from pyiqa_qscorer.training.config import read_config
+        from pyiqa_qscorer.training.run import train as run
+
+        pairs = dict(_key_and_value(change) for change in changes or ())
+        overrides = {key: yaml.safe_load(value) for key, value in pairs.items()}
+        result = run(read_config(config, overrides), resume=resume, named_datasets=pyiqa_dataset)
+        cli_output.print_training(result)
+    raise typer.Exit(0 if result.finished else 130)
+
+
+def _key_and_value(change: str) -> tuple[str, str]:
+    key, equals, value = change.partition("=")
+    if not equals:
+        raise ValueError(f"--set takes KEY=VALUE, got {change!r}")
+    return key, value
+
+
 # --- download, merge, doctor --------------------------------------------------------------------
 
 

@@ -20,6 +20,7 @@ from rich.text import Text
 from pyiqa_qscorer.names import SCORE_RANGE
 
 if TYPE_CHECKING:
+    from pyiqa_qscorer.training.run import TrainingResult
     from pyiqa_qscorer.checkpoints.hub import DownloadPlan
     from pyiqa_qscorer.doctor import Cache, Report
     from pyiqa_qscorer.score_files import ScoreRow
@@ -191,6 +192,19 @@ def print_folder(folder: Path) -> None:
 # --- doctor -------------------------------------------------------------------------------------
 
 _STYLES = {"ready": "green", "after download": "yellow", "cannot run": "red"}
+
+
+def print_training(result: TrainingResult) -> None:
+    """Where the checkpoints are, and how well the model predicts the validation data."""
+    if not result.finished:
+        say(("Stopped by a signal; repeat the command to go on.", "bold yellow"))
+        return
+    measured = {name.removeprefix("validation_"): value for name, value in result.metrics.items()}
+    shown = [f"{name.upper()} {measured[name]:.4f}" for name in ("srcc", "plcc", "krcc", "rmse") if name in measured]
+    if shown:
+        say("Validation: " + ", ".join(shown))
+    for folder in result.folders.values():
+        print_folder(folder)
 
 
 def print_report(report: Report) -> None:

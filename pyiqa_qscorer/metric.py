@@ -30,6 +30,8 @@ class QScorer(nn.Module):
         attn_implementation: `sdpa`, `eager` or `flash_attention_2`.
         local_files_only: never go to the network.
         cache_dir: folder of downloads, instead of the Hub's own cache.
+        device: where the metric is going to run; decides `auto`, and where 8-bit and 4-bit weights are made. None: cuda
+            if there is one. Does not move anything: that is `.to(device)`.
 
     Raises:
         CheckpointError, DownloadError: the weights cannot be had or do not fit.
@@ -48,6 +50,7 @@ class QScorer(nn.Module):
         attn_implementation: str | None = None,
         local_files_only: bool = False,
         cache_dir: str | os.PathLike[str] | None = None,
+        device: str | torch.device | None = None,
     ) -> None:
         super().__init__()
         loaded: LoadedCheckpoint = load_checkpoint(
@@ -60,6 +63,7 @@ class QScorer(nn.Module):
             attn_implementation=attn_implementation,
             local_files_only=local_files_only,
             cache_dir=cache_dir,
+            device_type=None if device is None else torch.device(device).type,
         )
         self.network = loaded.model
         self.prompt = loaded.prompt

@@ -122,7 +122,7 @@ class Scorer:
         if isinstance(metric, str):
             self.name = metric
             self.device = resolve_device(device)
-            built: torch.nn.Module = build_metric(metric, options)
+            built: torch.nn.Module = build_metric(metric, options, self.device)
         else:
             _check_built(metric, options)
             self.name = str(getattr(metric, "name", type(metric).__name__))
@@ -265,12 +265,12 @@ class Scorer:
         return [score if math.isfinite(score) else f"the model's score is {score}" for score in scores]
 
 
-def build_metric(name: str, options: dict[str, Any]) -> QScorer:
-    """The `QScorer` of a metric name, with `options` over those of the name."""
+def build_metric(name: str, options: dict[str, Any], device: torch.device) -> QScorer:
+    """The `QScorer` of a metric name, with `options` over those of the name, loaded for `device`."""
     from pyiqa_qscorer.metric import QScorer
     from pyiqa_qscorer.names import resolve_metric_options
 
-    return QScorer(**resolve_metric_options(name, options))
+    return QScorer(**resolve_metric_options(name, options), device=device)
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:

@@ -43,7 +43,7 @@ class FakeMetric(nn.Module):
         return torch.stack(scores).float()
 
 
-def use(name: str, options: dict[str, Any]) -> FakeMetric:
+def use(name: str, options: dict[str, Any], device: torch.device) -> FakeMetric:
     """Takes the place of `scoring.build_metric`; the prompt is the one option that changes the identity."""
     identity = f"{options.get('prompt') or 'plain':0<64}"
     return FakeMetric(identity=identity, seconds_per_image=float(os.environ.get("FAKE_SECONDS_PER_IMAGE", "0")))

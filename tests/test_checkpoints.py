@@ -93,7 +93,6 @@ def test_scores_are_the_published_ones(
     lora, base, merged = folders
     where = (merged,) if key.startswith("merged") else (lora, base)
     output, published = score(load_folder(*where, dtype=dtype, attn_implementation=attention)), GOLDEN_LOADS[key]
-    assert published["dtype"] == f"torch.{dtype}"
     golden, states = torch.tensor(published["raw"]), tensors("lora_golden/golden")[f"{key}.h2"]
     if dtype == "float32":
         assert output.first_token.tolist() == published["tok1"]
@@ -115,9 +114,8 @@ def test_every_loaded_weight_is_the_published_one_in_float16(folders: tuple[Path
         loaded = state(*where, dtype="float16")
         assert loaded.keys() == published.keys()
         for name, tensor in loaded.items():
-            # The published tables are float16 like all else; ours keep the values in float32.
             assert tensor.dtype is (torch.float32 if name.endswith("pos_embed") else torch.float16)
-            assert sha256(tensor.half()) == published[name], name
+            assert sha256(tensor) == published[name], name
 
 
 def test_every_loaded_weight_is_the_published_one_in_float32(folders: tuple[Path, Path, Path]) -> None:
@@ -136,7 +134,7 @@ def test_every_loaded_weight_is_the_published_one_in_float32(folders: tuple[Path
     }
     assert other <= merged.keys()
     for name, tensor in merged.items():
-        torch.testing.assert_close(loaded[name], tensor, rtol=2**-22, atol=1e-8)
+        torch.testing.assert_close(loaded[name], tensor, rtol=0, atol=2**-22)  # 2 units in the last place of 1
 
 
 def adapter_factors(lora: Path) -> tuple[Tensor, Tensor]:

@@ -160,7 +160,7 @@ def test_debug_shows_the_traceback(photos: Path) -> None:
 def test_options_are_passed_on(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = {}
 
-    def build(name: str, options: dict) -> FakeMetric:
+    def build(name: str, options: dict, device: object) -> FakeMetric:
         given[name] = {option: value for option, value in options.items() if value is not None}
         return FakeMetric()
 

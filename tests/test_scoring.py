@@ -244,7 +244,7 @@ def test_devices() -> None:
 def test_options_reach_the_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
-    def build(name: str, options: dict) -> FakeMetric:
+    def build(name: str, options: dict, device: torch.device) -> FakeMetric:
         calls.append((name, options))
         return FakeMetric()
 

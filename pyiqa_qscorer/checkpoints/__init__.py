@@ -7,9 +7,9 @@ from pathlib import Path
 
 from ..errors import CheckpointError
 from . import hub
-from .layouts import CheckpointFolder, Layout, has_lora_files, is_lora_folder, recognise
+from .layouts import CheckpointFolder, Layout, has_lora_files, is_lora_folder, recognise, weight_shards
 from .loading import LoadedCheckpoint, Precision, half_precision, load_folder
-from .saving import SavedLayout, save_folder, save_lora_folder
+from .saving import SavedLayout, check_output, save_folder, save_lora_folder
 
 PathOrId = str | os.PathLike[str]
 
@@ -149,15 +149,18 @@ def merge_checkpoint(
     """
     if dtype not in ("float16", "bfloat16", "float32"):
         raise ValueError(f"dtype must be float16, bfloat16 or float32 to be written, got {dtype!r}")
-    loaded = load_checkpoint(
+    folders = download_checkpoint(
         checkpoint,
         base,
         revision=revision,
         base_revision=base_revision,
-        dtype=dtype,
         local_files_only=local_files_only,
         cache_dir=cache_dir,
     )
+    folder = recognise(*folders)
+    stored = sum(shard.stat().st_size for shard in weight_shards(folder.base or folder.path))
+    check_output(Path(output), layout, folder.tokenizer_folder, stored * (2 if dtype == "float32" else 1))
+    loaded = load_folder(*folders, dtype=dtype)
     return save_folder(
         Path(output),
         loaded.model,

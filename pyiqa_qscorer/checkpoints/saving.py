@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -46,13 +46,8 @@ def save_folder(
     Raises:
         CheckpointError: `output` exists and is not an empty folder, the disk is full, or the tokenizer file is missing.
     """
-    if layout not in ("qscorer", "published"):
-        raise ValueError(f"layout must be 'qscorer' or 'published', got {layout!r}")
+    check_output(output, layout, tokenizer_source)
     source = None if tokenizer_source is None else tokenizer_source / "tokenizer.model"
-    if layout == "published" and (source is None or not source.exists()):
-        raise CheckpointError(
-            f"layout 'published' needs the original tokenizer.model, not found in {tokenizer_source}"
-        )
     with _new_folder(output) as folder:
         model.save_pretrained(folder)
         if layout == "qscorer":
@@ -62,6 +57,27 @@ def save_folder(
             _save_published_tokenizer(folder, model.config.score_tokens, model.config.score_token_ids, source)
         _write_json(folder / "preprocessor_config.json", image_settings(model.config.vision_config.image_size))
     return output
+
+
+def check_output(output: Path, layout: SavedLayout, tokenizer_source: Path | None, size: int = 0) -> None:
+    """Raise what `save_folder` would, before a long load: bad layout, output in the way, no tokenizer, too little disk.
+
+    Args:
+        size: bytes that are going to be written.
+    """
+    if layout not in get_args(SavedLayout):
+        raise ValueError(f"layout must be one of {', '.join(get_args(SavedLayout))}, got {layout!r}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CheckpointError(f"output must be a new or empty folder, got {output}")
+    if layout == "published" and (tokenizer_source is None or not (tokenizer_source / "tokenizer.model").exists()):
+        raise CheckpointError(f"layout 'published' needs the original tokenizer.model, not found in {tokenizer_source}")
+    existing = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < size:
+        raise CheckpointError(
+            f"output {output} needs {size / 1e9:.1f} GB of disk, {existing} has {free / 1e9:.1f} GB free; "
+            "make room or choose another disk"
+        )
 
 
 def image_settings(image_size: int) -> dict[str, Any]:
@@ -147,6 +163,7 @@ def save_lora_folder(output: Path, model: QScorerForScoring, adapters: PeftModel
     Raises:
         CheckpointError: there are no adapters, `output` is not empty, or the disk is full.
     """
+    check_output(output, "qscorer", None)
     if adapters is None:
         raise CheckpointError("layout 'published_lora' needs a run with lora.enabled: true")
     settings = cast("LoraConfig", adapters.peft_config["default"])
@@ -185,8 +202,6 @@ def save_lora_folder(output: Path, model: QScorerForScoring, adapters: PeftModel
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output` that becomes `output` when the block ends well, and vanishes otherwise."""
-    if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise CheckpointError(f"output must be a new or empty folder, got {output}")
     output.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:

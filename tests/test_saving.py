@@ -1,0 +1,251 @@
+"""Writing checkpoints: what is written loads and scores alike, and a failure leaves nothing behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden_data import GOLDEN, pixel_values, table
+from safetensors import safe_open
+from tiny_checkpoint import own_folder, published_folders
+from torch import Tensor
+
+from pyiqa_qscorer.checkpoints import LoadedCheckpoint, load_folder, merge_checkpoint, save_folder
+from pyiqa_qscorer.checkpoints.layouts import Layout, recognise
+from pyiqa_qscorer.checkpoints.saving import image_settings, save_lora_folder
+from pyiqa_qscorer.errors import CheckpointError
+from pyiqa_qscorer.model import QScorerConfig
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    return published_folders(tmp_path_factory.mktemp("published"))
+
+
+@pytest.fixture(scope="module")
+def loaded(folders: tuple[Path, Path, Path]) -> LoadedCheckpoint:
+    return load_folder(*folders[:2], dtype="float16")
+
+
+def scores(folder: Path, *more: Path, dtype: str = "float32") -> Tensor:
+    loaded = load_folder(folder, *more, dtype=dtype)
+    prompt = loaded.prompt
+    with torch.no_grad():
+        return loaded.model.score(pixel_values()[:4], prompt.prefix, prompt.suffix, prompt.blank).raw_score
+
+
+def tensors_in(file: Path) -> dict[str, tuple[list[int], str]]:
+    with safe_open(file, "pt") as content:
+        slices = {name: content.get_slice(name) for name in content.keys()}  # noqa: SIM118
+        return {name: (part.get_shape(), part.get_dtype()) for name, part in slices.items()}
+
+
+def read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+# --- what is written loads and scores alike --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layout", ["qscorer", "published"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "bfloat16"])
+def test_merged_scores_are_those_of_the_lora_bit_for_bit(
+    folders: tuple[Path, Path, Path], tmp_path: Path, layout: str, dtype: str
+) -> None:
+    lora, base, _ = folders
+    output = merge_checkpoint(tmp_path / "out", lora, base, layout=layout, dtype=dtype)
+    assert recognise(output).layout is (Layout.QSCORER if layout == "qscorer" else Layout.PUBLISHED_MERGED)
+    assert torch.equal(scores(output, dtype=dtype), scores(lora, base, dtype=dtype))
+    again = load_folder(output, dtype=dtype)
+    assert again.fingerprint == load_folder(lora, base, dtype=dtype).fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_own_layout_round_trip(tmp_path: Path) -> None:
+    own = own_folder(tmp_path, levels=7)
+    loaded = load_folder(own)
+    copy = save_folder(tmp_path / "copy", loaded.model, loaded.tokenizer)
+    again = load_folder(copy)
+    assert again.fingerprint == loaded.fingerprint
+    assert again.prompt == loaded.prompt
+    assert again.model.config.to_dict() == loaded.model.config.to_dict()
+    assert again.model.config.score_tokens == [f"<score{i}>" for i in range(1, 8)]
+    for name, tensor in loaded.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], tensor), name
+    assert (copy / "model.safetensors").read_bytes() == (own / "model.safetensors").read_bytes()
+
+
+def test_own_layout_can_be_written_as_the_published_one(tmp_path: Path) -> None:
+    own = own_folder(tmp_path)
+    loaded = load_folder(own, dtype="float32")
+    out = save_folder(
+        tmp_path / "out", loaded.model, loaded.tokenizer, layout="published", tokenizer_source=tmp_path / "tokenizer"
+    )
+    assert load_folder(out, dtype="float32").fingerprint == loaded.fingerprint
+
+
+def test_prompt_of_a_checkpoint_is_saved(tmp_path: Path) -> None:
+    loaded = load_folder(own_folder(tmp_path))
+    loaded.model.config.prompt = "training"
+    copy = save_folder(tmp_path / "copy", loaded.model, loaded.tokenizer)
+    assert load_folder(copy).prompt == load_folder(copy, prompt="training").prompt
+    assert load_folder(copy).prompt != loaded.prompt
+
+
+# --- the published layout is what the published merge script writes --------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(folders: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return merge_checkpoint(tmp_path_factory.mktemp("merge") / "out", *folders[:2], layout="published")
+
+
+def test_published_weights_have_the_same_keys_shapes_and_types(published: Path) -> None:
+    written, golden = (tensors_in(folder / "model.safetensors") for folder in (published, GOLDEN / "merged"))
+    assert len(written) == 120
+    assert written.keys() == golden.keys()
+    for name, (shape, dtype) in golden.items():
+        # Our position tables stay float32, as the published code keeps them in memory; it reads either.
+        assert written[name] == (shape, "F32" if name.endswith("pos_embed") else dtype), name
+
+
+def test_published_configuration_says_what_the_golden_one_says(published: Path) -> None:
+    written, golden = read(published / "config.json"), read(GOLDEN / "merged" / "config.json")
+    ignored = {
+        # Settings of the training run and of transformers 4.36 that the forward pass does not read.
+        *("freeze_vision_model", "image_grid_pinpoints", "tune_visual_abstractor", "visual_abstractor_lr"),
+        *("weight_desp", "weight_next_token", "transformers_version", "pretraining_tp", "use_cache"),
+        "attention_dropout",
+    }
+    own = {name: value for name, value in golden.items() if name not in ignored and name != "visual_config"}
+    assert {name: written.get(name, "missing") for name in own} == own
+    for part, fields in golden["visual_config"].items():
+        ours = written["visual_config"][part]
+        assert ours == {name: fields[name] for name in ours}
+        numbers = {name for name in ("hidden_size", "num_hidden_layers", "layer_norm_eps", "initializer_range")}
+        assert numbers <= ours.keys()
+    assert QScorerConfig.from_published(written).to_dict() == QScorerConfig.from_published(golden).to_dict()
+
+
+def test_published_tokenizer_files_are_those_of_the_golden_folder(published: Path, folders: tuple[Path, ...]) -> None:
+    for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json", "preprocessor_config.json"):
+        assert read(published / name) == read(GOLDEN / "merged" / name), name
+    assert (published / "tokenizer.model").read_bytes() == (folders[1] / "tokenizer.model").read_bytes()
+
+
+def test_image_settings_are_the_published_ones() -> None:
+    assert image_settings(448) == table("merged/preprocessor_config")
+
+
+# --- what must not be written ----------------------------------------------------------------------------------------
+
+
+def test_an_output_in_use_is_refused(loaded: LoadedCheckpoint, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    (tmp_path / "file").touch()
+    for name in ("out", "file"):
+        with pytest.raises(CheckpointError, match=rf"output must be a new or empty folder, got .*{name}"):
+            save_folder(tmp_path / name, loaded.model, loaded.tokenizer)
+    assert (tmp_path / "out" / "notes.txt").read_text() == "mine"
+
+
+def test_an_empty_folder_and_missing_parents_are_fine(loaded: LoadedCheckpoint, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for output in (tmp_path / "empty", tmp_path / "a" / "b"):
+        assert save_folder(output, loaded.model, loaded.tokenizer) == output
+        assert (output / "model.safetensors").exists()
+    umask = os.umask(0)
+    os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o777 & ~umask
+
+
+def test_options_that_cannot_be_written(loaded: LoadedCheckpoint, folders: tuple[Path, ...], tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    with pytest.raises(ValueError, match="layout must be .*, got 'hf'"):
+        save_folder(output, loaded.model, loaded.tokenizer, layout="hf")
+    for dtype in ("8bit", "auto"):
+        with pytest.raises(ValueError, match=f"dtype must be float16, .* to be written, got '{dtype}'"):
+            merge_checkpoint(output, folders[2], dtype=dtype)
+    for source in (None, tmp_path):
+        with pytest.raises(CheckpointError, match=r"needs the original tokenizer\.model, not found in"):
+            save_folder(output, loaded.model, loaded.tokenizer, layout="published", tokenizer_source=source)
+    with pytest.raises(CheckpointError, match="lora"):
+        save_lora_folder(output, loaded.model, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Interrupted(BaseException):
+    """Like Ctrl+C, which is no Exception."""
+
+
+@pytest.mark.parametrize("error", [Interrupted("now"), RuntimeError("broken"), OSError(28, "No space left on device")])
+def test_an_interrupted_write_leaves_nothing_behind(
+    loaded: LoadedCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(type(loaded.tokenizer), "save_pretrained", fail)  # the weights are written by then
+    expected = CheckpointError if isinstance(error, OSError) else type(error)
+    with pytest.raises(expected) as caught:
+        save_folder(tmp_path / "out", loaded.model, loaded.tokenizer)
+    if isinstance(error, OSError):
+        assert "could not write" in str(caught.value)
+        assert "No space left on device; nothing was left behind" in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+FULL_DISK = """
+import resource, sys
+from pathlib import Path
+import torch
+torch.set_num_threads(1)
+from pyiqa_qscorer.checkpoints import load_folder, save_folder
+from pyiqa_qscorer.errors import CheckpointError
+
+source, output, layout = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+loaded = load_folder(source, dtype="float16")
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # a write beyond fails, as on a full disk
+try:
+    save_folder(output, loaded.model, loaded.tokenizer, layout=layout, tokenizer_source=source)
+except CheckpointError as error:
+    print(error)
+else:
+    print("written")
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
+def test_a_full_disk_leaves_nothing_behind(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    environment = {**os.environ, "PYIQA_QSCORER_AUTOLOAD": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(folders[2]), str(tmp_path / "out"), "qscorer"],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"could not write {tmp_path / 'out'}" in done.stdout
+    assert "nothing was left behind" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_that_a_model_still_uses_can_be_deleted(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """They are memory-mapped; taking the folder away must not pull the model's weights from under it."""
+    copy = shutil.copytree(folders[2], tmp_path / "copy")
+    loaded = load_folder(copy, dtype="float16")
+    prompt = loaded.prompt
+    before = loaded.model.score(pixel_values()[:1], prompt.prefix, prompt.suffix, prompt.blank).raw_score
+    shutil.rmtree(copy)
+    after = loaded.model.score(pixel_values()[:1], prompt.prefix, prompt.suffix, prompt.blank).raw_score
+    assert torch.equal(before, after)
