@@ -241,7 +241,7 @@ def train(
     with _clean_errors(debug):
         import yaml
 
-        from pyiqa_qscorer.plugin import pyiqa_dataset
+        from pyiqa_qscorer.plugin.datasets import pyiqa_dataset
         from pyiqa_qscorer.training.config import read_config
         from pyiqa_qscorer.training.run import train as run
 

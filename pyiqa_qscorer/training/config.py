@@ -188,6 +188,15 @@ class TrainConfig(_Section):
     layouts: list[Literal["qscorer", "published", "published_lora"]] = ["qscorer"]
     device: Literal["auto", "cpu"] = "auto"
 
+    @model_validator(mode="after")
+    def _quantised_base_is_not_merged(self) -> TrainConfig:
+        if self.lora.quantise_base is not None and self.layouts != ["published_lora"]:
+            raise ValueError(
+                "lora.quantise_base needs layouts: [published_lora], since adapters cannot be merged into quantised "
+                f"weights without loss (loading merges them into the 16-bit base), got layouts {self.layouts}"
+            )
+        return self
+
 
 def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
     """Read and check a YAML file.

@@ -79,7 +79,7 @@ Rows = list[tuple[str, float, float | None]]  # path, MOS and its spread, on the
 
 
 class NamedDatasets(Protocol):
-    """Opens the datasets that are known by name (`pyiqa_qscorer.plugin.pyiqa_dataset`)."""
+    """Opens the datasets that are known by name (`pyiqa_qscorer.plugin.datasets.pyiqa_dataset`)."""
 
     def __call__(
         self, name: str, data_root: Path, options: dict[str, Any], *, download: bool = False
@@ -200,7 +200,7 @@ def _named_rows(
 ) -> tuple[str, MosScale, Rows]:
     """Rows of a dataset that pyiqa knows by name, split by pyiqa's rules."""
     if named_datasets is None:
-        raise TrainingDataError(f"dataset {name!r} is given by name: pass named_datasets=plugin.pyiqa_dataset")
+        raise TrainingDataError(f"dataset {name!r} is given by name: pass named_datasets=pyiqa_qscorer.plugin.datasets.pyiqa_dataset")
     options: dict[str, Any] = {"phase": phase}
     if config.split is not None:
         options["split_index"] = config.split

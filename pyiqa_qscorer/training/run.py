@@ -58,7 +58,7 @@ def train(
     Args:
         resume: go on from the newest complete state in `config.output`, if there is one. A resumed run gives the same
             losses as one that was not interrupted.
-        named_datasets: opens datasets given by name; `pyiqa_qscorer.plugin.pyiqa_dataset` for those of pyiqa.
+        named_datasets: opens datasets given by name; `pyiqa_qscorer.plugin.datasets.pyiqa_dataset` for those of pyiqa.
 
     Raises:
         TrainingDataError, CheckpointError, DownloadError: what the configuration names cannot be used.
