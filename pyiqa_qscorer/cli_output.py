@@ -20,10 +20,10 @@ from rich.text import Text
 from pyiqa_qscorer.names import SCORE_RANGE
 
 if TYPE_CHECKING:
-    from pyiqa_qscorer.training.run import TrainingResult
     from pyiqa_qscorer.checkpoints.hub import DownloadPlan
     from pyiqa_qscorer.doctor import Cache, Report
     from pyiqa_qscorer.score_files import ScoreRow
+    from pyiqa_qscorer.training.run import TrainingResult
 
 MAX_LISTED_FAILURES = 20  # with a table on disk, whose error column has them all
 BAR_WIDTH = 20

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pyiqa_qscorer import preprocessing
+from pyiqa_qscorer import image_files, preprocessing
 from pyiqa_qscorer.errors import ImageError, QScorerError
 
 if TYPE_CHECKING:
@@ -232,9 +232,9 @@ class Scorer:
             image = image_from_array(image)
         if isinstance(image, Image.Image):
             with self._pil_lock:
-                picture = preprocessing.open_image(image)
+                picture = image_files.open_image(image)
         elif isinstance(image, (str, os.PathLike, bytes)):
-            picture = preprocessing.open_image(image)
+            picture = image_files.open_image(image)
         else:
             raise ImageError(
                 f"an image cannot be a {type(image).__name__}: give a path, bytes, a PIL image, "

@@ -15,7 +15,7 @@ PACKAGE = REPOSITORY / "pyiqa_qscorer"
 
 LAYERS = [
     {"errors", "names"},
-    {"preprocessing", "prompt", "labels"},
+    {"image_files", "preprocessing", "prompt", "labels"},
     {"model"},
     {"checkpoints"},
     {"metric", "scoring", "score_files", "score_table", "quality_loss"} | {"training", "evaluation", "analysis"},

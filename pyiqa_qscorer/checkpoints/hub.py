@@ -54,7 +54,7 @@ DISK_MARGIN = 2**30  # left free beside the download, or 5 % of it where that is
 _LIBRARY = "pyiqa-qscorer"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_NOT_WRITABLE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
+_NO_ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 # HTTPError is the transport's base class (httpx or httpx2, by version of huggingface_hub).
 _FETCH_ERRORS: tuple[type[Exception], ...] = (HTTPError, OSError, EntryNotFoundError)
 # What answers may be no Hub: the page of a hotel's network, a mirror with an error in its JSON.
@@ -232,6 +232,13 @@ def plan(
     _check_repo_id(repo_id, "repo_id")
     select, revision = select or weight_files, revision or constants.DEFAULT_REVISION
     cache = _cache_folder(cache_dir)
+    try:
+        return _plan(repo_id, revision, select, cache, local_files_only)
+    except OSError as error:  # of the cache folder, such as one of another user
+        raise _explain(error, repo_id, revision, cache) from error
+
+
+def _plan(repo_id: str, revision: str, select: Select, cache: Path, local_files_only: bool) -> DownloadPlan:
     cached = _cached_plans(repo_id, revision, select, cache)
     complete = next((candidate for candidate in cached if not candidate.missing), None)
     if complete is not None and (local_files_only or _COMMIT.fullmatch(revision)):
@@ -571,11 +578,15 @@ def _partial(blob: Path) -> Path:
 
 
 def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
+    # Asked once, not "exists, then size": another process may move the file in between.
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):
+        return 0
 
 
 def _has_size(path: Path, size: int | None) -> bool:
-    return path.is_file() and size in (None, path.stat().st_size)
+    return path.is_file() and size in (None, _size(path))
 
 
 def _record(planned: DownloadPlan) -> None:
@@ -622,7 +633,7 @@ def _may_pass(error: BaseException) -> bool:
     if status is not None:
         return status in (408, 429) or status >= 500
     refused = isinstance(error, OfflineModeIsEnabled)
-    return not refused and getattr(error, "errno", None) not in _DISK_FULL | _NOT_WRITABLE
+    return not refused and getattr(error, "errno", None) not in _DISK_FULL | _NO_ACCESS
 
 
 def _explain(
@@ -669,10 +680,10 @@ def _explain(
             f"({reason}; {readable_size(free_bytes(cache))} free). Free some space, or set "
             "HF_HOME (or `cache_dir`) to a bigger disk, and try again: it continues there."
         )
-    elif number in _NOT_WRITABLE:
+    elif number in _NO_ACCESS:
         text = (
-            f"The cache folder {cache} cannot be written ({reason}). Make it writable, or set "
-            "HF_HOME (or `cache_dir`) to a folder that is."
+            f"The cache folder {cache} cannot be read and written ({reason}). Give yourself access, or "
+            "set HF_HOME (or `cache_dir`) to a folder of your own."
         )
     elif status == 416 and file is not None:
         text = (

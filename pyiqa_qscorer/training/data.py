@@ -17,8 +17,9 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
 from ..errors import ImageError, QScorerError
+from ..image_files import open_image
 from ..labels import level_index
-from ..preprocessing import open_image, pixels_from_pil
+from ..preprocessing import pixels_from_pil
 from .config import DatasetConfig
 from .text import TrainingText, pad_texts
 
@@ -200,7 +201,9 @@ def _named_rows(
 ) -> tuple[str, MosScale, Rows]:
     """Rows of a dataset that pyiqa knows by name, split by pyiqa's rules."""
     if named_datasets is None:
-        raise TrainingDataError(f"dataset {name!r} is given by name: pass named_datasets=pyiqa_qscorer.plugin.datasets.pyiqa_dataset")
+        raise TrainingDataError(
+            f"dataset {name!r} is given by name: pass named_datasets=pyiqa_qscorer.plugin.datasets.pyiqa_dataset"
+        )
     options: dict[str, Any] = {"phase": phase}
     if config.split is not None:
         options["split_index"] = config.split
