@@ -138,10 +138,10 @@ class Machine:
     ) -> Outcome:
         return self.finish(self.start(calls, before, env or {}))
 
-    def offline(self, *args: object, **kwargs: object) -> Outcome:
+    def offline(self, repo_id: str = REPO, *args: object) -> Outcome:
         """The same without network; not one request may leave."""
         self.server.forget_requests()
-        outcome = self.fetch(*args, env={"HF_HUB_OFFLINE": "1"}, **kwargs)
+        outcome = self.fetch(repo_id, *args, env={"HF_HUB_OFFLINE": "1"})
         assert self.server.requests == []
         return outcome
 

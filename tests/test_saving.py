@@ -170,7 +170,7 @@ def test_an_empty_folder_and_missing_parents_are_fine(loaded: LoadedCheckpoint, 
 
 def test_options_that_cannot_be_written(loaded: LoadedCheckpoint, folders: tuple[Path, ...], tmp_path: Path) -> None:
     output = tmp_path / "out"
-    with pytest.raises(ValueError, match="layout must be .*, got 'hf'"):
+    with pytest.raises(ValueError, match=r"layout must be .*, got 'hf'"):
         save_folder(output, loaded.model, loaded.tokenizer, layout="hf")
     for dtype in ("8bit", "auto"):
         with pytest.raises(ValueError, match=f"dtype must be float16, .* to be written, got '{dtype}'"):

@@ -1,0 +1,106 @@
+"""Training configuration: examples, defaults as published, and every kind of mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_training import settings
+
+from pyiqa_qscorer.training.config import (
+    CONFIG_FOLDER,
+    ObjectiveConfig,
+    TrainingConfigError,
+    parse_config,
+    read_config,
+)
+
+
+def minimal(**changes: Any) -> dict[str, Any]:
+    return {
+        "output": "out",
+        "model": {"checkpoint": "owner/name"},
+        "data": {"train": [{"dataset": "koniq10k"}]},
+        **changes,
+    }
+
+
+@pytest.mark.parametrize("path", sorted(CONFIG_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_examples_are_valid_and_found_by_name(path: Path) -> None:
+    assert read_config(Path(path.name)) == read_config(path)
+
+
+def test_there_are_examples() -> None:
+    assert {path.stem for path in CONFIG_FOLDER.glob("*.yaml")} >= {"koniq", "mixed", "qlora_24gb", "tiny"}
+
+
+def test_defaults_are_the_published_recipe() -> None:
+    config = parse_config(minimal())
+    assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (128, 256, 0.05)
+    optimisation = config.optimisation
+    assert (optimisation.learning_rate, optimisation.epochs, optimisation.batch_size) == (2e-5, 3, 16)
+    assert (optimisation.schedule, optimisation.warmup, optimisation.weight_decay) == ("cosine", 0.03, 0)
+    assert config.objective.scale == 0.05
+    assert config.objective.weights("score_token") == {"cross_entropy": 1.0, "score": 1.0}
+    assert config.model.prompts == ["training"]
+
+
+def test_formulations_choose_their_objective() -> None:
+    objective = ObjectiveConfig()
+    assert objective.weights("level_onehot") == {"cross_entropy": 1.0}
+    assert objective.weights("level_soft") == {"cross_entropy": 1.0, "soft_label_kl": 1.0}
+    assert objective.needs_std("level_soft")
+    assert not objective.needs_std("score_token")
+    assert ObjectiveConfig(fidelity=1.0).needs_std("score_token")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimisaton": {}}, ["optimisaton", "unknown key", "'optimisation'"]),
+        ({"lora": {"rank": 4}}, ["lora.rank", "unknown key"]),
+        ({"data": {"train": [{"dataset": "x", "wight": 2}]}}, ["data.train.0.wight", "'weight'"]),
+        ({"data": {"train": []}}, ["data.train", "at least 1"]),
+        ({"data": {"train": [{"dataset": "x", "weight": 0}]}}, ["data.train.0.weight", "greater than 0", "got 0"]),
+        ({"data": {"train": [{"csv": "a.csv"}]}}, ["data.train.0", "folder", "mos_range"]),
+        ({"data": {"train": [{}]}}, ["data.train.0", "either dataset"]),
+        ({"data": {"train": [{"dataset": "x", "mos_range": [5, 1]}]}}, ["low < high"]),
+        ({"model": {}}, ["model", "either checkpoint or architecture"]),
+        ({"model": {"checkpoint": "a/b", "levels": 0}}, ["model.levels", "got 0"]),
+        ({"model": {"checkpoint": "a/b", "formulation": "level_soft", "levels": 3}}, ["level_words must be 3"]),
+        ({"model": {"checkpoint": "a/b", "formulation": "words"}}, ["model.formulation", "score_token"]),
+        ({"optimisation": {"precision": "int8"}}, ["optimisation.precision", "bfloat16"]),
+        ({"lora": {"quantise_base": "4bit"}}, ["published_lora", "without loss"]),
+        ({"output": None}, ["output"]),
+    ],
+)
+def test_mistakes_are_named_with_their_place(changes: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(TrainingConfigError) as error:
+        parse_config(minimal(**changes))
+    for word in words:
+        assert word in str(error.value)
+
+
+def test_files_that_are_no_configuration(tmp_path: Path) -> None:
+    with pytest.raises(TrainingConfigError, match="cannot be read"):
+        read_config(tmp_path / "missing.yaml")
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("output: [")
+    with pytest.raises(TrainingConfigError, match="cannot be read"):
+        read_config(broken)
+    broken.write_text("- a list")
+    with pytest.raises(TrainingConfigError, match="mapping"):
+        read_config(broken)
+
+
+def test_overrides_go_over_the_file(tmp_path: Path) -> None:
+    config = read_config(Path("tiny.yaml"), {"optimisation.seed": 7, "output": str(tmp_path)})
+    assert config.optimisation.seed == 7
+    assert config.output == tmp_path
+    with pytest.raises(TrainingConfigError, match="not a section"):
+        read_config(Path("tiny.yaml"), {"output.x": 1})
+
+
+def test_helper_configuration_is_valid(tmp_path: Path) -> None:
+    assert parse_config(settings(tmp_path, tmp_path / "out")).optimisation.batch_size == 6

@@ -1,0 +1,301 @@
+"""Training runs: they learn, resume exactly, survive kills and full disks, and leave checkpoints that load."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import golden_data
+import numpy as np
+import pytest
+import torch
+from tiny_checkpoint import published_folders
+from tiny_training import ARCHITECTURE, make_pictures, settings
+
+from pyiqa_qscorer import Scorer
+from pyiqa_qscorer.checkpoints import load_folder
+from pyiqa_qscorer.checkpoints.weights import read_shard
+from pyiqa_qscorer.errors import CheckpointError
+from pyiqa_qscorer.training.config import parse_config
+from pyiqa_qscorer.training.run import train
+from pyiqa_qscorer.training.trainer import TrainingFailedError, correlations, last_complete_state
+
+PROGRAM = Path(__file__).with_name("train_in_subprocess.py")
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def run(content: dict[str, Any], folder: Path, *, processes: int = 1, **environment: str) -> tuple[int, dict[str, Any]]:
+    """Exit status, and losses by step with the metrics, of a training in a process of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config, losses = folder / "config.json", folder / "losses.json"
+    config.write_text(json.dumps(content))
+    losses.unlink(missing_ok=True)
+    command = [str(PROGRAM), str(config), str(losses)]
+    if processes > 1:
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *command]
+    done = subprocess.run(
+        [sys.executable, *command], env={**os.environ, **environment}, capture_output=True, text=True, timeout=300
+    )
+    found = json.loads(losses.read_text()) if losses.exists() else {"stderr": done.stderr}
+    return done.returncode, found
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    status, result = run(settings(pictures, folder / "out"), folder)
+    assert status == 0, result
+    return result
+
+
+@pytest.mark.parametrize("save_steps", [None, 2], ids=["each_epoch", "in_mid_epoch"])
+def test_killed_and_resumed_gives_the_same_losses(
+    pictures: Path, tmp_path: Path, uninterrupted: dict[str, Any], save_steps: int | None
+) -> None:
+    content = settings(pictures, tmp_path / "out")
+    content["optimisation"]["save_steps"] = save_steps
+    status, _ = run(content, tmp_path, KILL_AT_STEP="8")
+    assert status == -9
+    # A state that the kill tore must not be taken.
+    torn = tmp_path / "out" / "checkpoint-999"
+    torn.mkdir()
+    (torn / "trainer_state.json").write_text('{"global_step": 9')
+    state = last_complete_state(tmp_path / "out")
+    assert state is not None
+    assert state.name == ("checkpoint-6" if save_steps is None else "checkpoint-8")
+    shutil.rmtree(torn)
+    status, resumed = run(content, tmp_path)
+    assert status == 0, resumed
+    assert resumed["losses"] == uninterrupted["losses"]
+    assert resumed["metrics"]["validation_srcc"] == uninterrupted["metrics"]["validation_srcc"]
+
+
+def test_a_torn_state_alone_is_no_state(tmp_path: Path) -> None:
+    torn = tmp_path / "checkpoint-3"
+    torn.mkdir()
+    assert last_complete_state(tmp_path) is None
+    (torn / "trained.safetensors").touch()
+    (torn / "trainer_state.json").write_text("{")
+    assert last_complete_state(tmp_path) is None
+
+
+def test_sigterm_leaves_a_state_and_resumes(pictures: Path, tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
+    content = settings(pictures, tmp_path / "out")
+    status, stopped = run(content, tmp_path, STOP_AT_STEP="5")
+    assert status == 0
+    assert not stopped["finished"]
+    assert (tmp_path / "out" / "checkpoint-5").is_dir()
+    assert not (tmp_path / "out" / "checkpoint_qscorer").exists()
+    status, resumed = run(content, tmp_path)
+    assert status == 0
+    assert resumed["losses"] == uninterrupted["losses"]
+
+
+def test_two_processes_equal_one(pictures: Path, tmp_path: Path) -> None:
+    one, two = (settings(pictures, tmp_path / name) for name in ("one", "two"))
+    two["optimisation"]["batch_size"] = one["optimisation"]["batch_size"] // 2
+    status, alone = run(one, tmp_path / "a")
+    assert status == 0, alone
+    status, together = run(two, tmp_path / "b", processes=2)
+    assert status == 0, together
+    assert together["losses"].keys() == alone["losses"].keys()
+    for step, loss in alone["losses"].items():
+        assert together["losses"][step] == pytest.approx(loss, rel=2e-2), step
+    assert together["metrics"]["validation_rmse"] == pytest.approx(alone["metrics"]["validation_rmse"], rel=2e-2)
+
+
+def test_full_disk_is_named_and_the_last_state_stays(pictures: Path, tmp_path: Path) -> None:
+    content = settings(pictures, tmp_path / "out")
+    status, stopped = run(content, tmp_path, STOP_AT_STEP="4")
+    assert status == 0, stopped
+    good = last_complete_state(tmp_path / "out")
+    status, failed = run(content, tmp_path, FILE_SIZE_LIMIT="40000")
+    assert status != 0
+    assert "TrainingFailedError" in failed["stderr"]
+    assert "disk" in failed["stderr"]
+    assert last_complete_state(tmp_path / "out") == good
+    status, finished = run(content, tmp_path)
+    assert status == 0, finished
+    assert finished["finished"]
+
+
+def test_it_learns_and_leaves_a_metric(pictures: Path, tmp_path: Path) -> None:
+    content = settings(pictures, tmp_path / "out", optimisation={"epochs": 30, "log_steps": 10})
+    result = train(parse_config(content))
+    folder = result.folders["qscorer"]
+    assert result.metrics["validation_srcc"] > 0.9
+    scorer = Scorer("qscorer", "cpu", checkpoint=folder)
+    assert scorer.metric.dtype == torch.float32
+    files = sorted(pictures.glob("*.png"))
+    seen = [index for index in range(len(files)) if index % 4 != 3]
+    scores = scorer.score([files[index] for index in seen])
+    assert correlations(scores, np.array(seen))["srcc"] > 0.95
+    facts = json.loads((folder / "training.json").read_text())
+    assert facts["data"]["train"][0]["mos_range"] == [0, 100]
+    assert facts["data"]["train"][0]["images"] == 18
+    assert facts["curves"]
+    assert "torch" in facts["versions"]
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert "| labels | train | 18 | 0 | 0 to 100 | no | 1 |" in card
+    loaded = load_folder(folder)
+    assert loaded.model.config.prompt == "training"
+    assert loaded.model.config.training_data["train"][0]["dataset"] == "labels"
+
+
+@pytest.mark.parametrize(
+    ("model", "objective"),
+    [
+        ({"formulation": "level_onehot"}, {}),
+        ({"formulation": "level_soft"}, {}),
+        ({"levels": 1}, {}),
+        ({"levels": 7, "regressor": "hyper", "regressor_hidden_sizes": [8, 4]}, {}),
+        (
+            {"prompts": ["training", "score"]},
+            {
+                **{name: 1.0 for name in ("soft_label_kl", "fidelity", "norm_in_norm", "plcc")},
+                **{name: 1.0 for name in ("pairwise_ranking", "listwise_ranking")},
+            },
+        ),
+    ],
+    ids=["level_onehot", "level_soft", "one_token", "hyper_7_tokens", "all_objectives_two_prompts"],
+)
+def test_every_formulation_trains_saves_and_scores(
+    pictures: Path, tmp_path: Path, model: dict[str, Any], objective: dict[str, Any]
+) -> None:
+    model = {"architecture": ARCHITECTURE, "gradient_checkpointing": False, **model}
+    content = settings(
+        pictures, tmp_path / "out", model=model, objective=objective, optimisation={"epochs": 1}, data={"flip": True}
+    )
+    config = parse_config(content)
+    result = train(config)
+    facts = json.loads((result.folders["qscorer"] / "training.json").read_text())
+    first = next(entry for entry in facts["curves"] if "loss" in entry)
+    weights = config.objective.weights(config.model.formulation)
+    assert weights.keys() <= first.keys()
+    assert first["loss"] == pytest.approx(sum(weights[name] * first[name] for name in weights), rel=1e-3)
+    scores = Scorer("qscorer", "cpu", checkpoint=result.folders["qscorer"]).score(sorted(pictures.glob("*.png"))[:3])
+    assert np.isfinite(scores).all()
+    network = load_folder(result.folders["qscorer"]).model.config
+    assert (network.formulation, network.regressor) == (config.model.formulation, config.model.regressor)
+
+
+def test_gradient_checkpointing_changes_nothing(pictures: Path, tmp_path: Path) -> None:
+    losses = []
+    for checkpointing in (False, True):
+        model = {"gradient_checkpointing": checkpointing}
+        content = settings(pictures, tmp_path / str(checkpointing), model=model, optimisation={"epochs": 1})
+        folder = train(parse_config(content)).folders["qscorer"]
+        curves = json.loads((folder / "training.json").read_text())["curves"]
+        losses.append([entry["loss"] for entry in curves if "loss" in entry])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.fixture(scope="module")
+def lora_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    """A published-recipe run on the golden base: the base folder and the written checkpoints."""
+    folder = tmp_path_factory.mktemp("lora")
+    _, base, _ = published_folders(folder)
+    content = settings(
+        pictures,
+        folder / "out",
+        model={"checkpoint": str(base), "architecture": None, "regressor_hidden_sizes": [8, 8, 6]},
+        objective={"scale": 0.05, "clamp_score": True},
+        lora={"enabled": True, "r": 4, "alpha": 8},
+        trainable={"everything": False},
+        optimisation={"epochs": 1, "learning_rate": 1e-3, "precision": "bfloat16"},
+        layouts=["qscorer", "published", "published_lora"],
+    )
+    return base, train(parse_config(content)).folders
+
+
+def test_lora_layout_is_the_published_one(lora_run: tuple[Path, dict[str, Path]]) -> None:
+    _, folders = lora_run
+    published = golden_data.table("lora_golden/layout_keys")
+    for name in ("adapter_model.bin", "non_lora_trainables.bin"):
+        ours = {
+            key: [list(tensor.shape), str(tensor.dtype)] for key, tensor in read_shard(folders["published_lora"] / name)
+        }
+        assert ours == published[name]
+    settings_file = json.loads((folders["published_lora"] / "adapter_config.json").read_text())
+    golden = golden_data.table("official_lora_layout/adapter_config")
+    for key in ("r", "lora_alpha", "lora_dropout", "target_modules", "bias", "peft_type", "task_type"):
+        assert settings_file[key] == golden[key]
+
+
+def test_all_layouts_of_a_run_score_alike(lora_run: tuple[Path, dict[str, Path]], pictures: Path) -> None:
+    base, folders = lora_run
+    photos = sorted(pictures.glob("*.png"))[:4]
+
+    def scores(folder: Path, **options: Any) -> np.ndarray:
+        return Scorer("qscorer", "cpu", checkpoint=folder, dtype="float32", prompt="training", **options).score(photos)
+
+    merged = scores(folders["qscorer"])
+    assert merged == pytest.approx(scores(folders["published"]), abs=1e-6)
+    assert merged == pytest.approx(scores(folders["published_lora"], base=base), abs=0.02)  # bfloat16 against float16
+
+
+def test_adapters_and_chosen_parts_have_moved_and_nothing_else(lora_run: tuple[Path, dict[str, Path]]) -> None:
+    base, folders = lora_run
+    before = {name: tensor for shard in sorted(base.glob("*.bin")) for name, tensor in read_shard(shard)}
+    after = dict(read_shard(folders["published"] / "model.safetensors"))
+    trained = ("vision_model.", "visual_abstractor.", "lm_head.", ".q_proj.", ".v_proj.multiway.1.")
+    for name, tensor in before.items():
+        rows = len(tensor) if tensor.ndim else 0
+        moved = not torch.equal(after[name][:rows].to(tensor.dtype), tensor)
+        if not any(part in name for part in trained) or name.endswith("pos_embed"):
+            assert not moved, name
+    assert not torch.equal(after["lm_head.weight"][:32000], before["lm_head.weight"])
+    assert not torch.equal(
+        after["model.layers.0.self_attn.q_proj.weight"], before["model.layers.0.self_attn.q_proj.weight"]
+    )
+
+
+def test_going_on_from_a_scoring_checkpoint(
+    lora_run: tuple[Path, dict[str, Path]], pictures: Path, tmp_path: Path
+) -> None:
+    model = {"checkpoint": str(lora_run[1]["qscorer"]), "architecture": None}
+    content = settings(pictures, tmp_path / "out", model=model, optimisation={"epochs": 1})
+    assert train(parse_config(content)).finished
+    content = settings(pictures, tmp_path / "other", model={**model, "formulation": "level_onehot"})
+    with pytest.raises(CheckpointError, match="trained with .*score_token.*asks for .*level_onehot"):
+        train(parse_config(content))
+
+
+def test_a_run_in_the_way_is_not_overwritten(pictures: Path, tmp_path: Path) -> None:
+    content = settings(pictures, tmp_path / "out", optimisation={"epochs": 1})
+    train(parse_config(content))
+    with pytest.raises(TrainingFailedError, match="resume it, or use a new folder"):
+        train(parse_config(content), resume=False)
+
+
+def test_out_of_memory_says_which_knobs(pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyiqa_qscorer.training.trainer import QScorerTrainer
+
+    def too_large(*args: Any, **kwargs: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(QScorerTrainer, "compute_loss", too_large)
+    with pytest.raises(TrainingFailedError, match=r"batch_size.*gradient_checkpointing.*quantise_base"):
+        train(parse_config(settings(pictures, tmp_path / "out")))
+
+
+def test_a_loss_that_is_not_finite_stops(pictures: Path, tmp_path: Path) -> None:
+    content = settings(pictures, tmp_path / "out", optimisation={"learning_rate": 1e30})
+    with pytest.raises(TrainingFailedError, match=r"the loss is (nan|inf).*learning_rate"):
+        train(parse_config(content))
+
+
+def test_correlations_of_constant_or_single_values() -> None:
+    for scores in ([1.0, 1.0, 1.0], [2.0]):
+        found = correlations(np.array(scores), np.arange(len(scores)))
+        assert (found["srcc"], found["plcc"], found["krcc"]) == (0, 0, 0)
+        assert np.isfinite(found["rmse"])
