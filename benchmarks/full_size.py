@@ -49,7 +49,7 @@ PARAMETERS = 8_208_390_145  # of the published model, regressor and score tokens
 DECODER_LAYERS = 32
 BASE_VOCABULARY = 32000  # the score tokens come with the LoRA folder
 LORA_RANK, LORA_ALPHA = 128, 256
-SHARD_BYTES = 500_000_000  # gives 33 shards, as the published base has
+SHARD_BYTES = 500_000_000  # about what the shards of the published base have
 TRAINED = ("model.embed_tokens.", "model.vision_model.", "model.visual_abstractor.", "lm_head.", "deepmlp.")
 TOKENIZER_FILES = (
     "tokenizer.model",
@@ -388,6 +388,7 @@ def score_photos(metric: Any, photos: list[Path]) -> list[dict[str, Any]]:
                 "image": label,
                 "score": value,
                 "raw_score": output.raw_score.item(),
+                "first_token": int(output.first_token),
                 "finite": math.isfinite(value) and bool(output.first_logits.isfinite().all()),
                 "passes": 1 if int(output.first_token) == metric.net.prompt.blank else 2,
                 **scoring.times,
@@ -518,6 +519,26 @@ def _check_room(folder: Path, needed: int, weights: int) -> None:
             f"({needed / GB:.1f} GB of weights and a margin), {folder} has {free / GB:.1f} GB; "
             "choose another disk or leave out --merged"
         )
+    if (kind := _file_system(folder)) in ("tmpfs", "ramfs"):
+        raise typer.BadParameter(
+            f"--folder must be on a disk, {folder} is in memory ({kind}), which the loaded model needs; "
+            "choose a folder on a disk"
+        )
+    _check_memory(weights)
+
+
+def _file_system(folder: Path) -> str:
+    """Type of the file system that a folder is on, as the kernel calls it."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text(encoding="utf-8").splitlines()]
+    parents = {str(path) for path in (folder.resolve(), *folder.resolve().parents)}
+    # The longest mount point is the nearest; of those on the same point the last covers the others.
+    return max(
+        ((len(fields[1]), order, fields[2]) for order, fields in enumerate(mounts) if fields[1] in parents),
+        default=(0, 0, "unknown"),
+    )[2]
+
+
+def _check_memory(weights: int) -> None:
     available = memory("MemAvailable", "/proc/meminfo")
     if available < weights + ALLOWANCE:
         raise typer.BadParameter(
@@ -567,6 +588,7 @@ def rehearse(
     """Write a random checkpoint of the published size, load it, score with it, delete it."""
     # Ended by `kill` or a scheduler, the folder must go too: SystemExit runs the clean-up.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    os.environ["HF_HUB_OFFLINE"] = "1"  # inherited: what only looks like a local load would fail
     tokenizer = _tokenizer_folder(tokenizer)
     checkpoint = RandomCheckpoint(decoder_layers)
     weights = 2 * checkpoint.parameter_count
@@ -582,7 +604,7 @@ def rehearse(
         "page_cache": "dropped before every load",
     }
     with tempfile.TemporaryDirectory(prefix="qscorer-full-size-", dir=folder) as temporary:
-        report |= _rehearse(Path(temporary), decoder_layers, tokenizer, image, repeat, merged)
+        report |= _rehearse(Path(temporary), decoder_layers, weights, tokenizer, image, repeat, merged)
     show(report)
     if output is None and decoder_layers == DECODER_LAYERS:
         output = HERE / "results" / "full_size.json"
@@ -596,7 +618,7 @@ def rehearse(
 
 
 def _rehearse(
-    work: Path, decoder_layers: int, tokenizer: Path, image: Path | None, repeat: int, merged: bool
+    work: Path, decoder_layers: int, weights: int, tokenizer: Path, image: Path | None, repeat: int, merged: bool
 ) -> dict[str, Any]:
     base, lora, single = work / "base", work / "lora", work / "merged"
     report: dict[str, Any] = {
@@ -615,6 +637,7 @@ def _rehearse(
             drop_from_page_cache([base, lora])
             with console.status("merging"):
                 report["merge"] = in_fresh_process(measure_merge, single, options)
+        _check_memory(weights)  # again: what else runs may have grown since, and the kernel kills without asking
         drop_from_page_cache(Path(path) for path in chosen.values())
         with console.status(f"loading and scoring: {name}"):
             run = in_fresh_process(measure_load, chosen, photos)

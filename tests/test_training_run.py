@@ -63,7 +63,7 @@ def test_killed_and_resumed_gives_the_same_losses(
 ) -> None:
     content = settings(pictures, tmp_path / "out")
     content["optimisation"]["save_steps"] = save_steps
-    status, _ = run(content, tmp_path, KILL_AT_STEP="8")
+    status, _ = run(content, tmp_path, KILL_AT_STEP="9")
     assert status == -9
     # A state that the kill tore must not be taken.
     torn = tmp_path / "out" / "checkpoint-999"
@@ -266,7 +266,7 @@ def test_going_on_from_a_scoring_checkpoint(
     content = settings(pictures, tmp_path / "out", model=model, optimisation={"epochs": 1})
     assert train(parse_config(content)).finished
     content = settings(pictures, tmp_path / "other", model={**model, "formulation": "level_onehot"})
-    with pytest.raises(CheckpointError, match="trained with .*score_token.*asks for .*level_onehot"):
+    with pytest.raises(CheckpointError, match=r"trained with .*score_token.*asks for .*level_onehot"):
         train(parse_config(content))
 
 

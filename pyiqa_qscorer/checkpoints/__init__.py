@@ -50,14 +50,12 @@ def plan_checkpoint(
         DownloadError: the Hub cannot be asked and the cache has no complete copy.
     """
 
-    def locate(source: PathOrId, source_revision: str | None) -> Path | hub.DownloadPlan:
-        if hub.is_local(source):
-            return hub.resolve(source, source_revision)
-        return hub.plan(
-            os.fspath(source), source_revision, cache_dir=cache_dir, local_files_only=local_files_only
-        )
+    def locate(source: PathOrId, source_revision: str | None, argument: str) -> Path | hub.DownloadPlan:
+        if hub.is_local(source, argument=argument):
+            return hub.resolve(source, source_revision, argument=argument)
+        return hub.plan(os.fspath(source), source_revision, cache_dir=cache_dir, local_files_only=local_files_only)
 
-    part = locate(checkpoint, revision)
+    part = locate(checkpoint, revision, "checkpoint")
     if not (is_lora_folder(part) if isinstance(part, Path) else has_lora_files(part.names)):
         return [part]
     if base is None:
@@ -65,7 +63,7 @@ def plan_checkpoint(
             f"checkpoint {os.fspath(checkpoint)!r} is a LoRA: give the model it was trained on as base=, "
             "e.g. MAGAer13/mplug-owl2-llama2-7b"
         )
-    return [part, locate(base, base_revision)]
+    return [part, locate(base, base_revision, "base")]
 
 
 def download_checkpoint(

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
@@ -90,8 +91,8 @@ def train(
             f"not enough memory ({error}); lower optimisation.batch_size and raise optimisation.gradient_accumulation, "
             "turn on model.gradient_checkpointing, train fewer parts (trainable.*), or set lora.quantise_base: 4bit"
         ) from error
-    except OSError as error:
-        if error.errno not in FULL_DISK:
+    except (OSError, SafetensorError) as error:
+        if not _disk_is_full(error):
             raise
         raise TrainingFailedError(
             f"the disk of {output} is full ({error}); make room and run the same command again: it goes on from "
@@ -106,6 +107,12 @@ def train(
         facts = _facts(config, trainer, train_parts, validation_parts, metrics)
         folders = _write(config, start, adapters, facts)
     return TrainingResult(folders, metrics, True)
+
+
+def _disk_is_full(error: OSError | SafetensorError) -> bool:
+    if isinstance(error, OSError):
+        return error.errno in FULL_DISK
+    return any(f"os error {number}" in str(error) for number in FULL_DISK)  # safetensors keeps it in the text only
 
 
 def _starting_point(config: TrainConfig) -> StartingPoint:
@@ -218,7 +225,9 @@ def _trainer(
         fsdp_config=None if settings.fsdp_settings is None else str(settings.fsdp_settings),
     )
     if config.model.gradient_checkpointing:
-        start.model.gradient_checkpointing_enable({"use_reentrant": False})
+        # The name changed within transformers 5.
+        renamed = getattr(start.model, "activation_checkpointing_enable", None)
+        (renamed or start.model.gradient_checkpointing_enable)({"use_reentrant": False})
     return QScorerTrainer(
         model=start.model,
         args=arguments,

@@ -96,7 +96,7 @@ class QScorerTrainer(Trainer):
     ) -> tuple[None, Tensor, Tensor]:
         """Scores of a batch by the scoring procedure itself, not by teacher forcing."""
         inputs = self._prepare_inputs(inputs)
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.accelerator.autocast():
             output = self.model.score(inputs["pixel_values"], self.prompt.prefix, self.prompt.suffix, self.prompt.blank)
         return None, output.raw_score.float(), inputs["mos"]
 

@@ -1,0 +1,256 @@
+"""Downloads that meet a fault: what is resumed, refused or deleted, and what is said about it."""
+
+# ruff: noqa: F401, F811 (the fixtures come from `hub_machine`, and pytest passes them by name)
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hub_machine import (
+    BIG,
+    CHUNK,
+    FILES,
+    NEEDED,
+    REPO,
+    WEIGHTS,
+    Machine,
+    big,
+    contents,
+    machine,
+    server,
+    small,
+    wait_for,
+)
+from hub_server import TOKEN, HubServer
+
+# ---------------------------------------------------------------- interrupted and resumed
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+def test_a_cut_connection_is_resumed_in_the_same_call(machine: Machine, big: str, reset: bool) -> None:
+    machine.server.cut(WEIGHTS, after=CHUNK + 5_000_000, reset=reset)
+    assert (machine.fetch().folder / WEIGHTS).read_bytes() == BIG
+    ranges = [request.range for request in machine.server.contents_of(WEIGHTS)]
+    assert ranges == [None, f"bytes={CHUNK}-"]
+
+
+def test_a_connection_that_never_holds_ends_and_the_next_run_resumes(machine: Machine, big: str) -> None:
+    machine.server.cut(WEIGHTS, after=CHUNK + 100)  # some progress, then none
+    machine.server.cut(WEIGHTS, after=100, times=None)
+    outcome = machine.fetch()
+    outcome.fails(WEIGHTS, REPO, "connection was lost", "10.5 MB of 26.2 MB", "Try again")
+    assert len(machine.server.contents_of(WEIGHTS)) < 40  # bounded
+    assert [path.stat().st_size for path in machine.partial_files()] == [CHUNK]
+    machine.offline().fails("only partly in the cache", "1 of 3 files", WEIGHTS, "resumed")
+
+    machine.server.faults.clear()
+    machine.server.forget_requests()
+    outcome = machine.fetch()
+    assert (outcome.folder / WEIGHTS).read_bytes() == BIG
+    assert outcome.missing_bytes == [len(BIG) - CHUNK]
+    (request,) = machine.server.contents_of(WEIGHTS)
+    assert (request.range, request.bytes_sent) == (f"bytes={CHUNK}-", len(BIG) - CHUNK)
+    assert not machine.partial_files()
+
+
+def test_a_killed_process_is_resumed_by_the_next(machine: Machine, big: str) -> None:
+    machine.server.hang(WEIGHTS, after=CHUNK + 1)
+    process = machine.start([([REPO], {})], "", {})
+    wait_for(lambda: [path.stat().st_size for path in machine.partial_files()] == [CHUNK])
+    process.kill()
+    process.communicate()
+    machine.server.forget_requests()
+    assert (machine.fetch().folder / WEIGHTS).read_bytes() == BIG
+    (request,) = machine.server.contents_of(WEIGHTS)
+    assert (request.range, request.bytes_sent) == (f"bytes={CHUNK}-", len(BIG) - CHUNK)
+    assert not machine.partial_files()
+
+
+@pytest.mark.parametrize("left", [b"x" * 1000, b"x" * (len(BIG) + 1)], ids=["damaged", "too long"])
+def test_a_useless_partial_file_is_replaced(machine: Machine, big: str, left: bytes) -> None:
+    sha256 = machine.server.file(REPO, WEIGHTS).sha256
+    blobs = machine.cache / "models--lab--model" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / f"{sha256}.incomplete").write_bytes(left)
+    assert (machine.fetch().folder / WEIGHTS).read_bytes() == BIG
+    assert not machine.partial_files()
+
+
+@pytest.mark.parametrize("status", [500, 429])
+def test_a_busy_server_is_asked_again(machine: Machine, small: str, status: int) -> None:
+    machine.server.fail(WEIGHTS, status)
+    assert (machine.fetch().folder / WEIGHTS).read_bytes() == FILES[WEIGHTS]
+
+
+def test_a_file_cut_short_in_the_cache_is_fetched_again(machine: Machine, small: str) -> None:
+    weights = machine.fetch().folder / WEIGHTS
+    weights.resolve().write_bytes(b"short")
+    machine.offline().fails("only partly in the cache", WEIGHTS)
+    assert (machine.fetch().folder / WEIGHTS).read_bytes() == FILES[WEIGHTS]
+
+
+# ---------------------------------------------------------------- refused
+
+
+def test_repository_not_found(machine: Machine) -> None:
+    machine.fetch("lab/typo").fails("'lab/typo' was not found", machine.server.endpoint, "spelling")
+
+
+def test_revision_not_found(machine: Machine, small: str) -> None:
+    machine.fetch()
+    machine.fetch(REPO, "v9").fails(f"{REPO!r} has no revision 'v9'", "branch", "tag")
+
+
+def test_gated_repository(machine: Machine, server: HubServer) -> None:
+    server.add_repo("lab/open", FILES)
+    server.add_repo(REPO, FILES, gated=True)
+    both: list[tuple[list[object], dict[str, object]]] = [(["lab/open"], {}), ([REPO], {})]
+    outcome = machine.fetch_all(both)
+    outcome.fails(REPO, "gated", "accept its licence", "HF_TOKEN", f"{server.endpoint}/{REPO}")
+    assert not any("/resolve/" in request.path for request in server.requests)  # of either
+
+    machine.fetch(env={"HF_TOKEN": "hf_wrong"}).fails("refused the access token", "HF_TOKEN")
+    assert machine.fetch_all(both, env={"HF_TOKEN": TOKEN}).error is None
+    to_cdn = [request for request in server.requests if request.host == "cdn"]
+    assert to_cdn and not any(request.authorized for request in to_cdn)  # the token stays at home
+
+
+def test_forbidden_file(machine: Machine, small: str) -> None:
+    machine.server.fail(WEIGHTS, 403, times=None)
+    machine.fetch().fails("closed to you", REPO, "HF_TOKEN")
+
+
+def test_not_a_hub(machine: Machine) -> None:
+    outcome = machine.fetch(env={"HF_ENDPOINT": machine.server.cdn})  # answers with a web page
+    outcome.fails(f"Could not ask {machine.server.cdn}", "HF_ENDPOINT")
+
+
+def test_unreachable(machine: Machine) -> None:
+    machine.server.close()
+    outcome = machine.fetch()
+    outcome.fails(REPO, f"Could not ask {machine.server.endpoint}", "connection", "mirror", "folder")
+
+
+def test_nothing_that_is_a_checkpoint(machine: Machine, server: HubServer) -> None:
+    server.add_repo(REPO, {"README.md": b"#", "data.csv": b"1"})
+    outcome = machine.fetch()
+    assert outcome.error == "CheckpointError"
+    assert "README.md, data.csv" in outcome.message and "config.json" in outcome.message
+
+
+# ---------------------------------------------------------------- damaged
+
+
+@pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
+def test_corrupted_content_never_enters_the_cache(machine: Machine, small: str, name: str) -> None:
+    machine.server.corrupt(name)
+    message = machine.fetch().fails(name, REPO, "damaged", "hash", "deleted", "Try again")
+    assert machine.server.endpoint not in message  # names the repository, not an internal address
+    blobs = {path.name for path in (machine.cache / "models--lab--model" / "blobs").iterdir()}
+    assert not any(blob.startswith(machine.server.file(REPO, name).etag) for blob in blobs)
+    machine.server.faults.clear()
+    assert (machine.fetch().folder / name).read_bytes() == FILES[name]
+
+
+def test_content_shorter_than_listed(machine: Machine, small: str) -> None:
+    machine.server.shorten(WEIGHTS, to=100)
+    machine.fetch().fails(WEIGHTS, REPO, "has less", "mirror")
+
+
+def test_a_server_that_lists_no_hashes(machine: Machine, small: str) -> None:
+    machine.server.sizes_listed = False
+    assert contents(machine.fetch().folder) == {name: FILES[name] for name in NEEDED}
+
+
+# ---------------------------------------------------------------- disk space
+
+
+def test_too_little_disk_is_an_error_before_the_first_byte(machine: Machine, server: HubServer) -> None:
+    server.add_repo(REPO, {**FILES, WEIGHTS: bytes(700_000)})
+    server.add_repo("lab/base", {**FILES, WEIGHTS: bytes(1_400_000)})
+    disk = "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(9, 8, {})"
+    both: list[tuple[list[object], dict[str, object]]] = [([REPO], {}), (["lab/base"], {})]
+    # Enough for each alone, not for both.
+    outcome = machine.fetch_all(both, before=disk.format(2_000_000))
+    said = ["2.1 MB are to be downloaded for qscorer", "lab/model: 700", "lab/base: 1.4 MB"]
+    outcome.fails(*said, "2.0 MB free", str(machine.cache), "HF_HOME", "cache_dir", "folders")
+    assert [request for request in server.requests if "/resolve/" in request.path] == []
+    assert not machine.cache.exists()
+    assert machine.fetch_all(both, before=disk.format(2_300_000)).error is None
+    # Nothing is missing any more, so a full disk does not matter.
+    assert machine.fetch_all(both, before=disk.format(0)).error is None
+
+
+@pytest.mark.parametrize("limit", ["file size limit", "small file system"])
+def test_a_disk_that_fills_up_is_said_and_resumed(machine: Machine, big: str, limit: str, tmp_path: Path) -> None:
+    limit_bytes = CHUNK + 2_000_000
+    other_use = "import shutil; shutil.disk_usage = lambda path: shutil._ntuple_diskusage(9, 0, 9**12)"
+    if limit == "file size limit":
+        resource = pytest.importorskip("resource", reason="no resource limits on this system")
+        both = (limit_bytes, resource.RLIM_INFINITY)
+        outcome = machine.fetch(before=f"import resource; resource.setrlimit(1, {both})")
+    else:
+        machine.cache.mkdir(parents=True)
+        mount = ["mount", "-t", "tmpfs", "-o", f"size={limit_bytes}", "tmpfs", str(machine.cache)]
+        if not sys.platform.startswith("linux") or subprocess.run(mount).returncode != 0:
+            pytest.skip("may not mount a small file system here (needs root)")
+        try:
+            outcome = machine.fetch(before=other_use)
+            partial = [path.read_bytes() for path in machine.partial_files()]
+        finally:
+            subprocess.run(["umount", str(machine.cache)], check=True)
+        assert len(partial) == 1 and len(partial[0]) >= CHUNK and BIG.startswith(partial[0])
+    outcome.fails("disk is full", WEIGHTS, str(machine.cache), "Free some space", "HF_HOME")
+    assert (machine.fetch().folder / WEIGHTS).read_bytes() == BIG
+    if limit == "file size limit":
+        assert machine.server.contents_of(WEIGHTS)[-1].range is not None
+
+
+def test_cache_folder_that_cannot_be_read(machine: Machine, small: str) -> None:
+    machine.fetch()
+    # Not even root is refused by permissions, so the refusal is made up.
+    refuse = """
+from pathlib import Path
+stat = Path.stat
+def refused(path, **kwargs):
+    if path.name == "model.safetensors":
+        raise PermissionError(13, "Permission denied", str(path))
+    return stat(path, **kwargs)
+Path.stat = refused
+"""
+    machine.fetch(before=refuse).fails("cannot be read and written", "Permission denied", "HF_HOME")
+
+
+def test_a_complete_cache_need_not_be_writable(machine: Machine, small: str) -> None:
+    folder = machine.fetch().folder
+    notes = folder.parent.parent / "pyiqa-qscorer"
+    for note in notes.iterdir():
+        note.unlink()
+    notes.rmdir()
+    notes.touch()  # a file in the way: not even root can write the note now
+    assert machine.fetch().folder == folder
+
+
+def test_without_symlinks_there_is_one_copy(machine: Machine, small: str) -> None:
+    probe = "import huggingface_hub.file_download as f; f.are_symlinks_supported = lambda _=None: False"
+    outcome = machine.fetch(before=f"{probe}; hub.transfer.are_symlinks_supported = f.are_symlinks_supported")
+    assert contents(outcome.folder) == {name: FILES[name] for name in NEEDED}
+    assert not any(path.is_symlink() for path in outcome.folder.iterdir())
+    assert list((outcome.folder.parent.parent / "blobs").iterdir()) == []
+    assert machine.offline().folder == outcome.folder
+
+
+def test_cache_folder_that_cannot_be_written(machine: Machine, small: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    outcome = machine.fetch(cache_dir=str(tmp_path / "file" / "cache"))
+    outcome.fails("cannot be read and written", str(tmp_path / "file" / "cache"), "HF_HOME")
+
+
+def test_a_large_download_is_announced_to_whoever_uses_the_library(machine: Machine, small: str) -> None:
+    outcome = machine.fetch(before="hub.transfer.LARGE_DOWNLOAD = 1000")
+    (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("Downloading")]
+    for said in ("8.7 kB for qscorer", "lab/model", str(machine.cache), "free", "resumes"):
+        assert said in line
