@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tiny_checkpoint import own_folder, published_folders
+from tiny_checkpoint import published_folders
 
 PARTS = {
     "score": """
@@ -76,7 +76,8 @@ def run(checkpoint: Path, *parts: str) -> dict[str, list[str]]:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return own_folder(tmp_path_factory.mktemp("own"))
+    """In the published layout: pyiqa registers its `model_type`, and its tokenizer is of a Llama class."""
+    return published_folders(tmp_path_factory.mktemp("published"))[2]
 
 
 def test_scoring_leaves_llama_as_it_is(checkpoint: Path) -> None:
@@ -94,11 +95,3 @@ def test_scores_are_the_same_to_the_bit_before_and_after_pyiqa_patches_llama(che
     before, after = score_first["scores"]
     assert [before] == patch_first["scores"]
     assert before == after
-
-
-def test_the_published_layout_loads_after_the_patch(tmp_path: Path) -> None:
-    """Its `model_type` is one that pyiqa registers for its own classes, and its tokenizer is a Llama one."""
-    merged = published_folders(tmp_path)[2]
-    patched, plain = run(merged, "pyiqa patches", "score"), run(merged, "score")
-    assert patched["patched"] == ["True"]
-    assert patched["scores"] == plain["scores"]

@@ -71,7 +71,7 @@ def test_formulations_choose_their_objective() -> None:
         ({"model": {"checkpoint": "a/b", "formulation": "level_soft", "levels": 3}}, ["level_words must be 3"]),
         ({"model": {"checkpoint": "a/b", "formulation": "words"}}, ["model.formulation", "score_token"]),
         ({"optimisation": {"precision": "int8"}}, ["optimisation.precision", "bfloat16"]),
-        ({"lora": {"quantise_base": "4bit"}}, ["published_lora", "without loss"]),
+        ({"optimisation": {"save_steps": 0}}, ["optimisation.save_steps", "got 0"]),
         ({"output": None}, ["output"]),
     ],
 )

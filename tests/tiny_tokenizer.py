@@ -88,6 +88,6 @@ def _pieces() -> list[tuple[str, float, int]]:
     for text in rank:
         if text not in ids:
             table[next(free)] = (text, rank[text], kinds.NORMAL)
-    for index in range(VOCABULARY):
-        table.setdefault(index, (f"<unused{index}>", -1e6, kinds.UNUSED))
+    for index in range(VOCABULARY):  # letters of private use, which no text has
+        table.setdefault(index, (chr(0xF0000 + index), -1e6, kinds.UNUSED))
     return [table[index] for index in range(VOCABULARY)]

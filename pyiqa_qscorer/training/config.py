@@ -166,7 +166,7 @@ class OptimisationConfig(_Section):
     max_gradient_norm: float = Field(1.0, ge=0)
     precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     seed: int = 0
-    save_steps: int | None = None  # None: each epoch
+    save_steps: int | None = Field(None, ge=1)  # besides each epoch
     log_steps: int = Field(10, ge=1)
     keep: int = Field(2, ge=1)  # resumable states kept
     best_by: Literal["srcc", "plcc", "krcc"] = "srcc"
@@ -187,15 +187,6 @@ class TrainConfig(_Section):
     optimisation: OptimisationConfig = OptimisationConfig()
     layouts: list[Literal["qscorer", "published", "published_lora"]] = ["qscorer"]
     device: Literal["auto", "cpu"] = "auto"
-
-    @model_validator(mode="after")
-    def _quantised_base_is_not_merged(self) -> TrainConfig:
-        if self.lora.quantise_base is not None and self.layouts != ["published_lora"]:
-            raise ValueError(
-                "lora.quantise_base needs layouts: [published_lora], since adapters cannot be merged into quantised "
-                f"weights without loss (loading merges them into the 16-bit base), got layouts {self.layouts}"
-            )
-        return self
 
 
 def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:

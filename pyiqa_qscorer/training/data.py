@@ -123,8 +123,7 @@ def read_dataset(
             usable.append(LabelledImage(path, scale.score(mos), mapped_std, name))
         elif on_error == "stop":
             raise TrainingDataError(
-                f"dataset {name}: {path}: {problem}; mend it, set on_error: skip, "
-                "or, for a wrong range, give mos_range"
+                f"dataset {name}: {path}: {problem}; mend it, set on_error: skip, or, for a wrong range, give mos_range"
             )
         else:
             skipped.append((path, problem))

@@ -51,9 +51,7 @@ class TrainingResult:
     finished: bool
 
 
-def train(
-    config: TrainConfig, resume: bool = True, named_datasets: NamedDatasets | None = None
-) -> TrainingResult:
+def train(config: TrainConfig, resume: bool = True, named_datasets: NamedDatasets | None = None) -> TrainingResult:
     """Train as configured and write the checkpoints into `config.output`.
 
     Args:
@@ -115,24 +113,32 @@ def _disk_is_full(error: OSError | SafetensorError) -> bool:
     return any(f"os error {number}" in str(error) for number in FULL_DISK)  # safetensors keeps it in the text only
 
 
-def _starting_point(config: TrainConfig) -> StartingPoint:
+def _formulation(config: TrainConfig) -> Formulation:
     model = config.model
-    formulation = Formulation(
+    return Formulation(
         model.formulation, model.levels, model.level_words, model.regressor, model.regressor_hidden_sizes
     )
+
+
+def _from_checkpoint(config: TrainConfig, dtype: torch.dtype) -> StartingPoint:
+    model = config.model
+    assert model.checkpoint is not None  # by validation, where there is no architecture
+    folders = download_checkpoint(
+        model.checkpoint, model.base, revision=model.revision, base_revision=model.base_revision
+    )
+    base = folders[1] if len(folders) > 1 else None
+    return start_from_checkpoint(folders[0], base, _formulation(config), dtype, model.attn_implementation)
+
+
+def _starting_point(config: TrainConfig) -> StartingPoint:
+    model = config.model
     if model.architecture is not None:
         tokenizer = prompt_tokenizer(model.level_words) if model.tokenizer is None else load_tokenizer(model.tokenizer)
-        start = start_new(model.architecture, tokenizer, formulation)
+        start = start_new(model.architecture, tokenizer, _formulation(config))
     else:
-        assert model.checkpoint is not None
-        folders = download_checkpoint(
-            model.checkpoint, model.base, revision=model.revision, base_revision=model.base_revision
-        )
-        base = folders[1] if len(folders) > 1 else None
         # Frozen weights stay in 16 bit; what trains is widened to float32 below.
         half = config.lora.enabled and config.optimisation.precision != "float32"
-        dtype = getattr(torch, config.optimisation.precision) if half else torch.float32
-        start = start_from_checkpoint(folders[0], base, formulation, dtype, model.attn_implementation)
+        start = _from_checkpoint(config, getattr(torch, config.optimisation.precision) if half else torch.float32)
         if config.lora.quantise_base is not None:
             device = "cuda" if torch.cuda.is_available() and config.device == "auto" else "cpu"
             start.model = quantise(start.model, config.lora.quantise_base, device)
@@ -188,7 +194,6 @@ def _trainer(
     size = network.vision_config.image_size
     data = QualityDataset(train_parts, size, len(texts), config.data.flip, settings.seed)
     validation = QualityDataset(validation_parts, size) if validation_parts else None
-    by_steps = settings.save_steps is not None
     arguments = TrainingArguments(
         output_dir=str(config.output),
         num_train_epochs=settings.epochs,
@@ -206,11 +211,9 @@ def _trainer(
         seed=settings.seed,
         logging_steps=settings.log_steps,
         logging_nan_inf_filter=False,
-        save_strategy="steps" if by_steps else "epoch",
-        save_steps=settings.save_steps or 500,
+        save_strategy="epoch",
         save_total_limit=settings.keep,
-        eval_strategy=("steps" if by_steps else "epoch") if validation is not None else "no",
-        eval_steps=settings.save_steps,
+        eval_strategy="epoch" if validation is not None else "no",
         load_best_model_at_end=validation is not None,
         metric_for_best_model=settings.best_by if validation is not None else None,
         greater_is_better=True if validation is not None else None,
@@ -229,6 +232,7 @@ def _trainer(
         renamed = getattr(start.model, "activation_checkpointing_enable", None)
         (renamed or start.model.gradient_checkpointing_enable)({"use_reentrant": False})
     return QScorerTrainer(
+        save_steps=settings.save_steps,
         model=start.model,
         args=arguments,
         train_dataset=data,
@@ -276,8 +280,7 @@ def _write(
         folders["published_lora"] = save_lora_folder(_target(config.output, "published_lora"), start.model, adapters)
     others = tuple(layout for layout in get_args(SavedLayout) if layout in config.layouts)
     if others:
-        model = start.model if adapters is None else cast(QScorerForScoring, adapters.merge_and_unload())
-        nn.Module.to(model, dtype)
+        model = _merged(config, start.model, dtype)
         for layout in others:
             folders[layout] = save_folder(
                 _target(config.output, layout),
@@ -290,6 +293,34 @@ def _write(
         (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
         (folder / "MODEL_CARD.md").write_text(model_card(facts, layout), encoding="utf-8")
     return folders
+
+
+def _merged(config: TrainConfig, trained: QScorerForScoring, dtype: torch.dtype) -> QScorerForScoring:
+    """The trained model without adapters, in `dtype`.
+
+    Frozen weights are read from the starting checkpoint again: training may have held them in bfloat16 or quantised,
+    and what was not trained must come out as it went in.
+    """
+    if config.model.architecture is not None:
+        if config.lora.enabled and not config.trainable.everything:
+            raise TrainingFailedError("a new network has no frozen base to adapt: set trainable.everything: true")
+        return cast(QScorerForScoring, nn.Module.to(trained, dtype))
+    model = _from_checkpoint(config, dtype).model
+    model.config.prompt, model.config.training_data = trained.config.prompt, trained.config.training_data
+    new_rows = -len(model.config.score_token_ids)
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if ".lora_" not in name and (parameter.requires_grad or name.startswith("deepmlp.")):
+                model.get_parameter(name.replace(".base_layer", "")).copy_(parameter)
+        if new_rows:  # drawn at random when training started
+            model.model.embed_tokens.weight[new_rows:] = trained.model.embed_tokens.weight[new_rows:].to(dtype).cpu()
+        for name, module in trained.named_modules():
+            if hasattr(module, "lora_A"):
+                low, high = module.lora_A["default"].weight, module.lora_B["default"].weight
+                weight = model.get_submodule(name).weight
+                update = (high.float() @ low.float()) * module.scaling["default"]
+                weight.copy_(weight.float() + update.cpu())
+    return model
 
 
 def _target(output: Path, layout: str) -> Path:

@@ -39,11 +39,14 @@ class QScorerTrainer(Trainer):
     Args:
         objective: parts and weights.
         prompt: prompt that the evaluation scores with.
+        save_steps: write a resumable state every so many steps, besides the one of every epoch.
     """
 
     model: QScorerForScoring
 
-    def __init__(self, *args: Any, objective: ObjectiveConfig, prompt: PromptTokens, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, objective: ObjectiveConfig, prompt: PromptTokens, save_steps: int | None = None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
         self.objective: ObjectiveConfig = objective
         self.prompt = prompt
@@ -54,6 +57,8 @@ class QScorerTrainer(Trainer):
         self.sampler = MixedSampler(dataset.parts, self.args.seed)
         self.add_callback(StartEpoch(self.sampler))
         self.add_callback(StopOnSignal())
+        if save_steps is not None:
+            self.add_callback(SaveEvery(save_steps))
 
     def compute_loss(
         self,
@@ -116,9 +121,7 @@ class QScorerTrainer(Trainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         trained = load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS)
-        parameters = {
-            name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad
-        }
+        parameters = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
         if trained.keys() != parameters.keys():
             odd = sorted(trained.keys() ^ parameters.keys())
             raise CheckpointError(
@@ -144,6 +147,17 @@ class StartEpoch(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.sampler.set_epoch(int(state.epoch or 0))
+
+
+class SaveEvery(TrainerCallback):
+    """A resumable state every `steps` steps. Evaluation stays by epoch, which transformers cannot combine itself."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self.steps == 0:
+            control.should_save = True
 
 
 class StopOnSignal(TrainerCallback):
