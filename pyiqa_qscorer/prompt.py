@@ -98,9 +98,7 @@ def resolve_prompt(prompt: str) -> str:
     return text
 
 
-def tokenize_prompt(
-    tokenizer: Tokenizer, prompt: str, *, published: bool = False
-) -> PromptTokens:
+def tokenize_prompt(tokenizer: Tokenizer, prompt: str, *, published: bool = False) -> PromptTokens:
     """Ids of a prompt as the published code makes them, checked.
 
     Each side of the image is tokenized alone and the second BOS dropped. The tokenizer puts a blank before the second
@@ -152,9 +150,7 @@ def _blank(tokenizer: Tokenizer) -> int:
     return blank
 
 
-def _check_pinned_ids(
-    text: str, prefix: tuple[int, ...], suffix: tuple[int, ...], blank: int
-) -> None:
+def _check_pinned_ids(text: str, prefix: tuple[int, ...], suffix: tuple[int, ...], blank: int) -> None:
     for name, (expected_prefix, expected_suffix) in _LLAMA_IDS.items():
         if text == PROMPTS[name] and (prefix, suffix) != (expected_prefix, expected_suffix):
             raise CheckpointError(
@@ -162,6 +158,4 @@ def _check_pinned_ids(
                 f"instead of {expected_prefix} + {expected_suffix}; it must be the LLaMA-2 one with legacy=False"
             )
     if blank != _LLAMA_BLANK:
-        raise CheckpointError(
-            f"tokenizer puts id {blank} before a score token, the published one {_LLAMA_BLANK}"
-        )
+        raise CheckpointError(f"tokenizer puts id {blank} before a score token, the published one {_LLAMA_BLANK}")

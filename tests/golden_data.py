@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring
 from pyiqa_qscorer.image_files import open_image
+from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring
 from pyiqa_qscorer.preprocessing import pixels_from_pil
 
 GOLDEN = Path(__file__).resolve().parent / "golden"

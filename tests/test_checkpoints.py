@@ -87,9 +87,7 @@ def shards(base: Path) -> list[Path]:
         ("merged_fp16_default", "float16", "sdpa"),
     ],
 )
-def test_scores_are_the_published_ones(
-    folders: tuple[Path, Path, Path], key: str, dtype: str, attention: str
-) -> None:
+def test_scores_are_the_published_ones(folders: tuple[Path, Path, Path], key: str, dtype: str, attention: str) -> None:
     lora, base, merged = folders
     where = (merged,) if key.startswith("merged") else (lora, base)
     output, published = score(load_folder(*where, dtype=dtype, attn_implementation=attention)), GOLDEN_LOADS[key]
@@ -122,11 +120,7 @@ def test_every_loaded_weight_is_the_published_one_in_float32(folders: tuple[Path
     """Bit for bit, but for the products of the adapters, which another BLAS may round differently."""
     published, golden = GOLDEN_LOADS["load_fp32_eager"]["weights_sha256"], tensors("lora_golden/golden")
     loaded = state(*folders[:2])
-    other = {
-        name
-        for name, tensor in loaded.items()
-        if sha256(tensor) != published[name]
-    }
+    other = {name for name, tensor in loaded.items() if sha256(tensor) != published[name]}
     merged = {
         f"model.layers.{layer}.self_attn.{ours}.weight": golden[f"load_fp32_eager.merged.{theirs}{layer}"]
         for layer in range(2)
@@ -758,4 +752,3 @@ def test_peak_memory_is_that_of_the_weights(tmp_path: Path) -> None:
     assert weights > 250e6
     assert after > 0.9 * weights  # converted, so not the mapped file itself
     assert peak < weights + 80e6, f"{weights / 1e6:.0f} MB of weights took {peak / 1e6:.0f} MB"
-

@@ -91,14 +91,14 @@ def test_path_bytes_pil_and_tensor_score_alike_to_the_bit(own: Path, tmp_path: P
     image.save(path)
     image.save(buffer, "png")
     with torch.no_grad():
-        by_pillow = metric.net.score_pixels(pixels_from_pil(image)[None])[:, None]
+        by_pillow = metric.net.score_pixels(pixels_from_pil(image, 56)[None])[:, None]
         ways = {
             "path": metric(str(path)),
             "bytes": metric(buffer.getvalue()),
             "PIL": metric(image),
             "tensor": metric(as_tensor(image)),
             "float16 tensor": metric.net(as_tensor(image).half()),  # pyiqa refuses the value 1 in float16
-            "own path": metric.net.score_pixels(pixels_from_pil(open_image(path))[None])[:, None],
+            "own path": metric.net.score_pixels(pixels_from_pil(open_image(path), 56)[None])[:, None],
         }
     for way, score in ways.items():
         assert score.shape == (1, 1)

@@ -63,9 +63,7 @@ def run(checkpoint: Path, *parts: str) -> dict[str, list[str]]:
     """Lines of a fresh interpreter that runs the parts in order, by their first word."""
     script = f"checkpoint = {str(checkpoint)!r}\n" + "\n".join(PARTS[part] for part in parts)
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=240
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=240)
     assert done.returncode == 0, done.stderr
     lines: dict[str, list[str]] = {}
     for line in done.stdout.splitlines():

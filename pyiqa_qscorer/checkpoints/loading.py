@@ -78,9 +78,7 @@ def load_folder(
     tokenizer = load_tokenizer(folder.tokenizer_folder)
     config = _configuration(folder, tokenizer)
     check_image_settings(folder.tokenizer_folder, config.vision_config.image_size)
-    prompt_tokens = tokenize_prompt(
-        tokenizer, prompt or config.prompt, published=folder.layout is not Layout.QSCORER
-    )
+    prompt_tokens = tokenize_prompt(tokenizer, prompt or config.prompt, published=folder.layout is not Layout.QSCORER)
     config._attn_implementation = attn_implementation or "sdpa"
     torch_dtype = _torch_dtype(dtype, folder, device_type)
     model = _read_weights(folder, config, torch_dtype)
@@ -148,9 +146,7 @@ def half_precision(device_type: str) -> torch.dtype:
     return torch.bfloat16 if device_type == "cpu" else torch.float16
 
 
-def _read_weights(
-    folder: CheckpointFolder, config: QScorerConfig, dtype: torch.dtype
-) -> QScorerForScoring:
+def _read_weights(folder: CheckpointFolder, config: QScorerConfig, dtype: torch.dtype) -> QScorerForScoring:
     """Model with the weights of a checkpoint, in `dtype`, on the CPU; strict about keys and shapes."""
     config.dtype = dtype
     with torch.device("meta"):
@@ -176,9 +172,7 @@ def _read_weights(
 class WeightFiller:
     """Puts tensors into a model on the meta device and keeps account of what came."""
 
-    def __init__(
-        self, model: QScorerForScoring, expected: dict[str, torch.Size], dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: QScorerForScoring, expected: dict[str, torch.Size], dtype: torch.dtype) -> None:
         self.model, self.expected, self.dtype = model, expected, dtype
         self.adapter: LoraAdapter | None = None
         self.seen: set[str] = set()
@@ -192,9 +186,7 @@ class WeightFiller:
                     self.unexpected.append(name)
             elif tensor.shape != self.expected[name]:
                 self.seen.add(name)  # so that it is not reported as missing as well
-                self.misshapen.append(
-                    f"{name} {tuple(tensor.shape)} instead of {tuple(self.expected[name])}"
-                )
+                self.misshapen.append(f"{name} {tuple(tensor.shape)} instead of {tuple(self.expected[name])}")
             else:
                 self._put(name, tensor)
 
@@ -250,10 +242,7 @@ def _fingerprint(model: QScorerForScoring, dtype: Precision) -> str:
         dtype if dtype in ("8bit", "4bit") else "",
         *(config.num_attention_heads, config.rms_norm_eps, config.rope_base),
         *(config.formulation, config.score_token_ids, config.level_token_ids),
-        *(
-            (part.num_attention_heads, part.layer_norm_eps)
-            for part in (config.vision_config, config.abstractor_config)
-        ),
+        *((part.num_attention_heads, part.layer_norm_eps) for part in (config.vision_config, config.abstractor_config)),
     )
     digest = hashlib.sha256(repr(settings).encode())
     for name, tensor in sorted(model.state_dict().items()):
@@ -264,17 +253,13 @@ def _fingerprint(model: QScorerForScoring, dtype: Precision) -> str:
     return digest.hexdigest()
 
 
-def quantise(
-    model: QScorerForScoring, dtype: Precision, device_type: str
-) -> QScorerForScoring:
+def quantise(model: QScorerForScoring, dtype: Precision, device_type: str) -> QScorerForScoring:
     """The same model with a bitsandbytes decoder, on its device (bitsandbytes quantises there)."""
     settings: dict[str, Any] = {"llm_int8_skip_modules": UNQUANTISED}
     if dtype == "8bit":
         settings["load_in_8bit"] = True
     else:
-        settings.update(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=model.config.dtype
-        )
+        settings.update(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=model.config.dtype)
     try:
         quantised = QScorerForScoring.from_pretrained(
             None,

@@ -145,10 +145,6 @@ def _add_quality_tokens(config: QScorerConfig, tokenizer: PreTrainedTokenizerBas
         return
     config.level_tokens = [f"▁{word}" for word in formulation.words]
     config.level_token_ids = [int(tokenizer.get_vocab().get(token, -1)) for token in config.level_tokens]
-    unknown = [
-        word
-        for word, index in zip(formulation.words, config.level_token_ids, strict=True)
-        if index < 0
-    ]
+    unknown = [word for word, index in zip(formulation.words, config.level_token_ids, strict=True) if index < 0]
     if unknown:
         raise CheckpointError(f"level_words must be single tokens of the tokenizer, not so: {', '.join(unknown)}")

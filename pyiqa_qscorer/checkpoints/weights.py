@@ -37,8 +37,7 @@ def read_shard(path: Path) -> Iterator[tuple[str, Tensor]]:
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError, OSError, zipfile.BadZipFile) as error:
         reason = (str(error).splitlines() or ["no content"])[0]  # an empty file gives an EOFError without a text
         raise CheckpointError(
-            f"{path} cannot be read as weights ({type(error).__name__}: {reason}); "
-            "delete it and fetch it again"
+            f"{path} cannot be read as weights ({type(error).__name__}: {reason}); delete it and fetch it again"
         ) from error
     if not isinstance(tensors, Mapping):
         raise CheckpointError(f"{path} must hold a dict of tensors, got {type(tensors).__name__}")
@@ -71,9 +70,7 @@ class LoraAdapter:
         try:
             self.scale = settings["lora_alpha"] / settings["r"]
         except (KeyError, TypeError, ZeroDivisionError) as error:
-            raise CheckpointError(
-                f"{folder / ADAPTER_CONFIG}: needs the numbers lora_alpha and r > 0"
-            ) from error
+            raise CheckpointError(f"{folder / ADAPTER_CONFIG}: needs the numbers lora_alpha and r > 0") from error
         self._factors: dict[str, dict[str, Tensor]] = {}
         for name, tensor in read_shard(self.file):
             module, factor = self._parse(name)
@@ -125,10 +122,7 @@ def read_non_lora(folder: Path) -> dict[str, Tensor]:
 
     An older release dumped every parameter; those are accepted and override the base.
     """
-    stripped = {
-        name.removeprefix("base_model."): tensor
-        for name, tensor in read_shard(folder / NON_LORA_WEIGHTS)
-    }
+    stripped = {name.removeprefix("base_model."): tensor for name, tensor in read_shard(folder / NON_LORA_WEIGHTS)}
     if any(name.startswith("model.model.") for name in stripped):
         stripped = {name.removeprefix("model."): tensor for name, tensor in stripped.items()}
     return {name: tensor for name, tensor in stripped.items() if ".lora_" not in name}

@@ -52,16 +52,10 @@ def eager_attention(
     return torch.matmul(weights, value).transpose(1, 2).contiguous(), weights
 
 
-def attend(
-    module: AttentionModule, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None
-) -> Tensor:
+def attend(module: AttentionModule, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None) -> Tensor:
     """Attention of (B, heads, T, head_dim) tensors, heads merged: (B, T, heads * head_dim)."""
-    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(
-        module.config._attn_implementation, eager_attention
-    )
-    output, _ = kernel(
-        module, query, key, value, attention_mask, dropout=0.0, scaling=module.scaling
-    )
+    kernel = ALL_ATTENTION_FUNCTIONS.get_interface(module.config._attn_implementation, eager_attention)
+    output, _ = kernel(module, query, key, value, attention_mask, dropout=0.0, scaling=module.scaling)
     return output.reshape(*output.shape[:2], -1)
 
 

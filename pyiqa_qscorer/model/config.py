@@ -210,9 +210,7 @@ class QScorerConfig(PreTrainedConfig):
         }
         for name, supported in refused.items():
             if not supported:
-                raise ValueError(
-                    f"config.json: {name}={published.get(name)!r} is not supported by Q-Scorer"
-                )
+                raise ValueError(f"config.json: {name}={published.get(name)!r} is not supported by Q-Scorer")
         visual = published.get("visual_config") or {}
         names = list(published.get("score_tokens") or [])
         ids = list(reversed(published.get("score_token_id") or []))
@@ -225,9 +223,7 @@ class QScorerConfig(PreTrainedConfig):
             score_tokens=names,
             score_token_ids=ids,
             vision_config=_known_fields(QScorerVisionConfig, visual.get("visual_model")),
-            abstractor_config=_known_fields(
-                QScorerAbstractorConfig, visual.get("visual_abstractor")
-            ),
+            abstractor_config=_known_fields(QScorerAbstractorConfig, visual.get("visual_abstractor")),
         )
 
     def to_published(self) -> dict[str, Any]:
@@ -279,9 +275,7 @@ class QScorerConfig(PreTrainedConfig):
 def _known_fields(config_class: type[Any], fields: dict[str, Any] | None) -> dict[str, Any]:
     """The entries that our sub-configuration has; published files carry many generation settings besides."""
     names = config_class().to_dict().keys() - {"model_type", "transformers_version"}
-    own = {
-        name for name in names if name in config_class.__init__.__code__.co_varnames
-    }
+    own = {name for name in names if name in config_class.__init__.__code__.co_varnames}
     return {name: value for name, value in (fields or {}).items() if name in own}
 
 

@@ -176,9 +176,7 @@ class QScorerForScoring(QScorerPreTrainedModel):
         span = VisualSpan(column, column + visual_tokens.shape[1])
         if attention_mask is not None:
             seen = attention_mask.new_ones(attention_mask.shape[0], visual_tokens.shape[1])
-            attention_mask = torch.cat(
-                [attention_mask[:, :column], seen, attention_mask[:, column + 1 :]], dim=1
-            )
+            attention_mask = torch.cat([attention_mask[:, :column], seen, attention_mask[:, column + 1 :]], dim=1)
         hidden_states = self.model.decode(embeddings, span, attention_mask)
         logits = self.lm_head(hidden_states)
         output = QScorerOutput(logits=logits, last_hidden_state=hidden_states, visual_span=span)

@@ -28,9 +28,7 @@ class ScoreRegressor(nn.Module):
     def __init__(self, width: int, hidden_sizes: Sequence[int]) -> None:
         super().__init__()
         sizes = [width, *hidden_sizes]
-        self.model = nn.Sequential(
-            *(RegressorBlock(*in_out) for in_out in pairwise(sizes))
-        )
+        self.model = nn.Sequential(*(RegressorBlock(*in_out) for in_out in pairwise(sizes)))
         self.output_layer = nn.Linear(sizes[-1], 1)
 
     def forward(self, states: Tensor, visual_tokens: Tensor | None = None) -> Tensor:

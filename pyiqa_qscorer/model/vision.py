@@ -83,9 +83,7 @@ class VisionEncoder(nn.Module):
     def forward(self, pixel_values: Tensor) -> Tensor:
         size = self.config.image_size
         if pixel_values.shape[1:] != (3, size, size):
-            raise ValueError(
-                f"pixel_values must have shape (B, 3, {size}, {size}), got {tuple(pixel_values.shape)}"
-            )
+            raise ValueError(f"pixel_values must have shape (B, 3, {size}, {size}), got {tuple(pixel_values.shape)}")
         hidden_states = self.embeddings(pixel_values)
         for layer in self.encoder.layers:
             hidden_states = layer(hidden_states)
