@@ -57,7 +57,9 @@ def uninterrupted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> d
     return result
 
 
-@pytest.mark.parametrize("save_steps", [None, 2], ids=["each_epoch", "in_mid_epoch"])
+@pytest.mark.parametrize(
+    "save_steps", [pytest.param(None, marks=pytest.mark.slow), 2], ids=["each_epoch", "in_mid_epoch"]
+)
 def test_killed_and_resumed_gives_the_same_losses(
     pictures: Path, tmp_path: Path, uninterrupted: dict[str, Any], save_steps: int | None
 ) -> None:
@@ -88,6 +90,7 @@ def test_a_torn_state_alone_is_no_state(tmp_path: Path) -> None:
     assert last_complete_state(tmp_path) is None
 
 
+@pytest.mark.slow
 def test_sigterm_leaves_a_state_and_resumes(pictures: Path, tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
     content = settings(pictures, tmp_path / "out")
     status, stopped = run(content, tmp_path, STOP_AT_STEP="5")
@@ -100,6 +103,7 @@ def test_sigterm_leaves_a_state_and_resumes(pictures: Path, tmp_path: Path, unin
     assert resumed["losses"] == uninterrupted["losses"]
 
 
+@pytest.mark.slow
 def test_two_processes_equal_one(pictures: Path, tmp_path: Path) -> None:
     one, two = (settings(pictures, tmp_path / name) for name in ("one", "two"))
     two["optimisation"]["batch_size"] = one["optimisation"]["batch_size"] // 2
@@ -113,6 +117,7 @@ def test_two_processes_equal_one(pictures: Path, tmp_path: Path) -> None:
     assert together["metrics"]["validation_rmse"] == pytest.approx(alone["metrics"]["validation_rmse"], rel=2e-2)
 
 
+@pytest.mark.slow
 def test_full_disk_is_named_and_the_last_state_stays(pictures: Path, tmp_path: Path) -> None:
     content = settings(pictures, tmp_path / "out")
     status, stopped = run(content, tmp_path, STOP_AT_STEP="4")
