@@ -481,7 +481,8 @@ def show(report: dict[str, Any]) -> None:
 
     def image_row(index: int, label: str) -> None:
         row(f"{label} image", lambda run: seconds(run["images"][index]))
-        row("  score", lambda run: "{score:.4f}, finite: {finite}".format(**run["images"][index]))
+        row("  score", lambda run: "{score:.4f} (raw {raw_score:.4f})".format(**run["images"][index]))
+        row("  finite, passes", lambda run: "{finite}, {passes}".format(**run["images"][index]))
 
     row("load average before", lambda run: f"{run['load_average_before']:.1f}")
     row("weights", gib("weight_bytes"))

@@ -73,6 +73,7 @@ def test_formulations_choose_their_objective() -> None:
         ({"optimisation": {"precision": "int8"}}, ["optimisation.precision", "bfloat16"]),
         ({"optimisation": {"save_steps": 0}}, ["optimisation.save_steps", "got 0"]),
         ({"output": None}, ["output"]),
+        ({"model": {"architecture": {}}}, ["nothing to keep", "trainable.everything"]),
     ],
 )
 def test_mistakes_are_named_with_their_place(changes: dict[str, Any], words: list[str]) -> None:

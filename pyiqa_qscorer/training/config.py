@@ -188,6 +188,12 @@ class TrainConfig(_Section):
     layouts: list[Literal["qscorer", "published", "published_lora"]] = ["qscorer"]
     device: Literal["auto", "cpu"] = "auto"
 
+    @model_validator(mode="after")
+    def _new_networks_train_whole(self) -> TrainConfig:
+        if self.model.architecture is not None and not self.trainable.everything:
+            raise ValueError("model.architecture makes a network with nothing to keep: set trainable.everything: true")
+        return self
+
 
 def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
     """Read and check a YAML file.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 
 import torch
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from .. import __version__
@@ -302,9 +302,9 @@ def _merged(config: TrainConfig, trained: QScorerForScoring, dtype: torch.dtype)
     and what was not trained must come out as it went in.
     """
     if config.model.architecture is not None:
-        if config.lora.enabled and not config.trainable.everything:
-            raise TrainingFailedError("a new network has no frozen base to adapt: set trainable.everything: true")
-        return cast(QScorerForScoring, nn.Module.to(trained, dtype))
+        return nn.Module.to(trained, dtype)
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     model = _from_checkpoint(config, dtype).model
     model.config.prompt, model.config.training_data = trained.config.prompt, trained.config.training_data
     new_rows = -len(model.config.score_token_ids)
@@ -315,11 +315,11 @@ def _merged(config: TrainConfig, trained: QScorerForScoring, dtype: torch.dtype)
         if new_rows:  # drawn at random when training started
             model.model.embed_tokens.weight[new_rows:] = trained.model.embed_tokens.weight[new_rows:].to(dtype).cpu()
         for name, module in trained.named_modules():
-            if hasattr(module, "lora_A"):
-                low, high = module.lora_A["default"].weight, module.lora_B["default"].weight
-                weight = model.get_submodule(name).weight
-                update = (high.float() @ low.float()) * module.scaling["default"]
-                weight.copy_(weight.float() + update.cpu())
+            if isinstance(module, BaseTunerLayer):
+                layer: Any = module
+                update: Tensor = layer.get_delta_weight("default")  # scaled product of the two factors
+                weight = model.get_parameter(f"{name}.weight")
+                weight.copy_(weight.float() + update.float().cpu())
     return model
 
 
