@@ -4,9 +4,9 @@
     python benchmarks/formulations.py --live FOLDER [--epochs 120]
 
 `--photos`: pristine photos, distorted by four of KADID-10k's types at five levels and labelled with the mean opinion
-that people had of each type and level there; a quarter of the photos is held out. Every formulation is trained with every
-seed. `--live`: the LIVE JPEG pictures with their human scores, five folds, picture contents apart, score tokens only: a
-test of fitting, since 43 pictures teach a network from nothing little that generalises.
+that people had of each type and level there; a quarter of the photos is held out. Every formulation is trained with
+every seed. `--live`: the LIVE JPEG pictures with their human scores, five folds, picture contents apart, score tokens
+only: a test of fitting, since 43 pictures teach a network from nothing little that generalises.
 
 Prints SRCC, PLCC and RMSE (1..5 scale) on held-out and on training pictures, mean and spread over seeds or folds;
 writes `results/formulations_*.json` and a plot of the training curves.
