@@ -736,6 +736,7 @@ def widened_lora(tmp_path: Path, width: int, layers: int) -> tuple[Path, Path]:
     return lora, base
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
 def test_peak_memory_is_that_of_the_weights(tmp_path: Path) -> None:
     lora, base = widened_lora(tmp_path, width=1024, layers=4)

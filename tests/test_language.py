@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from pyiqa_qscorer.model import QScorerForScoring, language
+from pyiqa_qscorer.model.attention import eager_attention
 from pyiqa_qscorer.model.language import RMSNorm, rotary_tables, rotate
 from pyiqa_qscorer.model.multiway import NO_VISUAL, Multiway, VisualSpan
 
@@ -159,6 +161,28 @@ def test_only_the_ways_in_use_get_a_gradient(span: tuple[int, int]) -> None:
     text, image = (way.weight.grad for way in multiway.multiway)
     assert (image is not None) == (span[1] > span[0])
     assert (text is not None) == (span != (0, 9))
+
+
+# --- precision of eager attention -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("is_causal", "expected"), [(True, torch.float32), (False, torch.float16)])
+def test_eager_softmax_is_wide_in_the_decoder_only(
+    monkeypatch: pytest.MonkeyPatch, is_causal: bool, expected: torch.dtype
+) -> None:
+    """As published: float32 in the decoder, the working precision in the visual parts."""
+    softmax, seen = torch.softmax, []
+
+    def spy(scores: Tensor, dim: int, dtype: torch.dtype | None = None) -> Tensor:
+        seen.append(dtype or scores.dtype)
+        return softmax(scores, dim, dtype=dtype)
+
+    monkeypatch.setattr(torch, "softmax", spy)
+    query, key, value = torch.randn(3, 1, 2, 93, 16).half()
+    output, weights = eager_attention(SimpleNamespace(is_causal=is_causal), query, key, value, None, scaling=0.25)
+    assert seen == [expected]
+    assert weights.dtype is output.dtype is torch.float16
+    assert output.shape == (1, 93, 2, 16)
 
 
 # --- norm and rotary -------------------------------------------------------------------------------------------------

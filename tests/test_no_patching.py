@@ -86,6 +86,7 @@ def test_scoring_leaves_llama_as_it_is(checkpoint: Path) -> None:
     assert len(lines["scores"]) == 1
 
 
+@pytest.mark.slow
 def test_scores_are_the_same_to_the_bit_before_and_after_pyiqa_patches_llama(checkpoint: Path) -> None:
     score_first = run(checkpoint, "score", "pyiqa patches", "score")
     patch_first = run(checkpoint, "pyiqa patches", "score")
