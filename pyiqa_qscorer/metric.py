@@ -69,6 +69,7 @@ class QScorer(nn.Module):
         self.prompt = loaded.prompt
         self.clamp = clamp
         self.image_size: int = loaded.model.config.vision_config.image_size
+        self._quantised = dtype in ("8bit", "4bit")
         self._fingerprint = loaded.fingerprint
         self._follow_device = dtype == "auto" and self.dtype != torch.float32
         self.eval()
@@ -116,6 +117,11 @@ class QScorer(nn.Module):
             ImageError: another shape or type, NaN or infinite values, or values outside [0, 1].
         """
         check_images(images)
+        if images.requires_grad and torch.is_grad_enabled() and self._quantised and self.device.type == "cpu":
+            raise QScorerError(
+                "a model with dtype 8bit or 4bit cannot be differentiated on the CPU: bitsandbytes gives no or wrong "
+                "gradients there; use dtype='float32' or 'bfloat16', or a GPU"
+            )
         images = images.to(self.device)
         valid = images.isfinite().flatten(1).all(1) if torch.is_grad_enabled() else values_in_range(images)
         scores = self.score_pixels(pixels_from_tensor(images, self.image_size), valid)

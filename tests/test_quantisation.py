@@ -13,7 +13,7 @@ from transformers.quantizers import quantizer_bnb_8bit
 
 from pyiqa_qscorer.checkpoints import load_folder
 from pyiqa_qscorer.checkpoints.loading import UNQUANTISED
-from pyiqa_qscorer.errors import CheckpointError
+from pyiqa_qscorer.errors import CheckpointError, QScorerError
 from pyiqa_qscorer.metric import QScorer
 
 # pyiqa installs it everywhere but on macOS.
@@ -117,12 +117,11 @@ def test_parameters_are_frozen_and_the_network_evaluates(metric: QScorer) -> Non
     assert not any(module.training for module in metric.modules())
 
 
-def test_gradients_of_four_bits_reach_the_image(checkpoint: Path) -> None:
-    """Not of eight on a CPU: there bitsandbytes changes its input in place, and autograd refuses."""
-    leaf = images().requires_grad_()
-    QScorer(checkpoint, dtype="4bit", clamp=False)(leaf).sum().backward()
-    assert leaf.grad.isfinite().all()
-    assert (leaf.grad.flatten(1).norm(dim=1) > 0).all()
+def test_gradients_on_the_cpu_are_refused(metric: QScorer) -> None:
+    """Eight bits fail there in autograd; four bits give zeros once the model has scored without gradients."""
+    with pytest.raises(QScorerError, match="cannot be differentiated on the CPU"):
+        metric(images().requires_grad_())
+    assert metric(images()).isfinite().all()
 
 
 def test_position_tables_survive_quantisation(metric: QScorer) -> None:

@@ -49,7 +49,8 @@ def save_folder(
     check_output(output, layout, tokenizer_source)
     source = None if tokenizer_source is None else tokenizer_source / "tokenizer.model"
     with _new_folder(output) as folder:
-        model.save_pretrained(folder)
+        # Small shards, because a loader's mapped pages add up to one shard.
+        model.save_pretrained(folder, max_shard_size="1GB")
         if layout == "qscorer":
             tokenizer.save_pretrained(folder)
         else:

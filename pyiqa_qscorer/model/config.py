@@ -121,6 +121,8 @@ class QScorerConfig(PreTrainedConfig):
         rms_norm_eps: float = 1e-6,
         rope_base: float = 10000.0,
         initializer_range: float = 0.02,
+        bos_token_id: int | None = 1,
+        eos_token_id: int | None = 2,
         regressor_hidden_sizes: Sequence[int] = (2048, 1024),
         score_tokens: Sequence[str] = (),
         score_token_ids: Sequence[int] = (),
@@ -137,7 +139,7 @@ class QScorerConfig(PreTrainedConfig):
         self.vision_config = _sub_config(QScorerVisionConfig, vision_config)
         self.abstractor_config = _sub_config(QScorerAbstractorConfig, abstractor_config)
         kwargs.setdefault("tie_word_embeddings", False)
-        super().__init__(**kwargs)
+        super().__init__(bos_token_id=bos_token_id, eos_token_id=eos_token_id, **kwargs)
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
