@@ -304,3 +304,27 @@ def test_correlations_of_constant_or_single_values() -> None:
         found = correlations(np.array(scores), np.arange(len(scores)))
         assert (found["srcc"], found["plcc"], found["krcc"]) == (0, 0, 0)
         assert np.isfinite(found["rmse"])
+
+
+def test_quantised_base_needs_a_gpu(pictures: Path, tmp_path: Path) -> None:
+    _, base, _ = published_folders(tmp_path / "published")
+    content = settings(
+        pictures,
+        tmp_path / "out",
+        model={"checkpoint": str(base), "architecture": None},
+        lora={"enabled": True, "quantise_base": "4bit"},
+        trainable={"everything": False},
+    )
+    with pytest.raises(TrainingFailedError, match="needs a CUDA GPU"):
+        train(parse_config(content))
+
+
+def test_progress_shows_parts_and_correlations(
+    pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(parse_config(settings(pictures, tmp_path / "out", optimisation={"epochs": 2})))
+    shown = capfd.readouterr()
+    shown = shown.out + shown.err
+    assert "epoch 1, validation: SRCC" in shown
+    assert "cross_entropy=" in shown
+    assert "train_srcc=" in shown

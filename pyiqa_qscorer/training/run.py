@@ -140,8 +140,11 @@ def _starting_point(config: TrainConfig) -> StartingPoint:
         half = config.lora.enabled and config.optimisation.precision != "float32"
         start = _from_checkpoint(config, getattr(torch, config.optimisation.precision) if half else torch.float32)
         if config.lora.quantise_base is not None:
-            device = "cuda" if torch.cuda.is_available() and config.device == "auto" else "cpu"
-            start.model = quantise(start.model, config.lora.quantise_base, device)
+            if config.device == "cpu" or not torch.cuda.is_available():
+                raise TrainingFailedError(
+                    "lora.quantise_base needs a CUDA GPU: on the CPU bitsandbytes gives wrong gradients; remove it"
+                )
+            start.model = quantise(start.model, config.lora.quantise_base, "cuda")
     start.model.config.prompt = model.prompts[0]
     return start
 

@@ -14,7 +14,16 @@ import torch
 from safetensors.torch import load_file, save_file
 from scipy import stats
 from torch import Tensor, nn
-from transformers import EvalPrediction, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    EvalPrediction,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 
 from ..errors import CheckpointError, QScorerError
 from ..model import QScorerConfig, QScorerForScoring
@@ -55,6 +64,9 @@ class QScorerTrainer(Trainer):
         dataset = self.train_dataset
         assert isinstance(dataset, QualityDataset)
         self.sampler = MixedSampler(dataset.parts, self.args.seed)
+        self.remove_callback(ProgressCallback)
+        self.remove_callback(PrinterCallback)
+        self.add_callback(ShowParts())
         self.add_callback(StartEpoch(self.sampler))
         self.add_callback(StopOnSignal())
         if save_steps is not None:
@@ -135,6 +147,29 @@ class QScorerTrainer(Trainer):
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is not None:
             self._load_from_checkpoint(self.state.best_model_checkpoint)
+
+
+class ShowParts(ProgressCallback):
+    """Progress bar with the loss, its parts and the training SRCC behind it, instead of a printed line per log."""
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Evaluations are printed as lines of their own, so that they stay readable."""
+        if not state.is_world_process_zero or self.training_bar is None or logs is None:
+            return
+        if "eval_srcc" in logs:
+            found = "  ".join(f"{name.upper()} {logs[f'eval_{name}']:.4f}" for name in ("srcc", "plcc", "krcc", "rmse"))
+            self.training_bar.write(f"epoch {state.epoch or 0:.3g}, validation: {found}")
+        elif "loss" in logs:
+            hidden = ("epoch", "learning_rate", "grad_norm")
+            shown = {name: f"{value:.4g}" for name, value in logs.items() if name not in hidden}
+            self.training_bar.set_postfix(shown)
 
 
 class StartEpoch(TrainerCallback):
