@@ -147,7 +147,7 @@ def test_score_positions_for_any_number_of_score_tokens(count):
 def test_score_positions_may_be_none_but_score_tokens_may_not():
     labels = torch.zeros(2, 4, dtype=torch.long)
     assert [len(indices) for indices in quality_positions(labels, [9])] == [0, 0]
-    with pytest.raises(ValueError, match="score_token_ids must name at least one token"):
+    with pytest.raises(ValueError, match="quality_token_ids must name at least one token"):
         quality_positions(labels, [])
     with pytest.raises(ValueError, match=r"labels must be \(B, T\)"):
         quality_positions(labels[0], [9])
