@@ -128,7 +128,7 @@ def one_run(
 
 
 def textures(count: int, work: Path) -> list[Row]:
-    """Noise of several octaves in drawn strengths and colours, blurred by sigma 0.3..4; MOS = 1 + 4 exp(0.3 - sigma)."""
+    """Noise of several octaves, strengths and colours drawn, blurred by sigma 0.3..4; MOS = 1 + 4 exp(0.3 - sigma)."""
     random = np.random.default_rng(0)
     rows = []
     for index in range(count):
