@@ -39,7 +39,7 @@ def main() -> None:
         torch.manual_seed(0)
         start = start_new(ARCHITECTURE, prompt_tokenizer(), Formulation("score_token", 5, ()))
         checkpoint = save_folder(Path(folder) / "random", start.model, start.tokenizer)
-        scorer = Scorer("qscorer", device="cpu", checkpoint=checkpoint, dtype="float32")
+        scorer = Scorer("qscorer", device="cpu", checkpoint=checkpoint, dtype="float32", clamp=False)
         results = list(scorer.score_iter(find_images(inputs).paths))
     table = Table(title="RANDOM WEIGHTS: these scores only show that scoring works", title_style="bold red")
     table.add_column("score", justify="right")
