@@ -344,7 +344,7 @@ def _judge(options: dict[str, Any], machine: Machine, cache: Cache) -> tuple[str
     if machine.memory is not None and machine.memory < host:
         return "cannot run", f"needs {_gb(host)} of RAM to load; here are {_gb(machine.memory)}"
     needed = weight_bytes(dtype) + WORKING_MEMORY
-    where = f"on the CPU in bfloat16, {_gb(host)} of RAM, seconds per image"
+    where = f"on the CPU in bfloat16, {_gb(host)} of RAM, tens of seconds per image"
     if cuda:
         largest = max(cuda, key=lambda device: device.memory or 0)
         if (largest.memory or 0) < needed:
