@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pyiqa_qscorer.metric import QScorer
     from pyiqa_qscorer.names import METRICS, UnknownMetricError, UnknownOptionError
     from pyiqa_qscorer.plugin import RegistrationState, register, registration_state
-    from pyiqa_qscorer.scoring import Scorer
+    from pyiqa_qscorer.scoring import FailedImagesError, ScoredImage, Scorer
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,8 @@ _MODULE_OF = {
     "METRICS": "names",
     "QScorer": "metric",
     "Scorer": "scoring",
+    "ScoredImage": "scoring",
+    "FailedImagesError": "scoring",
     "load_checkpoint": "checkpoints",
     "register": "plugin",
     "registration_state": "plugin",
@@ -42,10 +44,12 @@ __all__ = [
     "METRICS",
     "CheckpointError",
     "DownloadError",
+    "FailedImagesError",
     "ImageError",
     "QScorer",
     "QScorerError",
     "RegistrationState",
+    "ScoredImage",
     "Scorer",
     "UnknownMetricError",
     "UnknownOptionError",
