@@ -236,8 +236,9 @@ def report(
     for axis, (formulation, runs) in zip(axes[0], curves.items(), strict=True):
         for curve in runs:
             axis.plot(*zip(*curve, strict=True), color="tab:blue", alpha=0.35, linewidth=0.8)
-        epochs = [epoch for epoch, _ in runs[0]]
-        axis.plot(epochs, np.mean([[value for _, value in curve] for curve in runs], axis=0), color="tab:blue")
+        epochs = np.linspace(0, max(epoch for epoch, _ in runs[0]), 60)[1:]
+        means = np.mean([np.interp(epochs, *zip(*curve, strict=True)) for curve in runs], axis=0)
+        axis.plot(epochs, means, color="tab:blue")
         axis.set_title(formulation)
         axis.set_xlabel("epoch")
         axis.grid(alpha=0.3)
