@@ -139,7 +139,8 @@ class QScorerConfig(PreTrainedConfig):
         self.vision_config = _sub_config(QScorerVisionConfig, vision_config)
         self.abstractor_config = _sub_config(QScorerAbstractorConfig, abstractor_config)
         kwargs.setdefault("tie_word_embeddings", False)
-        super().__init__(**kwargs, **{"bos_token_id": bos_token_id, "eos_token_id": eos_token_id})
+        super().__init__(**kwargs)
+        self.bos_token_id, self.eos_token_id = bos_token_id, eos_token_id
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
