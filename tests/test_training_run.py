@@ -328,3 +328,19 @@ def test_progress_shows_parts_and_correlations(
     assert "epoch 1, validation: SRCC" in shown
     assert "cross_entropy=" in shown
     assert "train_srcc=" in shown
+
+
+def test_lora_folder_is_whole_where_only_adapters_train(pictures: Path, tmp_path: Path) -> None:
+    _, base, _ = published_folders(tmp_path / "published")
+    content = settings(
+        pictures,
+        tmp_path / "out",
+        model={"checkpoint": str(base), "architecture": None, "regressor_hidden_sizes": [8, 8, 6]},
+        lora={"enabled": True, "r": 4, "alpha": 8},
+        trainable={**dict.fromkeys(("everything", "vision_model", "visual_abstractor", "lm_head", "regressor"), False)},
+        optimisation={"epochs": 1},
+        layouts=["published_lora"],
+    )
+    folder = train(parse_config(content)).folders["published_lora"]
+    loaded = load_folder(folder, base, dtype="float32")  # strict: every key must have come
+    assert loaded.model.config.regressor_hidden_sizes == [8, 8, 6]

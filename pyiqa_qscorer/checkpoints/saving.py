@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # peft takes seconds to import, and scoring does not need it
     from peft import LoraConfig, PeftModel
 
 SavedLayout = Literal["qscorer", "published"]
+NOT_IN_BASE = ("model.embed_tokens.", "lm_head.", "deepmlp.")  # new rows and the regressor, trained or not
 
 
 def save_folder(
@@ -173,7 +174,7 @@ def save_lora_folder(output: Path, model: QScorerForScoring, adapters: PeftModel
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
             factors[f"base_model.model.{name.replace('.default', '')}"] = parameter.detach().float().cpu()
-        elif parameter.requires_grad or name == "model.embed_tokens.weight":  # its new rows are nowhere else
+        elif parameter.requires_grad or name.startswith(NOT_IN_BASE):
             others[f"base_model.model.{name}"] = parameter.detach().to(torch.bfloat16).cpu()
     modules = sorted({name.split("base_model.model.")[1].split(".lora_")[0] for name in factors})
     published = {**model.config.to_published(), "score_token_id": [], "score_tokens": []}

@@ -7,7 +7,7 @@ import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -360,8 +360,3 @@ def scale_facts(parts: Sequence[LabelledImages]) -> list[dict[str, Any]]:
         }
         for part in parts
     ]
-
-
-def subset(part: LabelledImages, keep: Sequence[int]) -> LabelledImages:
-    """The same dataset with only the images at the given positions, e.g. one fold of a cross-validation."""
-    return replace(part, images=[part.images[index] for index in keep])
