@@ -337,7 +337,7 @@ def test_lora_folder_is_whole_where_only_adapters_train(pictures: Path, tmp_path
         tmp_path / "out",
         model={"checkpoint": str(base), "architecture": None, "regressor_hidden_sizes": [8, 8, 6]},
         lora={"enabled": True, "r": 4, "alpha": 8},
-        trainable={**dict.fromkeys(("everything", "vision_model", "visual_abstractor", "lm_head", "regressor"), False)},
+        trainable=dict.fromkeys(("everything", "vision_model", "visual_abstractor", "lm_head", "regressor"), False),
         optimisation={"epochs": 1},
         layouts=["published_lora"],
     )
