@@ -224,6 +224,10 @@ def train(
         list[str] | None,
         _option("change a setting of the file, e.g. optimisation.seed=1; repeatable", "--set", metavar="KEY=VALUE"),
     ] = None,
+    photos: Annotated[
+        Path | None,
+        _option("folder that the photo folders of synthetic data are below (data.photos)", metavar="DIR"),
+    ] = None,
     resume: Annotated[
         bool, _option("go on from the newest complete state in the output folder", "--resume/--no-resume")
     ] = True,
@@ -237,17 +241,23 @@ def train(
     [bold]Examples[/bold]
     $ pyiqa-qscorer train koniq.yaml --set data.train.0.data_root=/data/iqa
     $ pyiqa-qscorer train my.yaml --set optimisation.batch_size=4
+    $ pyiqa-qscorer train qscorer-mini.yaml --photos photos/
     """
     with _clean_errors(debug):
         import yaml
 
         from pyiqa_qscorer.plugin.datasets import pyiqa_dataset
+        from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
+        from pyiqa_qscorer.training.calibration import REFERENCE_METRICS
         from pyiqa_qscorer.training.config import read_config
         from pyiqa_qscorer.training.run import train as run
 
         pairs = dict(_key_and_value(change) for change in changes or ())
         overrides = {key: yaml.safe_load(value) for key, value in pairs.items()}
-        result = run(read_config(config, overrides), resume=resume, named_datasets=pyiqa_dataset)
+        if photos is not None:
+            overrides["data.photos"] = str(photos)
+        compare = ReferenceMetrics(REFERENCE_METRICS)
+        result = run(read_config(config, overrides), resume=resume, named_datasets=pyiqa_dataset, compare=compare)
         cli_output.print_training(result)
     raise typer.Exit(0 if result.finished else 130)
 

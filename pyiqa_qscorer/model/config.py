@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 FORMULATIONS = ("score_token", "level_onehot", "level_soft")
 REGRESSORS = ("mlp", "hyper")
+VISION_KINDS = ("vit", "features")
 # Fields of the decoder that the published config.json has under the same name.
 _SAME_IN_PUBLISHED = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -17,7 +18,15 @@ _SAME_IN_PUBLISHED = (
 
 
 class QScorerVisionConfig(PreTrainedConfig):
-    """Vision encoder: a ViT that turns a square image into one cls and (image_size/patch_size)^2 patch tokens."""
+    """Vision encoder, which turns a square image into one cls and (image_size/patch_size)^2 patch tokens.
+
+    Args:
+        kind: `vit`, the published one; or `features`, a convolutional network of timm (`model/features.py`).
+        backbone: of `features`: name of the network in timm.
+        stages: of `features`: which of its stages are read, as timm counts them, lowest first.
+
+    The numbers of layers, heads and inner width belong to `vit` alone.
+    """
 
     model_type = "qscorer_vision"
     base_config_key = "vision_config"
@@ -32,6 +41,9 @@ class QScorerVisionConfig(PreTrainedConfig):
         patch_size: int = 14,
         layer_norm_eps: float = 1e-6,
         initializer_range: float = 0.02,
+        kind: str = "vit",
+        backbone: str | None = None,
+        stages: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -39,11 +51,21 @@ class QScorerVisionConfig(PreTrainedConfig):
         self.intermediate_size = intermediate_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
+        self.kind = kind
+        self.backbone = backbone
+        self.stages = list(stages)
         self.image_size = image_size
         self.patch_size = patch_size
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
-        _check_heads("vision_config", hidden_size, num_attention_heads)
+        if kind not in VISION_KINDS:
+            raise ValueError(f"vision_config: kind must be one of {', '.join(VISION_KINDS)}, got {kind!r}")
+        if (kind == "features") != (backbone is not None and bool(self.stages)):
+            raise ValueError(
+                f"vision_config: backbone and stages belong to kind 'features', got {kind!r} with {backbone!r}, {stages}"
+            )
+        if kind == "vit":
+            _check_heads("vision_config", hidden_size, num_attention_heads)
         if image_size % patch_size:
             raise ValueError(
                 f"vision_config: image_size must be a multiple of patch_size, got {image_size} and {patch_size}"
@@ -230,8 +252,17 @@ class QScorerConfig(PreTrainedConfig):
         )
 
     def to_published(self) -> dict[str, Any]:
-        """The same facts as the published code writes them (layout 2), ready for `json.dump`."""
+        """The same facts as the published code writes them (layout 2), ready for `json.dump`.
+
+        Raises:
+            ValueError: a vision encoder that the published code does not have.
+        """
+        if self.vision_config.kind != "vit":
+            raise ValueError(
+                f"the published layouts have no vision encoder of kind {self.vision_config.kind!r}: use layout 'qscorer'"
+            )
         vision = _known_fields(QScorerVisionConfig, self.vision_config.to_dict())
+        vision = {name: value for name, value in vision.items() if name not in ("kind", "backbone", "stages")}
         abstractor = _known_fields(QScorerAbstractorConfig, self.abstractor_config.to_dict())
         return {
             "architectures": ["MPLUGOwl2LlamaForCausalLM"],

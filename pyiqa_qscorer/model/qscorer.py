@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,14 @@ from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
 from .abstractor import CrossAttention, VisualAbstractor
-from .config import QScorerConfig
+from .config import QScorerConfig, QScorerVisionConfig
 from .language import Decoder, RMSNorm
 from .multiway import NO_VISUAL, VisualSpan
 from .regressor import HyperRegressor, ScoreRegressor
 from .vision import VisionEmbeddings, VisionEncoder
+
+if TYPE_CHECKING:
+    from .features import FeatureEncoder
 
 IGNORED_LABEL = -100  # of a token that the cross entropy leaves out
 IMAGE_TOKEN_ID = -200  # stands for the visual tokens in `input_ids`; published code uses the same number
@@ -69,14 +73,26 @@ class QScorerBackbone(Decoder):
 
     def __init__(self, config: QScorerConfig) -> None:
         super().__init__(config)
-        self.vision_model = VisionEncoder(config.vision_config)
+        self.vision_model = vision_encoder(config.vision_config)
         self.visual_abstractor = VisualAbstractor(config.abstractor_config, config.hidden_size)
 
     def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised pixels -> (B, V, width) visual tokens, in the dtype of the weights."""
+        """(B, 3, S, S) normalised pixels -> (B, V, width) visual tokens, in the dtype of the weights.
+
+        A `FeatureEncoder` also takes its `statistics` of them.
+        """
         # Read off a weight that quantisation leaves alone.
-        dtype = self.vision_model.embeddings.patch_embed.weight.dtype
+        dtype = self.visual_abstractor.query_embeds.dtype
         return self.visual_abstractor(self.vision_model(pixel_values.to(dtype)))
+
+
+def vision_encoder(config: QScorerVisionConfig) -> VisionEncoder | FeatureEncoder:
+    """The encoder that the configuration asks for."""
+    if config.kind == "vit":
+        return VisionEncoder(config)
+    from .features import FeatureEncoder  # imports timm, which takes a while
+
+    return FeatureEncoder(config)
 
 
 class QScorerPreTrainedModel(PreTrainedModel):
@@ -99,7 +115,7 @@ class QScorerPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
             init.normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, (nn.LayerNorm, RMSNorm)):
+        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d, RMSNorm)):
             init.ones_(module.weight)
         elif isinstance(module, VisionEmbeddings):
             init.normal_(module.cls_token, mean=0.0, std=std)

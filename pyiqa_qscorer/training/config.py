@@ -26,7 +26,11 @@ class _Section(BaseModel):
 
 
 class DatasetConfig(_Section):
-    """One dataset: a pyiqa name with `data_root`, or an own `folder` and `csv` with its `mos_range`."""
+    """One dataset: a pyiqa name with `data_root`; an own `folder` and `csv` with its `mos_range`; or `synthetic`.
+
+    `synthetic` distorts `count` times a photo of the folders `photos` (below the run's `photos`), by the types and
+    levels of KADID-10k (`kadid`) or by realistic chains (`chains`): see `training/synthetic.py`.
+    """
 
     dataset: str | None = None
     data_root: Path = Path("datasets")
@@ -42,11 +46,18 @@ class DatasetConfig(_Section):
     std_range: tuple[float, float] | None = None  # scale of the standard deviations where it is another
     lower_better: bool = False
     weight: float = Field(1.0, gt=0)
+    synthetic: Literal["kadid", "chains"] | None = None
+    photos: list[Path] = []
+    count: int = Field(1000, ge=1)
+    type_shares: dict[int, float] = {}  # of KADID types against the others, 1 where not named
+    seed: int = Field(0, ge=0)
 
     @model_validator(mode="after")
     def _one_kind(self) -> DatasetConfig:
-        if (self.dataset is None) == (self.csv is None):
-            raise ValueError("give either dataset (a pyiqa name) or csv with folder and mos_range")
+        if [self.dataset, self.csv, self.synthetic].count(None) != 2:
+            raise ValueError("give either dataset (a pyiqa name), csv with folder and mos_range, or synthetic with photos")
+        if (self.synthetic is None) != (not self.photos):
+            raise ValueError("synthetic needs photos (folders of undistorted pictures), and photos needs synthetic")
         if self.csv is not None and (self.folder is None or self.mos_range is None):
             raise ValueError("csv needs folder (where the images are) and mos_range (the scale of the MOS)")
         if self.mos_range is not None and not self.mos_range[0] < self.mos_range[1]:
@@ -61,6 +72,15 @@ class DataConfig(_Section):
     allow_overlap: bool = False  # of training and validation images
     flip: bool = False
     workers: int = Field(4, ge=0)
+    photos: Path = Path()  # what the photos of synthetic datasets are below
+    rendered: Path | None = None  # where synthetic datasets are rendered; None: in the output folder
+    render_workers: int = Field(2, ge=1)
+    cache_statistics: bool = False  # of a frozen feature network, computed once; needs trainable.vision_backbone: false
+
+    @property
+    def synthetic(self) -> bool:
+        """Whether any of the data is rendered from photos."""
+        return any(part.synthetic is not None for part in (*self.train, *self.validation))
 
 
 class ModelConfig(_Section):
@@ -76,6 +96,7 @@ class ModelConfig(_Section):
     revision: str | None = None
     base_revision: str | None = None
     architecture: dict[str, Any] | None = None
+    backbone_weights: str | None = None  # of a new network's feature network: a file, or an installed package with one
     tokenizer: Path | None = None
     formulation: Literal["score_token", "level_onehot", "level_soft"] = "score_token"
     levels: int = Field(5, ge=1)
@@ -152,6 +173,7 @@ class TrainableSettings(_Section):
     regressor: bool = True
     embed_tokens: bool = False
     everything: bool = False
+    vision_backbone: bool = True  # False freezes the feature network within the vision encoder, whatever else trains
 
 
 class OptimisationConfig(_Section):
@@ -192,6 +214,8 @@ class TrainConfig(_Section):
     def _new_networks_train_whole(self) -> TrainConfig:
         if self.model.architecture is not None and not self.trainable.everything:
             raise ValueError("model.architecture makes a network with nothing to keep: set trainable.everything: true")
+        if self.data.cache_statistics and (self.trainable.vision_backbone or self.data.flip):
+            raise ValueError("data.cache_statistics needs trainable.vision_backbone: false and data.flip: false")
         return self
 
 

@@ -246,6 +246,7 @@ class QualityDataset(Dataset[dict[str, Any]]):
         Args:
             item: index, or (index, epoch) as `MixedSampler` gives it; the epoch decides flip and question.
         """
+        facts = self.facts(item)
         index, epoch = item if isinstance(item, tuple) else (item, 0)
         image = self.images[index]
         try:
@@ -254,15 +255,19 @@ class QualityDataset(Dataset[dict[str, Any]]):
             raise TrainingDataError(
                 f"dataset {image.dataset}: {error}; mend it, or set on_error: skip to leave broken images out"
             ) from error
-        chance = _hash(self.seed, epoch, index)
-        if self.flip and chance % 2:
+        if self.flip and _hash(self.seed, epoch, index) % 2:
             picture = ImageOps.mirror(picture)
+        return {**facts, "pixel_values": pixels_from_pil(picture, self.image_size)}
+
+    def facts(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        """An item without its pixels."""
+        index, epoch = item if isinstance(item, tuple) else (item, 0)
+        image = self.images[index]
         return {
-            "pixel_values": pixels_from_pil(picture, self.image_size),
             "mos": image.mos,
             "std": math.nan if image.std is None else image.std,
             "dataset": self.part_of[index],
-            "text": (chance // 2) % self.texts,
+            "text": (_hash(self.seed, epoch, index) // 2) % self.texts,
         }
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
+from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
 
 from .. import __version__
@@ -23,14 +24,18 @@ from ..checkpoints.loading import load_tokenizer, quantise
 from ..checkpoints.starting import Formulation, StartingPoint, start_from_checkpoint, start_new
 from ..model import QScorerForScoring
 from .card import model_card
-from .config import TrainConfig
+from .backbone import CachedStatistics, fit_standardisation, load_backbone
+from .config import DataConfig, DatasetConfig, TrainConfig
 from .data import Collator, LabelledImages, NamedDatasets, QualityDataset, read_dataset, refuse_overlap, scale_facts
+from .synthetic import CALIBRATION_FILE, CompareToReference, Recipe, find_photos, render
 from .text import TrainingText, training_text
 from .tokenizer import prompt_tokenizer
 from .trainer import QScorerTrainer, TrainingFailedError, evaluation_metrics, last_complete_state
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from ..model.features import FeatureEncoder
 
 logger = logging.getLogger("pyiqa_qscorer")
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -51,16 +56,23 @@ class TrainingResult:
     finished: bool
 
 
-def train(config: TrainConfig, resume: bool = True, named_datasets: NamedDatasets | None = None) -> TrainingResult:
+def train(
+    config: TrainConfig,
+    resume: bool = True,
+    named_datasets: NamedDatasets | None = None,
+    compare: CompareToReference | None = None,
+) -> TrainingResult:
     """Train as configured and write the checkpoints into `config.output`.
 
     Args:
         resume: go on from the newest complete state in `config.output`, if there is one. A resumed run gives the same
             losses as one that was not interrupted.
         named_datasets: opens datasets given by name; `pyiqa_qscorer.plugin.datasets.pyiqa_dataset` for those of pyiqa.
+        compare: full-reference metrics for the labels of synthetic chains;
+            `pyiqa_qscorer.plugin.reference_metrics.ReferenceMetrics(REFERENCE_METRICS)`.
 
     Raises:
-        TrainingDataError, CheckpointError, DownloadError: what the configuration names cannot be used.
+        SyntheticDataError, TrainingDataError, CheckpointError, DownloadError: what the configuration names cannot be used.
         TrainingFailedError: no memory, no disk, or a loss that is not finite; the last complete state stays.
     """
     output = config.output
@@ -70,7 +82,7 @@ def train(config: TrainConfig, resume: bool = True, named_datasets: NamedDataset
         raise TrainingFailedError(f"output {output} holds the run {state.name}: resume it, or use a new folder")
     set_seed(config.optimisation.seed)
     needs_std = config.objective.needs_std(config.model.formulation)
-    data, names = config.data, named_datasets
+    data, names = _with_rendered(config, compare), named_datasets
     train_parts = [read_dataset(part, "train", data.on_error, needs_std, names) for part in data.train]
     validation_parts = [read_dataset(part, "val", data.on_error, False, names) for part in data.validation]
     if not data.allow_overlap:
@@ -107,6 +119,37 @@ def train(config: TrainConfig, resume: bool = True, named_datasets: NamedDataset
     return TrainingResult(folders, metrics, True)
 
 
+def _with_rendered(config: TrainConfig, compare: CompareToReference | None) -> DataConfig:
+    """The data with every synthetic dataset rendered, as the folder and table it became."""
+    root = config.data.rendered or config.output / "rendered"
+
+    def rendered(part: DatasetConfig, name: str) -> DatasetConfig:
+        if part.synthetic is None:
+            return part
+        recipe = Recipe(part.synthetic, part.count, part.type_shares, seed=part.seed)
+        photos = find_photos([config.data.photos / folder for folder in part.photos])
+        folder = root / f"{name}_{part.synthetic}"
+        with tqdm(total=part.count, desc=f"rendering {folder.name}", unit="picture") as bar:
+            table = render(
+                *(recipe, photos, folder, compare, root / CALIBRATION_FILE),
+                workers=config.data.render_workers,
+                progress=lambda done, total: bar.update(done - bar.n),
+            )
+        return DatasetConfig(
+            folder=folder / "images", csv=table, std_column="std", mos_range=(1, 5), weight=part.weight
+        )
+
+    def all_rendered(parts: list[DatasetConfig], name: str) -> list[DatasetConfig]:
+        return [rendered(part, f"{name}{number}") for number, part in enumerate(parts)]
+
+    return config.data.model_copy(
+        update={
+            "train": all_rendered(config.data.train, "train"),
+            "validation": all_rendered(config.data.validation, "validation"),
+        }
+    )
+
+
 def _disk_is_full(error: OSError | SafetensorError) -> bool:
     if isinstance(error, OSError):
         return error.errno in FULL_DISK
@@ -135,6 +178,10 @@ def _starting_point(config: TrainConfig) -> StartingPoint:
     if model.architecture is not None:
         tokenizer = prompt_tokenizer(model.level_words) if model.tokenizer is None else load_tokenizer(model.tokenizer)
         start = start_new(model.architecture, tokenizer, _formulation(config))
+        if model.backbone_weights is not None:
+            if start.model.config.vision_config.kind != "features":
+                raise TrainingFailedError("model.backbone_weights needs an architecture with vision_config.kind: features")
+            load_backbone(start.model.model.vision_model, model.backbone_weights)
     else:
         # Frozen weights stay in 16 bit; what trains is widened to float32 below.
         half = config.lora.enabled and config.optimisation.precision != "float32"
@@ -180,6 +227,11 @@ def _choose_trained(model: QScorerForScoring, config: TrainConfig) -> PeftModel 
     for name, part in parts.items():
         if getattr(trainable, name):
             part.requires_grad_(True)
+    if not trainable.vision_backbone:
+        backbone = getattr(model.model.vision_model, "backbone", None)
+        if backbone is None:
+            raise TrainingFailedError("trainable.vision_backbone: false needs vision_config.kind: features")
+        backbone.requires_grad_(False)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # steps of 2e-5 vanish in 16 bit
@@ -195,8 +247,17 @@ def _trainer(
 ) -> QScorerTrainer:
     settings, network = config.optimisation, start.model.config
     size = network.vision_config.image_size
-    data = QualityDataset(train_parts, size, len(texts), config.data.flip, settings.seed)
-    validation = QualityDataset(validation_parts, size) if validation_parts else None
+    data: Any = QualityDataset(train_parts, size, len(texts), config.data.flip, settings.seed)
+    validation: Any = QualityDataset(validation_parts, size) if validation_parts else None
+    if network.vision_config.kind == "features":
+        encoder = cast("FeatureEncoder", start.model.model.vision_model)
+        if config.data.cache_statistics:
+            data, validation = (
+                None if images is None else CachedStatistics(images, encoder, config.output / "statistics")
+                for images in (data, validation)
+            )
+        if config.model.architecture is not None:
+            fit_standardisation(encoder, data)
     arguments = TrainingArguments(
         output_dir=str(config.output),
         num_train_epochs=settings.epochs,

