@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from pyiqa_qscorer.errors import QScorerError
 
 PUBLISHED_CHECKPOINT = "2kxx/Qscorer_lora_5_1"
 PUBLISHED_BASE = "MAGAer13/mplug-owl2-llama2-7b"
+MINI_CHECKPOINT = Path(__file__).with_name("weights") / "mini"
 
 ARCH_NAME = "QScorer"
 """`type` of the metric in pyiqa's configs and YAML files."""
@@ -62,6 +64,9 @@ def _published(dtype: str, description: str) -> MetricDefinition:
 
 METRICS: dict[str, MetricDefinition] = {
     "qscorer": _published("auto", "published Q-Scorer (7B), float16 on CUDA and bfloat16 on CPU"),
+    "qscorer-mini": MetricDefinition(
+        {"checkpoint": str(MINI_CHECKPOINT), "dtype": "float32"}, "small Q-Scorer inside this package, for CPUs"
+    ),
     "qscorer_8bit": _published("8bit", "published Q-Scorer (7B), bitsandbytes 8-bit"),
     "qscorer_4bit": _published("4bit", "published Q-Scorer (7B), bitsandbytes 4-bit"),
 }

@@ -196,7 +196,11 @@ class WeightFiller:
         module_name, _, own_name = name.rpartition(".")
         module = self.model.get_submodule(module_name)
         if own_name in module._buffers:
-            module._buffers[own_name] = tensor.float()  # position tables: kept as saved, cast when used
+            if isinstance(module, CrossAttention):
+                tensor = tensor.float()  # position tables: kept as saved, cast when used
+            elif tensor.is_floating_point():
+                tensor = tensor.to(self.dtype)
+            module._buffers[own_name] = tensor
         else:
             parameter = nn.Parameter(tensor.to(self.dtype), requires_grad=False)
             module._parameters[own_name] = parameter
@@ -208,15 +212,17 @@ class WeightFiller:
         Args:
             may_lack: prefix of keys that need not be there; they stay on the meta device.
         """
-        for module in self.model.modules():
-            if isinstance(module, CrossAttention) and module.q_pos_embed.is_meta:
-                # LoRA training saves parameters only; the tables are a formula.
-                module.q_pos_embed, module.k_pos_embed = module.position_tables()
-        buffers = {name for name, _ in self.model.named_buffers()}
+        tables: set[str] = set()
+        for path, module in self.model.named_modules():
+            if isinstance(module, CrossAttention):
+                tables |= {f"{path}.q_pos_embed", f"{path}.k_pos_embed"}
+                if module.q_pos_embed.is_meta:
+                    # LoRA training saves parameters only; the tables are a formula.
+                    module.q_pos_embed, module.k_pos_embed = module.position_tables()
         wrong = {
             "missing keys": {
                 name
-                for name in self.expected.keys() - self.seen - buffers
+                for name in self.expected.keys() - self.seen - tables
                 if may_lack is None or not name.startswith(may_lack)
             },
             "unexpected keys": self.unexpected,

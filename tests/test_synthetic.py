@@ -1,0 +1,187 @@
+"""Synthetic training data: opinions, calibration, rendering."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
+from pyiqa_qscorer.training.calibration import BEST_OPINION, REFERENCE_METRICS, Calibration, fit_calibration
+from pyiqa_qscorer.training.distortions import Step, apply_chain
+from pyiqa_qscorer.training.opinions import KADID_OPINIONS, kadid_opinion, typical_spread
+from pyiqa_qscorer.training.synthetic import Recipe, SyntheticDataError, find_photos, render, tone_of
+
+PHOTOS = Path(__file__).with_name("photos")
+COMPARE = ReferenceMetrics(REFERENCE_METRICS)
+CALIBRATION = Calibration((1.1, 0.0, 0.0, 0.3), -4.0)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> list[Path]:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("cat", "coffee", "astronaut"):
+        Image.open(PHOTOS / f"{name}.jpg").convert("RGB").resize((96, 72)).save(folder / f"{name}.png")
+    return find_photos([folder])
+
+
+@pytest.fixture
+def calibration(tmp_path: Path) -> Path:
+    file = tmp_path / "calibration.json"
+    file.write_text(json.dumps({"weights": CALIBRATION.weights, "bias": CALIBRATION.bias, "fit": {}}))
+    return file
+
+
+def rows_of(table: Path) -> list[dict[str, str]]:
+    with table.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_opinions_are_the_means_of_the_published_labels(shared: Path) -> None:
+    found: dict[tuple[int, int], list[tuple[float, float]]] = {}
+    for row in rows_of(shared / "data/labels/meta_info_KADID10kDataset.csv"):
+        _, kind, level = row["dist_name"].removesuffix(".png").split("_")
+        found.setdefault((int(kind), int(level)), []).append((float(row["dmos"]), float(row["std"])))
+    assert len(found) == 125
+    for (kind, level), opinions in found.items():
+        np.testing.assert_allclose(np.mean(opinions, axis=0), kadid_opinion(kind, level), atol=5.1e-4)
+
+
+def test_typical_spread_is_widest_in_the_middle() -> None:
+    ends, middle = typical_spread(np.array([1.3, 4.6])), typical_spread(3.0)
+    assert (ends < middle).all() and ends.min() > 0.4 and middle < 1.1
+    assert len(KADID_OPINIONS) == 25 and all(len(levels) == 5 for levels in KADID_OPINIONS.values())
+
+
+def test_fit_finds_the_calibration_that_made_the_opinions() -> None:
+    random = np.random.default_rng(0)
+    values = [
+        {"gmsd": gmsd, "vsi": vsi, "nlpd": nlpd, "psnry": psnr}
+        for gmsd, vsi, nlpd, psnr in zip(
+            random.uniform(0.005, 0.3, 200),
+            random.uniform(0.8, 1, 200),
+            random.uniform(0.05, 1, 200),
+            random.uniform(15, 45, 200),
+            strict=True,
+        )
+    ]
+    true = Calibration((0.8, 0.2, 0.5, 0.4), -2.0)
+    opinions = [float(true.opinion(value)) for value in values]
+    found = fit_calibration(values, opinions)
+    np.testing.assert_allclose(found.weights, true.weights, atol=1e-3)
+    assert found.bias == pytest.approx(true.bias, abs=1e-2)
+    assert found.fit["srcc over pictures"] > 0.999
+
+
+def test_opinion_falls_with_every_distance_and_has_ends() -> None:
+    calibration = Calibration((0.5, 0.5, 0.5, 0.5), -4.0)
+    equal = {"gmsd": 0.0, "vsi": 1.0, "nlpd": 0.0, "psnry": 80.0}
+    assert 4 < calibration.opinion(equal) <= BEST_OPINION
+    worse = {"gmsd": 0.1, "vsi": 0.9, "nlpd": 0.3, "psnry": 25.0}
+    for name, value in worse.items():
+        assert calibration.opinion({**equal, name: value}) < calibration.opinion(equal)
+    assert 1 <= calibration.opinion({"gmsd": 0.9, "vsi": 0.1, "nlpd": 3.0, "psnry": 5.0}) < 1.3
+
+
+def test_fit_refuses_too_few_pictures() -> None:
+    with pytest.raises(ValueError, match="20 pictures"):
+        fit_calibration([{"gmsd": 0.1, "vsi": 0.9, "nlpd": 0.1, "psnry": 20.0}], [3.0])
+
+
+def test_tone_is_not_blamed() -> None:
+    """The reference of a chain gets its changes of tone, so a toned but otherwise perfect picture is perfect."""
+    photo = np.asarray(Image.open(PHOTOS / "coffee.jpg").convert("RGB").resize((128, 96)))
+    tone = Step("tone", {"exposure": -0.7, "contrast": 1.2, "gamma": 1.0, "saturation": 0.8})
+    toned, untouched = apply_chain(photo, [tone], 0), apply_chain(photo, tone_of([tone]), 0)
+    assert not np.array_equal(toned, photo)
+    assert float(CALIBRATION.opinion(COMPARE(toned, untouched))) == pytest.approx(
+        float(CALIBRATION.opinion(COMPARE(photo, photo)))
+    )
+
+
+@pytest.mark.parametrize("kind", ["kadid", "chains"])
+def test_rendering_is_a_function_of_the_recipe(
+    photos: list[Path], calibration: Path, tmp_path: Path, kind: str
+) -> None:
+    recipe = Recipe(kind, 6, {}, seed=3)
+    tables = [render(recipe, photos, tmp_path / f"set{n}", COMPARE, calibration, workers=n) for n in (1, 2)]
+    first, second = (rows_of(table) for table in tables)
+    assert first == second and len(first) == 6
+    for row in first:
+        images = [(table.parent / "images" / row["file"]).read_bytes() for table in tables]
+        assert images[0] == images[1]
+        assert 1 <= float(row["mos"]) <= 5 and 0.4 < float(row["std"]) < 1.2
+    other = rows_of(render(Recipe(kind, 6, {}, seed=4), photos, tmp_path / "other", COMPARE, calibration, workers=1))
+    assert [row["distortion"] for row in other] != [row["distortion"] for row in first]
+
+
+def test_kadid_rows_carry_the_human_mean_of_their_cell(photos: list[Path], tmp_path: Path) -> None:
+    shares = {kind: 0.0 for kind in range(1, 25)}
+    for row in rows_of(render(Recipe("kadid", 5, shares), photos, tmp_path / "set", workers=1)):
+        kind, level = json.loads(row["distortion"])["kadid"]
+        assert kind == 25
+        assert (float(row["mos"]), float(row["std"])) == kadid_opinion(kind, level)
+
+
+def test_calibration_is_fitted_once_on_the_photos(photos: list[Path], tmp_path: Path) -> None:
+    file = tmp_path / "fitted.json"
+    recipe = Recipe("chains", 2, {}, calibration_photos=1)
+    render(recipe, photos, tmp_path / "set", COMPARE, file, workers=2)
+    fitted = json.loads(file.read_text())
+    assert fitted["fit"]["srcc over cells"] > 0.5 and min(fitted["weights"]) >= 0
+    changed = file.stat().st_mtime_ns
+    render(recipe, photos, tmp_path / "again", COMPARE, file, workers=1)
+    assert file.stat().st_mtime_ns == changed
+
+
+@pytest.mark.slow
+def test_killed_rendering_goes_on(photos: list[Path], tmp_path: Path) -> None:
+    recipe = Recipe("kadid", 400, {}, seed=1)
+    program = (
+        "import sys; from pathlib import Path; from pyiqa_qscorer.training.synthetic import *\n"
+        "if __name__ == '__main__':\n"
+        " render(Recipe('kadid', 400, {}, seed=1), find_photos([Path(sys.argv[1])]), Path(sys.argv[2]), workers=1)"
+    )
+    script = tmp_path / "program.py"
+    script.write_text(program)
+    folder = tmp_path / "set"
+    process = subprocess.Popen([sys.executable, str(script), str(photos[0].parent), str(folder)], start_new_session=True)
+    deadline = time.monotonic() + 120
+    while len(list(folder.glob("images/*.json"))) < 20:
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (folder / "labels.csv").exists()
+    kept = {note: note.stat().st_mtime_ns for note in folder.glob("images/*.json")}
+    table = render(recipe, photos, folder, workers=2)
+    assert len(rows_of(table)) == 400
+    assert {note: note.stat().st_mtime_ns for note in kept} == kept
+    assert rows_of(table) == rows_of(render(recipe, photos, tmp_path / "whole", workers=2))
+
+
+def test_another_recipe_in_the_same_folder_is_refused(photos: list[Path], tmp_path: Path) -> None:
+    render(Recipe("kadid", 2, {}), photos, tmp_path / "set", workers=1)
+    with pytest.raises(SyntheticDataError, match="another recipe"):
+        render(Recipe("kadid", 3, {}), photos, tmp_path / "set", workers=1)
+
+
+def test_wrong_arguments_are_named(photos: list[Path], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="kind must be"):
+        Recipe("tid", 3, {})
+    with pytest.raises(ValueError, match=r"1\.\.25, got \[26\]"):
+        Recipe("kadid", 3, {26: 1.0})
+    with pytest.raises(SyntheticDataError, match="not a folder with images"):
+        find_photos([tmp_path / "nowhere"])
+    with pytest.raises(ValueError, match="compare must be given"):
+        render(Recipe("chains", 2, {}), photos, tmp_path / "set", workers=1)
