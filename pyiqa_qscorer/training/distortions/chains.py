@@ -84,7 +84,7 @@ def random_chain(seed: int, strength: float | None = None) -> list[Step]:
     strength = drawn if strength is None else strength
     _check_strength(strength)
     kinds = _random_kinds(rng)
-    shares = rng.uniform(0, 1, len(kinds)) ** 1.5
+    shares = rng.uniform(0, 1, len(kinds))
     shares[rng.integers(len(kinds))] = 1 if len(kinds) == 1 else rng.uniform(0.7, 1)
     return [
         Step(kind, STEP_KINDS[kind].draw(strength * float(share), rng))

@@ -76,9 +76,9 @@ def _draw_noise(strength: float, rng: Random) -> Parameters:
 
 def _draw_low_light(strength: float, rng: Random) -> Parameters:
     return {
-        **_draw_noise(0.25, rng),
+        **_draw_noise(0.15, rng),
         "light": _geometric(0.5, 0.02, strength),
-        "exposure": round(-2.5 * strength * float(rng.uniform(0.4, 1)), 3),
+        "exposure": round(-1.5 * strength * float(rng.uniform(0.4, 1)), 3),
     }
 
 
@@ -94,10 +94,10 @@ def _low_light(image: Picture, parameters: Parameters, rng: Random) -> Picture:
 def _draw_tone(strength: float, rng: Random) -> Parameters:
     share = rng.uniform(-1, 1, 4) * strength
     return {
-        "exposure": round(1.2 * float(share[0]), 3),
-        "contrast": round(2 ** (0.8 * float(share[1])), 3),
-        "gamma": round(2 ** (0.7 * float(share[2])), 3),
-        "saturation": round(2 ** (1.0 * float(share[3])), 3),
+        "exposure": round(float(share[0]), 3),
+        "contrast": round(2 ** (0.6 * float(share[1])), 3),
+        "gamma": round(2 ** (0.6 * float(share[2])), 3),
+        "saturation": round(2 ** (0.8 * float(share[3])), 3),
     }
 
 
@@ -105,15 +105,15 @@ def _draw_tone(strength: float, rng: Random) -> Parameters:
 
 
 def _draw_resample(strength: float, rng: Random) -> Parameters:
-    return {"factor": _geometric(1.1, 8, strength), "down": _choice(rng, _DOWN), "up": _choice(rng, _UP)}
+    return {"factor": _geometric(1.02, 8, strength), "down": _choice(rng, _DOWN), "up": _choice(rng, _UP)}
 
 
 def _draw_upscaler(strength: float, rng: Random) -> Parameters:
     return {
-        "factor": _geometric(1.2, 5, strength),
+        "factor": _geometric(1.05, 5, strength),
         "down": _choice(rng, _DOWN[:-1]),
         "smooth": _uniform(rng, 0, 0.5),
-        "amount": _uniform(rng, 1, 3),
+        "amount": _between(0.2, float(rng.uniform(1.5, 3)), strength, 0.5),
     }
 
 
@@ -183,7 +183,7 @@ def _recompress(image: Picture, parameters: Parameters, rng: Random) -> Picture:
 
 def _draw_compress_small(strength: float, rng: Random) -> Parameters:
     kernels = {"down": _choice(rng, _DOWN), "up": _choice(rng, _UP)}
-    return {"factor": _geometric(1.2, 5, strength), **kernels, **_draw_still(0.8 * strength, rng)}
+    return {"factor": _geometric(1.05, 5, strength), **kernels, **_draw_still(0.8 * strength, rng)}
 
 
 def _compress_small(image: Picture, parameters: Parameters, rng: Random) -> Picture:
@@ -195,11 +195,11 @@ def _compress_small(image: Picture, parameters: Parameters, rng: Random) -> Pict
 
 STEP_KINDS: dict[str, StepKind] = {
     "gaussian_blur": StepKind(
-        lambda strength, rng: {"sigma": _geometric(0.4, 5, strength)},
+        lambda strength, rng: {"sigma": _geometric(0.3, 5, strength)},
         lambda image, parameters, rng: gaussian_blur(image, **parameters),
     ),
     "defocus": StepKind(
-        lambda strength, rng: {"radius": _geometric(0.6, 8, strength)},
+        lambda strength, rng: {"radius": _geometric(0.5, 8, strength)},
         lambda image, parameters, rng: defocus(image, **parameters),
     ),
     "motion_blur": StepKind(_draw_motion, lambda image, parameters, rng: motion_blur(image, **parameters)),
@@ -212,7 +212,7 @@ STEP_KINDS: dict[str, StepKind] = {
     ),
     "sharpen": StepKind(
         lambda strength, rng: {
-            "amount": _geometric(0.2, 8, strength),
+            "amount": _geometric(0.15, 6, strength),
             "radius": _uniform(rng, 0.7, 2.5),
         },
         lambda image, parameters, rng: sharpen(image, **parameters),
