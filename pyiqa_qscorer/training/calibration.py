@@ -8,8 +8,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy import optimize, stats
 
-REFERENCE_METRICS = ("gmsd", "vsi", "nlpd", "psnry")
-"""Names in pyiqa of the metrics that a calibration reads; none needs a download."""
+REFERENCE_METRICS = ("gmsd", "psnry")
+"""Names in pyiqa of the metrics that a calibration reads; none needs a download.
+
+`vsi` and `nlpd` were tried beside them: the fit gave both a weight of zero.
+"""
 
 CALIBRATION_TYPES = (1, 2, 3, 6, 9, 10, 11, 12, 13, 14, 15, 19, 21, 24)
 """KADID types that resemble what happens in realistic chains: blur, codecs, noise, denoising, resampling, sharpening.
@@ -22,20 +25,12 @@ BEST_OPINION = 4.65
 
 
 def distances(values: Mapping[str, float | np.ndarray]) -> np.ndarray:
-    """(..., 4) distances from the reference, larger is worse, on scales where opinions are nearly linear.
+    """(..., 2) distances from the reference, larger is worse, on scales where opinions are nearly linear.
 
-    log(gmsd), log(1 - vsi), log(nlpd), -psnry / 10; floors keep equal pictures finite.
+    log(gmsd) and -psnry / 10; a floor and a ceiling keep equal pictures finite.
     """
-    gmsd, vsi, nlpd, psnry = (np.asarray(values[name], dtype=np.float64) for name in REFERENCE_METRICS)
-    return np.stack(
-        [
-            np.log(np.maximum(gmsd, 1e-3)),
-            np.log(np.maximum(1 - vsi, 1e-4)),
-            np.log(np.maximum(nlpd, 1e-2)),
-            -np.minimum(psnry, 60.0) / 10,
-        ],
-        axis=-1,
-    )
+    gmsd, psnry = (np.asarray(values[name], dtype=np.float64) for name in REFERENCE_METRICS)
+    return np.stack([np.log(np.maximum(gmsd, 1e-3)), -np.minimum(psnry, 60.0) / 10], axis=-1)
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Calibration:
     """opinion = 1 + (best - 1) * sigmoid(bias - weights . distances), weights >= 0, so that worse is never better.
 
     Attributes:
-        weights: of the four `distances`.
+        weights: of the `distances`.
         bias: of the sigmoid.
         fit: how well it fits, by name: `srcc`, `plcc`, `rmse` over the cells (type, level), and over single pictures.
     """
@@ -75,7 +70,7 @@ def fit_calibration(values: Sequence[Mapping[str, float]], opinions: Sequence[fl
         raise ValueError(f"values and opinions must be of 20 pictures or more, got {len(values)} and {len(opinions)}")
     of = distances({name: np.array([value[name] for value in values]) for name in REFERENCE_METRICS})
     target = np.asarray(opinions, dtype=np.float64)
-    start = np.array([0.5, 0.5, 0.5, 0.5, -3.0])
+    start = np.array([0.5] * of.shape[-1] + [-3.0])
     low = np.array([0.0] * of.shape[-1] + [-np.inf])
     solved = optimize.least_squares(lambda p: _opinion(p, of) - target, start, bounds=(low, np.inf))
     predicted = _opinion(solved.x, of)
