@@ -166,8 +166,8 @@ def test_published_layout_is_refused() -> None:
     ("changes", "words"),
     [
         ({"kind": "convolutions"}, "vit, features"),
-        ({"backbone": None}, "backbone and stages"),
-        ({"kind": "vit"}, "backbone and stages"),
+        ({"backbone": None}, "go with kind"),
+        ({"kind": "vit"}, "go with kind"),
     ],
 )
 def test_wrong_vision_settings_are_named(changes: dict[str, object], words: str) -> None:

@@ -149,7 +149,9 @@ def test_killed_rendering_goes_on(photos: list[Path], tmp_path: Path) -> None:
     script = tmp_path / "program.py"
     script.write_text(program)
     folder = tmp_path / "set"
-    process = subprocess.Popen([sys.executable, str(script), str(photos[0].parent), str(folder)], start_new_session=True)
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(photos[0].parent), str(folder)], start_new_session=True
+    )
     deadline = time.monotonic() + 120
     while len(list(folder.glob("images/*.json"))) < 20:
         assert time.monotonic() < deadline and process.poll() is None

@@ -62,7 +62,7 @@ class QScorerVisionConfig(PreTrainedConfig):
             raise ValueError(f"vision_config: kind must be one of {', '.join(VISION_KINDS)}, got {kind!r}")
         if (kind == "features") != (backbone is not None and bool(self.stages)):
             raise ValueError(
-                f"vision_config: backbone and stages belong to kind 'features', got {kind!r} with {backbone!r}, {stages}"
+                f"vision_config: backbone and stages go with kind 'features', got {kind!r} with {backbone!r}, {stages}"
             )
         if kind == "vit":
             _check_heads("vision_config", hidden_size, num_attention_heads)
@@ -259,7 +259,7 @@ class QScorerConfig(PreTrainedConfig):
         """
         if self.vision_config.kind != "vit":
             raise ValueError(
-                f"the published layouts have no vision encoder of kind {self.vision_config.kind!r}: use layout 'qscorer'"
+                f"the published layouts have no vision encoder {self.vision_config.kind!r}: use layout 'qscorer'"
             )
         vision = _known_fields(QScorerVisionConfig, self.vision_config.to_dict())
         vision = {name: value for name, value in vision.items() if name not in ("kind", "backbone", "stages")}

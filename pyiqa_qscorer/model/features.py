@@ -23,6 +23,9 @@ SMALLEST_VARIANCE = 1e-6  # keeps the gradient of the standard deviation finite 
 class Standardise(nn.Module):
     """(x - mean) / scale per channel; both are statistics of the training data, not trained."""
 
+    mean: Tensor
+    scale: Tensor
+
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(channels))
@@ -38,11 +41,14 @@ class FeatureEncoder(nn.Module):
     The feature network keeps its batch statistics, also in training mode.
     """
 
+    backbone: Any
+    standardise: Standardise
+
     def __init__(self, config: QScorerVisionConfig) -> None:
         super().__init__()
         self.config = config
         assert config.backbone is not None  # by the configuration
-        self.backbone: Any = timm.create_model(config.backbone, num_classes=0, pretrained=False).eval()
+        self.backbone = timm.create_model(config.backbone, num_classes=0, pretrained=False).eval()
         self.indices = list(config.stages)
         self.backbone.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
         channels = 2 * sum(self.backbone.feature_info[index]["num_chs"] for index in self.indices)
@@ -90,7 +96,6 @@ class FeatureEncoder(nn.Module):
         """From the normalisation of Q-Scorer's pixels to the one that the feature network was trained with."""
         wanted = self.backbone.pretrained_cfg
         mean, std, wanted_mean, wanted_std = (
-            pixel_values.new_tensor(values)[:, None, None]
-            for values in (MEAN, STD, wanted["mean"], wanted["std"])
+            pixel_values.new_tensor(values)[:, None, None] for values in (MEAN, STD, wanted["mean"], wanted["std"])
         )
         return pixel_values * (std / wanted_std) + (mean - wanted_mean) / wanted_std

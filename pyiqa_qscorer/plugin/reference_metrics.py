@@ -30,6 +30,6 @@ class ReferenceMetrics:
             import pyiqa
 
             self._metrics = {name: pyiqa.create_metric(name, device="cpu") for name in self.names}
-        images = [torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255 for image in (distorted, reference)]
+        images = [torch.tensor(image).permute(2, 0, 1)[None].float() / 255 for image in (distorted, reference)]
         with torch.no_grad():
             return {name: float(metric(*images)) for name, metric in self._metrics.items()}

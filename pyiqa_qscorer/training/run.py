@@ -23,8 +23,8 @@ from ..checkpoints import SavedLayout, download_checkpoint, save_folder, save_lo
 from ..checkpoints.loading import load_tokenizer, quantise
 from ..checkpoints.starting import Formulation, StartingPoint, start_from_checkpoint, start_new
 from ..model import QScorerForScoring
-from .card import model_card
 from .backbone import CachedStatistics, fit_standardisation, load_backbone
+from .card import model_card
 from .config import DataConfig, DatasetConfig, TrainConfig
 from .data import Collator, LabelledImages, NamedDatasets, QualityDataset, read_dataset, refuse_overlap, scale_facts
 from .synthetic import CALIBRATION_FILE, CompareToReference, Recipe, find_photos, render
@@ -72,7 +72,8 @@ def train(
             `pyiqa_qscorer.plugin.reference_metrics.ReferenceMetrics(REFERENCE_METRICS)`.
 
     Raises:
-        SyntheticDataError, TrainingDataError, CheckpointError, DownloadError: what the configuration names cannot be used.
+        SyntheticDataError, TrainingDataError, CheckpointError, DownloadError: what the configuration names cannot be
+            used.
         TrainingFailedError: no memory, no disk, or a loss that is not finite; the last complete state stays.
     """
     output = config.output
@@ -180,7 +181,9 @@ def _starting_point(config: TrainConfig) -> StartingPoint:
         start = start_new(model.architecture, tokenizer, _formulation(config))
         if model.backbone_weights is not None:
             if start.model.config.vision_config.kind != "features":
-                raise TrainingFailedError("model.backbone_weights needs an architecture with vision_config.kind: features")
+                raise TrainingFailedError(
+                    "model.backbone_weights needs an architecture with vision_config.kind: features"
+                )
             load_backbone(start.model.model.vision_model, model.backbone_weights)
     else:
         # Frozen weights stay in 16 bit; what trains is widened to float32 below.

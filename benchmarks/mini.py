@@ -1,0 +1,343 @@
+"""How good `qscorer-mini` is: agreement with people and with calibrated labels, robustness, size, speed; one picture.
+
+    python benchmarks/mini.py --shared ../shared
+
+Kodak's photos were never trained on. Prints tables, writes `benchmarks/results/mini.json` and `mini.png`. Takes about
+20 minutes on two cores, most of them in the full-reference metrics that are shown as an upper mark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import os
+import platform
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from rich.console import Console
+from rich.table import Table
+from scipy import ndimage, stats
+
+from pyiqa_qscorer import Scorer
+from pyiqa_qscorer.names import MINI_CHECKPOINT
+from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
+from pyiqa_qscorer.training.calibration import REFERENCE_METRICS
+from pyiqa_qscorer.training.distortions import CHAIN_STEPS, KADID_TYPES, apply_chain, kadid_distortion, single_step
+from pyiqa_qscorer.training.opinions import kadid_opinion
+from pyiqa_qscorer.training.synthetic import CALIBRATION_FILE, Recipe, find_photos, render, tone_of
+
+RESULTS = Path(__file__).with_name("results")
+CHAINS = 480
+RESAMPLES = 2000
+NOT_MONOTONIC = (18, 25)  # levels of these types do not go from good to bad
+CLEAR_STEP = 0.15  # smallest difference of human means that must show in the order
+out = Console()
+
+
+@dataclass
+class TestSet:
+    """Pictures with opinions, higher is better; `references` where there are undistorted ones."""
+
+    name: str
+    files: list[Path]
+    opinions: np.ndarray
+    references: list[Path] = field(default_factory=list)
+    facts: list[dict[str, Any]] = field(default_factory=list)
+
+
+def live(shared: Path) -> TestSet:
+    """Real opinions of 43 JPEG pictures of LIVE (DMOS, so negated)."""
+    with (shared / "data/live_jpeg/meta_info_LIVEJPEG.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    folder = shared / "data/live_jpeg/images"
+    return TestSet(
+        "LIVE JPEG (people)", [folder / row["img_name"] for row in rows], -np.array([float(row["mos"]) for row in rows])
+    )
+
+
+def kodak_chains(photos: Sequence[Path], work: Path) -> TestSet:
+    """Realistic chains on Kodak, labelled by the calibration that the training labels came from."""
+    table = render(
+        Recipe("chains", CHAINS, {}, seed=7),
+        photos,
+        work / "chains",
+        ReferenceMetrics(REFERENCE_METRICS),
+        MINI_CHECKPOINT / CALIBRATION_FILE,
+    )
+    with table.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return TestSet(
+        "Kodak, realistic chains",
+        [table.parent / "images" / row["file"] for row in rows],
+        np.array([float(row["mos"]) for row in rows]),
+    )
+
+
+def kodak_kadid(photos: Sequence[Path], work: Path) -> TestSet:
+    """Every type and level of KADID-10k on Kodak, labelled by the human mean of the cell."""
+    folder = work / "kadid"
+    folder.mkdir(exist_ok=True)
+    cells = [(photo, kind, level) for photo in photos for kind in KADID_TYPES for level in range(1, 6)]
+    files = [folder / f"{photo.stem}_{kind:02d}_{level}.png" for photo, kind, level in cells]
+    for file, (photo, kind, level) in zip(files, cells, strict=True):
+        if not file.exists():
+            picture = kadid_distortion(np.asarray(Image.open(photo).convert("RGB")), kind, level, 10 * kind + level)
+            Image.fromarray(picture).save(file, compress_level=1)
+    return TestSet(
+        "Kodak, KADID distortions",
+        files,
+        np.array([kadid_opinion(kind, level)[0] for _, kind, level in cells]),
+        [photo for photo, _, _ in cells],
+        [{"photo": photo.stem, "kind": kind, "level": level} for photo, kind, level in cells],
+    )
+
+
+# --- what is compared -----------------------------------------------------------------------------
+
+
+def flat_pixels(image: np.ndarray) -> float:
+    """Minus the share of pixels that equal both neighbours to the right and below: blocking and blur make them many."""
+    gray = image.astype(np.int16).sum(2)
+    flat = (np.abs(np.diff(gray, axis=1))[:-1] <= 3) & (np.abs(np.diff(gray, axis=0))[:, :-1] <= 3)
+    return -float(flat.mean())
+
+
+def scene_statistics(image: np.ndarray) -> np.ndarray:
+    """Moments of locally normalised luminance and of its neighbours' products, at two scales (idea of BRISQUE)."""
+    gray = image @ np.array([0.299, 0.587, 0.114])
+    values: list[float] = []
+    for _ in range(2):
+        mean = ndimage.gaussian_filter(gray, 7 / 6)
+        spread = np.sqrt(np.maximum(ndimage.gaussian_filter(gray**2, 7 / 6) - mean**2, 0))
+        normal = (gray - mean) / (spread + 1)
+        products = [normal[:, 1:] * normal[:, :-1], normal[1:] * normal[:-1], normal[1:, 1:] * normal[:-1, :-1]]
+        for part in (normal, *products):
+            left, right = part[part < 0], part[part >= 0]
+            values += [np.abs(part).mean(), part.std(), stats.kurtosis(part, axis=None), left.std(), right.std()]
+        gray = ndimage.zoom(gray, 0.5, order=1)
+    return np.array(values)
+
+
+def ridge(photos: Sequence[Path], work: Path) -> Callable[[np.ndarray], float]:
+    """Ridge regression on `scene_statistics`, fitted on pictures of the training photos."""
+    rows: list[tuple[Path, float]] = []
+    for kind in ("kadid", "chains"):
+        compare = ReferenceMetrics(REFERENCE_METRICS)
+        table = render(
+            Recipe(kind, 400, {}, seed=11), photos, work / f"ridge_{kind}", compare, MINI_CHECKPOINT / CALIBRATION_FILE
+        )
+        with table.open(newline="") as file:
+            rows += [(table.parent / "images" / row["file"], float(row["mos"])) for row in csv.DictReader(file)]
+    values = np.stack([scene_statistics(read(file)) for file, _ in rows])
+    target = np.array([mos for _, mos in rows])
+    mean, scale = values.mean(0), values.std(0)
+    normal = (values - mean) / scale
+    weights = np.linalg.solve(normal.T @ normal + 10 * np.eye(normal.shape[1]), normal.T @ (target - target.mean()))
+    return lambda image: float((scene_statistics(image) - mean) / scale @ weights)
+
+
+def read(file: Path) -> np.ndarray:
+    return np.asarray(Image.open(file).convert("RGB"))
+
+
+def pyiqa_scores(name: str, files: Iterable[Path], references: Sequence[Path] = ()) -> np.ndarray:
+    import pyiqa
+
+    metric = pyiqa.create_metric(name, device="cpu")
+    sign = -1 if metric.lower_better else 1
+    pairs = zip(files, references, strict=True) if references else ((file,) for file in files)
+    return sign * np.array([float(metric(*(str(file) for file in pair))) for pair in pairs])
+
+
+def agreement(scores: np.ndarray, opinions: np.ndarray) -> dict[str, Any]:
+    """SRCC with its bootstrap 95 % interval over pictures, and PLCC."""
+    random = np.random.default_rng(0)
+    resampled = []
+    for _ in range(RESAMPLES):
+        rows = random.integers(len(scores), size=len(scores))
+        resampled.append(stats.spearmanr(scores[rows], opinions[rows]).statistic)
+    low, high = np.percentile(resampled, [2.5, 97.5])
+    return {
+        "srcc": float(stats.spearmanr(scores, opinions).statistic),
+        "interval": [float(low), float(high)],
+        "plcc": float(stats.pearsonr(scores, opinions).statistic),
+        "images": len(scores),
+    }
+
+
+# --- what else must hold --------------------------------------------------------------------------
+
+
+def monotonic(scores: np.ndarray, kadid: TestSet) -> dict[str, Any]:
+    """Share of neighbouring levels whose mean score over the photos falls where people's clearly does."""
+    means: dict[tuple[int, int], list[float]] = {}
+    for score, fact in zip(scores, kadid.facts, strict=True):
+        means.setdefault((fact["kind"], fact["level"]), []).append(float(score))
+    wrong, pairs = [], 0
+    for kind in KADID_TYPES:
+        for level in range(1, 5):
+            clear = kadid_opinion(kind, level)[0] - kadid_opinion(kind, level + 1)[0] >= CLEAR_STEP
+            if clear and kind not in NOT_MONOTONIC:
+                pairs += 1
+                if np.mean(means[kind, level]) <= np.mean(means[kind, level + 1]):
+                    wrong.append(f"{kind} {KADID_TYPES[kind]}: {level} -> {level + 1}")
+    return {"pairs": pairs, "share": 1 - len(wrong) / pairs, "wrong": wrong}
+
+
+def robustness(scorer: Scorer, photos: Sequence[Path], files: Sequence[Path]) -> dict[str, Any]:
+    """Mean change of score by mirroring and by a crop of 2 %, largest of file against tensor, fall under each step."""
+    pictures = [Image.open(file).convert("RGB") for file in files]
+    crops = [picture.crop(_inner(picture.size, 0.02)) for picture in pictures]
+    plain = scorer.score(pictures)
+    tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 for picture in pictures]
+    perfect = [read(photo) for photo in photos]
+    base = scorer.score(perfect)
+    falls = {}
+    for kind in CHAIN_STEPS:
+        step = single_step(kind, 0.7)
+        if tone_of([step]) == [step]:
+            continue  # a change of tone alone is not blamed
+        falls[kind] = float(np.mean(base - scorer.score([apply_chain(image, [step], 1) for image in perfect])))
+    return {
+        "mirrored": float(np.abs(scorer.score([ImageOps.mirror(p) for p in pictures]) - plain).mean()),
+        "cropped_2_percent": float(np.abs(scorer.score(crops) - plain).mean()),
+        "file_against_tensor": float(np.abs(scorer.score(tensors) - scorer.score(list(files))).max()),
+        "fall_by_step_at_strength_0.7": falls,
+    }
+
+
+def _inner(size: tuple[int, int], share: float) -> tuple[int, int, int, int]:
+    width, height = size
+    left, top = max(1, round(share * width / 2)), max(1, round(share * height / 2))
+    return left, top, width - left, height - top
+
+
+def latency(scorer: Scorer) -> dict[str, float]:
+    """Milliseconds per 448 x 448 picture of the network alone, after warm-up."""
+    found = {}
+    for batch in (1, 16):
+        pixels = torch.rand(batch, 3, 448, 448)
+        with torch.no_grad():
+            for _ in range(5):
+                scorer.metric.score_pixels(pixels)
+            times = []
+            for _ in range(30 if batch == 1 else 8):
+                started = time.perf_counter()
+                scorer.metric.score_pixels(pixels)
+                times.append(1000 * (time.perf_counter() - started) / batch)
+        quarters = statistics.quantiles(times, n=4)
+        found[f"batch {batch}"] = round(quarters[1], 2)
+        found[f"batch {batch}, quartiles"] = [round(quarters[0], 2), round(quarters[2], 2)]
+    return found
+
+
+# --- report ---------------------------------------------------------------------------------------
+
+
+def plot(sets: Sequence[TestSet], scores: Sequence[np.ndarray], results: dict[str, Any], file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(sets), figsize=(5 * len(sets), 4.6))
+    for axis, test, values in zip(axes, sets, scores, strict=True):
+        found = results[test.name]["qscorer-mini"]
+        people = test.opinions if test.opinions.min() > 0 else -test.opinions
+        axis.scatter(people, values, s=22 if len(values) < 100 else 5, alpha=0.7 if len(values) < 1000 else 0.25)
+        axis.set_title(
+            f"{test.name}\nSRCC {found['srcc']:.3f}  [{found['interval'][0]:.3f}, {found['interval'][1]:.3f}]"
+        )
+        axis.set_xlabel("DMOS of people (lower is better)" if test.opinions.min() < 0 else "label, 1 to 5")
+        axis.set_ylabel("score of qscorer-mini")
+        axis.grid(alpha=0.3)
+    figure.tight_layout()
+    figure.savefig(file, dpi=110)
+
+
+def show(results: dict[str, Any]) -> None:
+    for name, methods in results.items():
+        table = Table(title=name)
+        for column in ("metric", "SRCC", "95 % interval", "PLCC", "pictures"):
+            table.add_column(column, justify="left" if column == "metric" else "right")
+        for method, found in sorted(methods.items(), key=lambda item: -item[1]["srcc"]):
+            low, high = found["interval"]
+            table.add_row(
+                method, f"{found['srcc']:.3f}", f"{low:.3f} .. {high:.3f}", f"{found['plcc']:.3f}", str(found["images"])
+            )
+        out.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--shared", type=Path, default=Path("../shared"), help="folder with data/photos, data/live_jpeg"
+    )
+    parser.add_argument("--work", type=Path, help="where pictures are rendered; default: a temporary folder")
+    parser.add_argument("--reference-photos", type=int, default=4, help="Kodak photos for the slow reference metrics")
+    parser.add_argument("--only-mini", action="store_true", help="leave the other metrics out")
+    arguments = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    work = arguments.work or Path(tempfile.mkdtemp())
+    work.mkdir(parents=True, exist_ok=True)
+    kodak = find_photos([arguments.shared / "data/photos/kodak"])
+    sets = [live(arguments.shared), kodak_chains(kodak, work), kodak_kadid(kodak, work)]
+    scorer = Scorer("qscorer-mini", device="cpu")
+    scores = [scorer.score(test.files) for test in sets]
+    results: dict[str, Any] = {
+        test.name: {"qscorer-mini": agreement(values, test.opinions)} for test, values in zip(sets, scores, strict=True)
+    }
+    if not arguments.only_mini:
+        training = find_photos([arguments.shared / "data/photos/bsds500", arguments.shared / "data/photos/cid22"])
+        simple = {"flat pixels": flat_pixels, "scene statistics + ridge": ridge(training, work)}
+        for test in sets:
+            for name in ("piqe", "entropy"):
+                results[test.name][name] = agreement(pyiqa_scores(name, test.files), test.opinions)
+            for name, measure in simple.items():
+                found = np.array([measure(read(file)) for file in test.files])
+                results[test.name][name] = agreement(found, test.opinions)
+        kadid = sets[-1]
+        part = arguments.reference_photos * 125
+        for name in ("ssim", "fsim", "vif"):
+            found = pyiqa_scores(name, kadid.files[:part], kadid.references[:part])
+            results[kadid.name][f"{name} (full-reference)"] = agreement(found, kadid.opinions[:part])
+    sample = sets[1].files[:100]
+    facts = {
+        "agreement": results,
+        "monotonic": monotonic(scores[2], sets[2]),
+        "robustness": robustness(scorer, kodak, sample),
+        "latency_ms": latency(scorer),
+        "megabytes": sum(file.stat().st_size for file in MINI_CHECKPOINT.iterdir()) / 1e6,
+        "parameters": sum(p.numel() for p in scorer.metric.parameters()),
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "cores": os.cpu_count(),
+            "load": os.getloadavg()[0],
+        },
+        "versions": {name: version(name) for name in ("pyiqa-qscorer", "pyiqa", "torch", "timm", "pillow", "numpy")},
+        "commit": subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip(),
+    }
+    show(results)
+    out.print({name: facts[name] for name in ("monotonic", "robustness", "latency_ms", "megabytes", "parameters")})
+    if not arguments.only_mini:
+        RESULTS.mkdir(exist_ok=True)
+        plot(sets, scores, results, RESULTS / "mini.png")
+        temporary = RESULTS / ".mini.json"
+        temporary.write_text(json.dumps(facts, indent=2) + "\n")
+        temporary.replace(RESULTS / "mini.json")
+
+
+if __name__ == "__main__":
+    main()
