@@ -20,7 +20,7 @@ import typer
 from pyiqa_qscorer import __version__, cli_output
 from pyiqa_qscorer.cli_output import count, say
 from pyiqa_qscorer.errors import QScorerError
-from pyiqa_qscorer.names import METRICS, OPTIONS, resolve_metric_options
+from pyiqa_qscorer.names import DEFAULT_METRIC, METRICS, OPTIONS, PUBLISHED_METRIC, resolve_metric_options
 
 if TYPE_CHECKING:
     from pyiqa_qscorer.score_files import ScoreRow
@@ -57,6 +57,17 @@ def _model_option(name: str, metavar: str = "", *flags: str) -> Any:
 Metric = Annotated[
     str,
     _option(", ".join(METRICS), "--metric", "-m", metavar="NAME", rich_help_panel="Model"),
+]
+ScoreMetric = Annotated[
+    str | None,
+    _option(
+        ", ".join(METRICS),
+        "--metric",
+        "-m",
+        metavar="NAME",
+        rich_help_panel="Model",
+        show_default=f"{DEFAULT_METRIC}; {PUBLISHED_METRIC} with --checkpoint",
+    ),
 ]
 Checkpoint = Annotated[str | None, _model_option("checkpoint", "ID|DIR")]
 Base = Annotated[str | None, _model_option("base", "ID|DIR")]
@@ -107,7 +118,7 @@ def score(
             show_default=False,
         ),
     ],
-    metric: Metric = "qscorer",
+    metric: ScoreMetric = None,
     output: Annotated[
         Path | None,
         _option("write a table: .csv, .jsonl or .parquet", "--output", "-o", metavar="FILE", show_default=False),
@@ -167,6 +178,8 @@ def score(
         from pyiqa_qscorer.score_files import InputError, file_key, find_images, score_files
         from pyiqa_qscorer.score_table import ScoreTable
 
+        # The small model's options (float32, no base) do not fit a checkpoint that somebody brings.
+        metric = metric or (DEFAULT_METRIC if checkpoint is None else PUBLISHED_METRIC)
         # What can be wrong with the command itself comes before torch and the model.
         resolve_metric_options(metric, options)
         if output is None and (resume or overwrite):
@@ -241,7 +254,7 @@ def train(
     [bold]Examples[/bold]
     $ pyiqa-qscorer train koniq.yaml --set data.train.0.data_root=/data/iqa
     $ pyiqa-qscorer train my.yaml --set optimisation.batch_size=4
-    $ pyiqa-qscorer train qscorer-mini.yaml --photos photos/
+    $ pyiqa-qscorer train mini.yaml --photos photos/
     """
     with _clean_errors(debug):
         import yaml
@@ -274,7 +287,7 @@ def _key_and_value(change: str) -> tuple[str, str]:
 
 @app.command()
 def download(
-    metric: Metric = "qscorer",
+    metric: Metric = PUBLISHED_METRIC,
     checkpoint: Checkpoint = None,
     base: Base = None,
     revision: Revision = None,
@@ -312,7 +325,7 @@ def merge(
         SavedLayout, _option("for this package, or for the published code", metavar="qscorer|published")
     ] = SavedLayout.QSCORER,
     dtype: Annotated[str, _option("precision to write: float16, bfloat16 or float32", metavar="TYPE")] = "float16",
-    metric: Metric = "qscorer",
+    metric: Metric = PUBLISHED_METRIC,
     checkpoint: Checkpoint = None,
     base: Base = None,
     revision: Revision = None,

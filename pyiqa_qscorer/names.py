@@ -14,6 +14,11 @@ PUBLISHED_CHECKPOINT = "2kxx/Qscorer_lora_5_1"
 PUBLISHED_BASE = "MAGAer13/mplug-owl2-llama2-7b"
 MINI_CHECKPOINT = Path(__file__).with_name("weights") / "mini"
 
+DEFAULT_METRIC = "qscorer-mini"
+"""Of `Scorer` and of the command line: works at once."""
+
+PUBLISHED_METRIC = "qscorer"
+
 ARCH_NAME = "QScorer"
 """`type` of the metric in pyiqa's configs and YAML files."""
 

@@ -23,6 +23,7 @@ from PIL import Image
 
 from pyiqa_qscorer import image_files, preprocessing
 from pyiqa_qscorer.errors import ImageError, QScorerError
+from pyiqa_qscorer.names import DEFAULT_METRIC
 
 if TYPE_CHECKING:
     from pyiqa_qscorer.metric import QScorer
@@ -111,7 +112,7 @@ class Scorer:
 
     def __init__(
         self,
-        metric: str | torch.nn.Module = "qscorer",
+        metric: str | torch.nn.Module = DEFAULT_METRIC,
         device: str | torch.device | None = None,
         batch_size: int = 16,
         workers: int | None = None,

@@ -180,7 +180,9 @@ def test_options_are_passed_on(photos: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert Result(*arguments, "--batch-size", "3", "--workers", "1", "--device", "cpu").code == 0
     assert given == {"qscorer_4bit": flags | {"clamp": False, "local_files_only": True}}
     assert Result("score", "photos").code == 0
-    assert given["qscorer"] == {}
+    assert given["qscorer-mini"] == {}
+    assert Result("score", "photos", "--checkpoint", "c").code == 0
+    assert given["qscorer"] == {"checkpoint": "c"}
 
 
 # --- a run that is stopped ------------------------------------------------------------------------------------------

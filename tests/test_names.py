@@ -62,7 +62,7 @@ def test_unknown_metric_names_the_nearest(wrong: str) -> None:
     assert isinstance(caught.value, QScorerError)
     message = str(caught.value)
     assert message.startswith(f"pyiqa-qscorer has no metric {wrong!r}; did you mean 'qscorer_8bit'")
-    assert message.endswith("There are: qscorer, qscorer_8bit, qscorer_4bit")
+    assert message.endswith("There are: qscorer, qscorer-mini, qscorer_8bit, qscorer_4bit")
 
 
 def test_unknown_metric_far_from_all_lists_all() -> None:

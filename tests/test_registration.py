@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from environments import REPOSITORY, answer, run_python, write_toy_pyiqa
 
-OURS = ["qscorer", "qscorer_4bit", "qscorer_8bit"]
+OURS = ["qscorer", "qscorer-mini", "qscorer_4bit", "qscorer_8bit"]
 ARCH = "pyiqa_qscorer.metric:QScorer"
 
 both_ways_in = pytest.mark.parametrize("flags", [("-S",), ()], ids=["without start-up files", "as installed"])

@@ -96,11 +96,11 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
 
 
 def test_overrides_go_over_the_file(tmp_path: Path) -> None:
-    config = read_config(Path("mini.yaml"), {"optimisation.seed": 7, "output": str(tmp_path)})
+    config = read_config(Path("tiny.yaml"), {"optimisation.seed": 7, "output": str(tmp_path)})
     assert config.optimisation.seed == 7
     assert config.output == tmp_path
     with pytest.raises(TrainingConfigError, match="not a section"):
-        read_config(Path("mini.yaml"), {"output.x": 1})
+        read_config(Path("tiny.yaml"), {"output.x": 1})
 
 
 def test_helper_configuration_is_valid(tmp_path: Path) -> None:
