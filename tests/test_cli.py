@@ -329,10 +329,10 @@ def test_download_from_the_hub_then_score(tmp_path: Path, golden: Path) -> None:
     server, environment = serve_published_layout(tmp_path, golden, tokenizer / "tokenizer.model")
     image = str(golden / "images" / "b_rgb_384x512.png")
     commands = [
-        ["score", image, "--local-files-only"],
+        ["score", image, "-m", "qscorer", "--local-files-only"],
         ["download"],
         ["download"],
-        ["score", image, "--dtype", "float32", "--device", "cpu"],
+        ["score", image, "-m", "qscorer", "--dtype", "float32", "--device", "cpu"],
         ["doctor", "--json"],
     ]
     with server:

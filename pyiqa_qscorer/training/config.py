@@ -75,7 +75,7 @@ class DataConfig(_Section):
     flip: bool = False
     workers: int = Field(4, ge=0)
     photos: Path = Path()  # what the photos of synthetic datasets are below
-    rendered: Path | None = None  # where synthetic datasets are rendered; None: in the output folder
+    rendered: Path | None = None  # folder of rendered datasets and cached statistics; None: in the output folder
     render_workers: int = Field(2, ge=1)
     cache_statistics: bool = False  # of a frozen feature network, computed once; needs trainable.vision_backbone: false
 

@@ -122,7 +122,7 @@ def train(
 
 def _with_rendered(config: TrainConfig, compare: CompareToReference | None) -> DataConfig:
     """The data with every synthetic dataset rendered, as the folder and table it became."""
-    root = config.data.rendered or config.output / "rendered"
+    root = _rendered_folder(config)
 
     def rendered(part: DatasetConfig, name: str) -> DatasetConfig:
         if part.synthetic is None:
@@ -149,6 +149,10 @@ def _with_rendered(config: TrainConfig, compare: CompareToReference | None) -> D
             "validation": all_rendered(config.data.validation, "validation"),
         }
     )
+
+
+def _rendered_folder(config: TrainConfig) -> Path:
+    return config.data.rendered or config.output / "rendered"
 
 
 def _disk_is_full(error: OSError | SafetensorError) -> bool:
@@ -256,7 +260,7 @@ def _trainer(
         encoder = cast("FeatureEncoder", start.model.model.vision_model)
         if config.data.cache_statistics:
             data, validation = (
-                None if images is None else CachedStatistics(images, encoder, config.output / "statistics")
+                None if images is None else CachedStatistics(images, encoder, _rendered_folder(config) / "statistics")
                 for images in (data, validation)
             )
         if config.model.architecture is not None:

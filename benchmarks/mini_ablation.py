@@ -1,0 +1,76 @@
+"""What the formulation costs at the scale of `qscorer-mini`: score tokens against one-hot and soft levels.
+
+    python benchmarks/mini_ablation.py --photos ../shared/data/photos --work runs/ablation
+
+Short runs of the recipe of the mini with several seeds; pictures are rendered and their features computed once. Prints a
+table and writes `benchmarks/results/mini_ablation.json`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pyiqa_qscorer.model.config import FORMULATIONS
+from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
+from pyiqa_qscorer.training.calibration import REFERENCE_METRICS
+from pyiqa_qscorer.training.config import read_config
+from pyiqa_qscorer.training.run import train
+
+RESULTS = Path(__file__).with_name("results")
+MEASURES = ("srcc", "plcc", "rmse")
+
+
+def one_run(arguments: argparse.Namespace, formulation: str, seed: int) -> dict[str, float]:
+    changes: dict[str, Any] = {
+        "output": str(arguments.work / f"{formulation}_{seed}"),
+        "data.photos": str(arguments.photos),
+        "data.rendered": str(arguments.rendered or arguments.work / "rendered"),
+        "model.formulation": formulation,
+        "optimisation.seed": seed,
+        "optimisation.epochs": arguments.epochs,
+    }
+    result = train(read_config(Path("mini.yaml"), changes), compare=ReferenceMetrics(REFERENCE_METRICS))
+    return {name: result.metrics[f"validation_{name}"] for name in MEASURES}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--photos", type=Path, required=True)
+    parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--rendered", type=Path, help="of an earlier run of mini.yaml, to save the rendering")
+    parser.add_argument("--epochs", type=float, default=4)
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    runs = {
+        formulation: [one_run(arguments, formulation, seed) for seed in range(arguments.seeds)]
+        for formulation in FORMULATIONS
+    }
+    table = Table(title=f"Kodak, realistic chains: mean and spread over {arguments.seeds} seeds")
+    for column in ("formulation", *(name.upper() for name in MEASURES)):
+        table.add_column(column)
+    for formulation, found in runs.items():
+        cells = []
+        for name in MEASURES:
+            values = [run[name] for run in found]
+            cells.append(f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}")
+        table.add_row(formulation, *cells)
+    Console().print(table)
+    facts = {"epochs": arguments.epochs, "runs": runs, "seconds": time.monotonic() - started, "cores": os.cpu_count()}
+    RESULTS.mkdir(exist_ok=True)
+    temporary = RESULTS / ".mini_ablation.json"
+    temporary.write_text(json.dumps(facts, indent=2) + "\n")
+    temporary.replace(RESULTS / "mini_ablation.json")
+
+
+if __name__ == "__main__":
+    main()
