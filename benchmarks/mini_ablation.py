@@ -2,8 +2,8 @@
 
     python benchmarks/mini_ablation.py --photos ../shared/data/photos --work runs/ablation
 
-Short runs of the recipe of the mini with several seeds; pictures are rendered and their features computed once. Prints a
-table and writes `benchmarks/results/mini_ablation.json`.
+Short runs of the recipe of the mini with several seeds; pictures are rendered and their features computed once. Prints
+a table and writes `benchmarks/results/mini_ablation.json`.
 """
 
 from __future__ import annotations
