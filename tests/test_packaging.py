@@ -18,7 +18,7 @@ import pyiqa_qscorer
 
 PACKAGE = REPOSITORY / "pyiqa_qscorer"
 BOOT_FILES = {f"_pyiqa_qscorer_boot.{suffix}" for suffix in ("py", "pth", "start")}
-METRICS = ["qscorer", "qscorer_4bit", "qscorer_8bit"]
+METRICS = ["qscorer", "qscorer-mini", "qscorer_4bit", "qscorer_8bit"]
 
 # The package's own face
 
@@ -295,7 +295,7 @@ def test_wheel_uninstalls_cleanly(built: tuple[Path, Path], tmp_path: Path, toy:
     empty = environment.files()
     environment.install(str(built[0]))
     assert (
-        answer(run_python("import pyiqa; print(len(pyiqa.list_models()))", python=environment.python, path=(toy,))) == 4
+        answer(run_python("import pyiqa; print(len(pyiqa.list_models()))", python=environment.python, path=(toy,))) == 5
     )
     environment.pip("uninstall", "--yes", "pyiqa-qscorer")
     assert environment.files() == empty
