@@ -101,6 +101,11 @@ def test_overrides_go_over_the_file(tmp_path: Path) -> None:
     assert config.output == tmp_path
     with pytest.raises(TrainingConfigError, match="not a section"):
         read_config(Path("tiny.yaml"), {"output.x": 1})
+    config = read_config(Path("mini.yaml"), {"data.train.1.count": 5, "model.prompts.0": "evaluation"})
+    assert (config.data.train[1].count, config.model.prompts) == (5, ["evaluation"])
+    for place in ("data.train.2.count", "data.train.first.count", "model.prompts.1"):
+        with pytest.raises(TrainingConfigError, match=r"is not one of 0\.\."):
+            read_config(Path("mini.yaml"), {place: 1})
 
 
 def test_helper_configuration_is_valid(tmp_path: Path) -> None:

@@ -278,9 +278,24 @@ def _fields_of(section: list[str]) -> list[str]:
 
 
 def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
+    """Put a value at a path of keys; a number is the position in a list, from 0."""
     *parents, last = keys
+    inner: Any = content
     for key in parents:
-        content = content.setdefault(key, {})
-        if not isinstance(content, dict):
-            raise TrainingConfigError(f"override {'.'.join(keys)}: {key} is not a section")
-    content[last] = value
+        inner = _entry(inner, key, keys)
+    if isinstance(inner, list):
+        _entry(inner, last, keys)
+        inner[int(last)] = value
+    else:
+        inner[last] = value
+
+
+def _entry(section: Any, key: str, keys: list[str]) -> Any:
+    if isinstance(section, list):
+        if not key.isdecimal() or int(key) >= len(section):
+            raise TrainingConfigError(f"override {'.'.join(keys)}: {key} is not one of 0..{len(section) - 1}")
+        return section[int(key)]
+    found = section.setdefault(key, {})
+    if not isinstance(found, (dict, list)):
+        raise TrainingConfigError(f"override {'.'.join(keys)}: {key} is not a section")
+    return found
