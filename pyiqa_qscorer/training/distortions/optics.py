@@ -9,7 +9,7 @@ import numpy as np
 
 from .pictures import Picture, Values, from_lab, to_lab
 
-_SUBSAMPLES = 8
+_SUBSAMPLES = 16
 
 
 def _normalised(kernel: Values) -> Values:
