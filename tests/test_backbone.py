@@ -1,0 +1,114 @@
+"""Training on the cached statistics of a frozen feature network."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from PIL import Image
+from test_features import ARCHITECTURE, BACKBONE, encoder
+from tiny_training import make_pictures, settings
+
+from pyiqa_qscorer import Scorer
+from pyiqa_qscorer.training.backbone import CachedStatistics, fit_standardisation
+from pyiqa_qscorer.training.config import TrainingConfigError, parse_config
+from pyiqa_qscorer.training.data import QualityDataset, read_dataset
+from pyiqa_qscorer.training.run import train
+from pyiqa_qscorer.training.trainer import TrainingFailedError
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+def feature_settings(pictures: Path, output: Path, **sections: Any) -> dict[str, Any]:
+    weights = pictures / "backbone.pth"
+    if not weights.exists():
+        torch.manual_seed(3)
+        torch.save(timm.create_model(BACKBONE).state_dict(), weights)
+    model = {"architecture": {**ARCHITECTURE, "initializer_range": 0.15}, "backbone_weights": str(weights)}
+    sections.setdefault("trainable", {"everything": True, "vision_backbone": False})
+    return settings(pictures, output, model=model, **sections)
+
+
+def dataset(pictures: Path) -> QualityDataset:
+    config = parse_config(settings(pictures, pictures / "out"))
+    return QualityDataset([read_dataset(config.data.train[0], "train")], 64)
+
+
+def test_cache_holds_what_the_network_gives(pictures: Path, tmp_path: Path) -> None:
+    data, network = dataset(pictures), encoder()
+    cached = CachedStatistics(data, network, tmp_path)
+    assert len(cached) == len(data) == 18
+    with torch.no_grad():
+        for index in (0, 7, 17):
+            expected = network.statistics(data[index]["pixel_values"][None])[0]
+            torch.testing.assert_close(cached[index]["pixel_values"], expected, atol=1e-3, rtol=1e-3)
+            facts = {name: value for name, value in cached[index].items() if name != "pixel_values"}
+            assert facts == {name: value for name, value in data[index].items() if name != "pixel_values"}
+
+
+def test_cache_is_kept_until_images_or_network_change(pictures: Path, tmp_path: Path) -> None:
+    data, network = dataset(pictures), encoder()
+    for _ in range(2):
+        CachedStatistics(data, network, tmp_path)
+        assert len(list(tmp_path.iterdir())) == 1
+    with torch.no_grad():
+        next(network.backbone.parameters()).add_(0.1)
+    CachedStatistics(data, network, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 2
+    image = Path(data.images[0].path)
+    content = Image.open(image).convert("RGB")
+    content.putpixel((0, 0), (1, 2, 3))
+    content.save(image)
+    os.utime(image, ns=(1, 1))
+    CachedStatistics(data, network, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_standardised_channels_have_mean_0_and_deviation_1(pictures: Path, tmp_path: Path) -> None:
+    data, network = dataset(pictures), encoder()
+    cached = CachedStatistics(data, network, tmp_path)
+    fit_standardisation(network, cached)
+    values = network.standardise(torch.stack([cached[index]["pixel_values"] for index in range(len(cached))]))
+    flat = values.flatten(0, 1).detach()
+    np.testing.assert_allclose(flat.mean(0), 0, atol=1e-3)
+    moving = flat.std(0) > 0.5
+    np.testing.assert_allclose(flat.std(0)[moving], 1, atol=1e-3)
+    assert moving.float().mean() > 0.9
+    from_pixels = encoder()
+    fit_standardisation(from_pixels, data)
+    torch.testing.assert_close(from_pixels.standardise.mean, network.standardise.mean, atol=1e-3, rtol=1e-2)
+
+
+def test_training_on_the_cache_equals_training_on_pictures(pictures: Path, tmp_path: Path) -> None:
+    results = []
+    for cache in (True, False):
+        output = tmp_path / f"run{cache}"
+        content = feature_settings(pictures, output, data={"cache_statistics": cache}, optimisation={"epochs": 2})
+        results.append(train(parse_config(content)))
+    assert results[0].metrics["validation_rmse"] == pytest.approx(results[1].metrics["validation_rmse"], rel=2e-2)
+    trained = [Scorer("qscorer", checkpoint=str(result.folders["qscorer"]), device="cpu") for result in results]
+    files = sorted(pictures.glob("*.png"))
+    np.testing.assert_allclose(trained[0].score(files), trained[1].score(files), atol=2e-2)
+    stored = torch.load(pictures / "backbone.pth", weights_only=True)
+    for name, value in trained[0].metric.network.model.vision_model.backbone.state_dict().items():
+        assert torch.equal(value, stored[name])
+
+
+def test_settings_that_contradict_are_refused(pictures: Path, tmp_path: Path) -> None:
+    for changes in (
+        {"data": {"cache_statistics": True}, "trainable": {"everything": True}},
+        {"data": {"cache_statistics": True, "flip": True}},
+    ):
+        with pytest.raises(TrainingConfigError, match="cache_statistics needs"):
+            parse_config(feature_settings(pictures, tmp_path / "run", **changes))
+    content = settings(pictures, tmp_path / "run", trainable={"vision_backbone": False})
+    with pytest.raises(TrainingFailedError, match="kind: features"):
+        train(parse_config(content))
