@@ -78,7 +78,7 @@ def test_fit_finds_the_calibration_that_made_the_opinions() -> None:
 
 
 def test_opinion_falls_with_every_distance_and_has_ends() -> None:
-    calibration = Calibration((0.5, 0.5), -5.0)
+    calibration = Calibration((0.5, 0.5), -4.0)
     equal = {"gmsd": 0.0, "psnry": 80.0}
     assert 4 < calibration.opinion(equal) <= BEST_OPINION
     worse = {"gmsd": 0.1, "psnry": 25.0}
