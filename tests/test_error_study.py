@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from pyiqa_qscorer.analysis import opinions as opinions_module
@@ -46,6 +47,12 @@ def table(path: Path, std: bool = True) -> Path:
 def found(tmp_path_factory: pytest.TempPathFactory) -> Study:
     path = table(tmp_path_factory.mktemp("table") / "labels.csv")
     return study(read_opinions(path, OpinionColumns(std="std", range=(0, 100))), [2, 5, 10])
+
+
+@pytest.fixture
+def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For reports whose pictures do not matter."""
+    monkeypatch.setattr(report_module, "all_figures", lambda *_: {"empty": Figure(figsize=(1, 1))})
 
 
 def row(found: Study, label: str, values: str, levels: int | None) -> ErrorRow:
@@ -181,6 +188,7 @@ def test_report_has_every_number_and_needs_nothing_else(found: Study, tmp_path: 
         assert imread(folder / f"{name}.png")[..., :3].std() > 0.02
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_names_of_files_are_escaped(tmp_path: Path) -> None:
     path = table(tmp_path / "<b>&.csv")
     text = write_report(tmp_path / "report", study(read_opinions(path), [5])).read_text(encoding="utf-8")
@@ -188,6 +196,7 @@ def test_names_of_files_are_escaped(tmp_path: Path) -> None:
     assert "<b>" not in text
 
 
+@pytest.mark.usefixtures("one_picture")
 def test_a_report_that_cannot_be_finished_leaves_whole_files(
     found: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
