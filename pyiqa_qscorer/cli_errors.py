@@ -87,7 +87,7 @@ def errors(
     from pyiqa_qscorer.cli import _clean_errors  # which imports this module
 
     with _clean_errors(debug):
-        _check_installed()
+        _check_installed([*_NEEDED, *(["pydantic"] if checkpoint else [])])
         from pyiqa_qscorer.analysis.opinions import OpinionColumns, read_opinions
         from pyiqa_qscorer.analysis.study import study
 
@@ -180,10 +180,10 @@ def _levels(text: str) -> list[int]:
     return found
 
 
-def _check_installed() -> None:
+def _check_installed(needed: list[str]) -> None:
     from importlib.util import find_spec
 
-    missing = [name for name in _NEEDED if find_spec(name) is None]
+    missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise QScorerError(f"`errors` needs {', '.join(missing)}: pip install 'pyiqa-qscorer[analysis]'")
 

@@ -41,7 +41,7 @@ class Result:
 
     def line(self, *words: str) -> list[float]:
         """Numbers of the first line that starts with these words."""
-        pattern = r"\s+".join(re.escape(word) for word in words) + r"\s+[-\d]"
+        pattern = r"\s*" + r"\s+".join(re.escape(word) for word in words) + r"\s+[-\d]"
         line = next(line for line in self.out.splitlines() if re.match(pattern, line))
         return [float(cell) for cell in line.split() if re.fullmatch(r"[-+.\de]+", cell)]
 

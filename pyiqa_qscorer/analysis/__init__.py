@@ -4,7 +4,9 @@ conversion_error  MOS -> label -> MOS as pure functions, closed forms, the parts
 ceilings          best SRCC, PLCC and KRCC that a label leaves possible
 simulation        Monte-Carlo check of the closed forms; noisy logits
 opinions          MOS and their spread out of a table of any length
-study             all formulations on one dataset
+error_rows        the error of one formulation, summed chunk by chunk
+    study             all formulations on one dataset
 measured          the same on what a trained network says
-figures, report   pictures, CSV, JSON, HTML
+tables, figures   for the terminal and the page
+    report            CSV, JSON, PNG, HTML
 """
