@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyiqa_qscorer import __version__, cli_output
+from pyiqa_qscorer import __version__, cli_errors, cli_output
 from pyiqa_qscorer.cli_output import count, say
 from pyiqa_qscorer.errors import QScorerError
 from pyiqa_qscorer.names import DEFAULT_METRIC, METRICS, OPTIONS, PUBLISHED_METRIC, resolve_metric_options
@@ -280,6 +280,11 @@ def _key_and_value(change: str) -> tuple[str, str]:
     if not equals:
         raise ValueError(f"--set takes KEY=VALUE, got {change!r}")
     return key, value
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+app.command(no_args_is_help=True)(cli_errors.errors)
 
 
 # --- download, merge, doctor --------------------------------------------------------------------

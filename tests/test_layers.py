@@ -19,7 +19,7 @@ LAYERS = [
     {"model"},
     {"checkpoints"},
     {"metric", "scoring", "score_files", "score_table", "quality_loss"} | {"training", "evaluation", "analysis"},
-    {"cli", "cli_output", "doctor", "plugin"},
+    {"cli", "cli_errors", "cli_output", "doctor", "plugin"},
 ]
 """Top-level modules from bottom to top: each may import its own layer and those before."""
 
@@ -120,7 +120,11 @@ def test_no_module_needs_itself_to_load(all_imports: list[Import]) -> None:
 
 @pytest.mark.parametrize(
     ("library", "allowed"),
-    [("pyiqa", {"plugin"}), ("peft", {"checkpoints", "training"}), ("typer", {"cli", "cli_output", "doctor"})],
+    [
+        ("pyiqa", {"plugin"}),
+        ("peft", {"checkpoints", "training"}),
+        ("typer", {"cli", "cli_errors", "cli_output", "doctor"}),
+    ],
 )
 def test_library_is_imported_only_in(library: str, allowed: set[str], all_imports: list[Import]) -> None:
     wrong = [found.where for found in all_imports if top(found.target) == library and top(found.module) not in allowed]

@@ -1,0 +1,236 @@
+"""Errors of MOS -> label -> MOS, as pure functions.
+
+A label over K levels is made of a MOS y (label approximation) and read back as `restored` (restoration). What is
+lost, eps = restored - y, is the conversion error; even a network that predicts every label perfectly keeps it.
+`pyiqa_qscorer.labels` makes the labels, this module measures them. Scores lie on 1 (worst) .. 5 (best) unless a range
+is stated; arrays are float64, one row per image.
+
+    [1] Q-Align, Wu et al., ICML 2024.
+    [2] DeQA-Score, You et al., CVPR 2025.
+    [3] Q-Scorer, "Revisiting MLLM Based Image Quality Assessment: Errors and Remedy", AAAI 2026.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..labels import Floats, gaussian_soft_label, level_centers, linear_soft_label, one_hot, restore
+
+Values = Literal["integers", "interval_centers", "optimal"]
+LOW, HIGH = 1.0, 5.0
+
+_gaussian_pdf, _gaussian_cdf = (partial(gaussian_soft_label, variant=variant) for variant in ("pdf", "cdf"))
+
+WITHOUT_STD: dict[str, Callable[[ArrayLike, int], Floats]] = {"one_hot": one_hot, "linear": linear_soft_label}
+WITH_STD: dict[str, Callable[[ArrayLike, ArrayLike, int], Floats]] = {
+    "gaussian_pdf_raw": partial(_gaussian_pdf, adjust=False),
+    "gaussian_pdf": _gaussian_pdf,
+    "gaussian_pdf_normalised": partial(_gaussian_pdf, normalise=True),
+    "gaussian_cdf_raw": partial(_gaussian_cdf, adjust=False),
+    "gaussian_cdf": _gaussian_cdf,
+    "gaussian_cdf_normalised": partial(_gaussian_cdf, normalise=True),
+}
+LABELS = (*WITHOUT_STD, *WITH_STD)
+"""Label approximations: one-hot of [1]; linear interpolation; Gaussian of [2]: raw, with post-adjustment, and with the
+adjusted row divided by its sum, which is what a softmax can learn of it."""
+
+SIGNIFICANT_BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
+"""Bits of a number's significand, the hidden one included. A score from 1 to 5 is a normal number in all three."""
+
+
+def normalise_mos(mos: ArrayLike, low: float, high: float, lower_better: bool = False) -> Floats:
+    """MOS on low..high -> 1 (worst)..5 (best): 1 + 4 (mos - low) / (high - low), mirrored for `lower_better`."""
+    share = (np.asarray(mos, dtype=np.float64) - low) / (high - low)
+    return LOW + (HIGH - LOW) * (1.0 - share if lower_better else share)
+
+
+def normalise_std(std: ArrayLike, low: float, high: float) -> Floats:
+    """Spread of single opinions on low..high -> on 1..5."""
+    return np.asarray(std, dtype=np.float64) * (HIGH - LOW) / (high - low)
+
+
+def make_label(name: str, mos: ArrayLike, std: ArrayLike | None, levels: int) -> Floats:
+    """Label of a MOS on 1..5 by the name of its kind.
+
+    Args:
+        name: one of `LABELS`.
+        mos: (N,), within [1, 5].
+        std: (N,), spread of single opinions on the same scale; the Gaussian labels need it.
+
+    Returns:
+        (N, K)
+
+    Raises:
+        ValueError: another name, a Gaussian label without `std`; besides, as `pyiqa_qscorer.labels`.
+    """
+    if name in WITHOUT_STD:
+        return WITHOUT_STD[name](mos, levels)
+    if name not in WITH_STD:
+        raise ValueError(f"name must be one of {', '.join(LABELS)}, got {name!r}")
+    if std is None:
+        raise ValueError(f"label {name} is made of the spread of opinions: give std, or take 'linear'")
+    return WITH_STD[name](mos, std, levels)
+
+
+def named_score(name: str, label: Floats) -> Floats:
+    """The score that a label names, before any choice of restoration: where label approximation ends.
+
+    A one-hot level names the middle of its interval; a soft label, divided by its sum, the mean of its distribution
+    over the `integers` values. A row of zeros (a raw density so narrow that it is 0 at every centre) names nothing:
+    the middle of the scale then stands for it.
+
+    Args:
+        label: (N, K)
+
+    Returns:
+        (N,)
+    """
+    levels = label.shape[1]
+    if name == "one_hot":
+        return restore(label, level_centers(levels, kind="interval_centers"))
+    centers, total = level_centers(levels), label.sum(axis=1)
+    return np.divide(restore(label, centers), total, out=np.full(len(label), centers.mean()), where=total > 0)
+
+
+def optimal_values(label: Floats, mos: ArrayLike, start: ArrayLike) -> Floats:
+    """Level values of least squared error on a dataset: argmin over v of E (sum_i p_i v_i - y)^2, in closed form.
+
+    v = E[p p^T]^-1 E[p y]. For one-hot labels v_i is the mean MOS of level i. A level that no image uses (more
+    generally, what the data leave open) keeps the value of `start`.
+
+    Args:
+        label: (N, K)
+        mos: (N,)
+        start: (K,)
+
+    Returns:
+        (K,)
+    """
+    values = np.asarray(start, dtype=np.float64)
+    gram, gap = label.T @ label, label.T @ (np.asarray(mos, dtype=np.float64) - label @ values)
+    # Least norm of the step, so that directions without data stay where they start.
+    return values + np.linalg.lstsq(gram, gap, rcond=1e-12)[0]
+
+
+def level_values(kind: Values, label: Floats, mos: ArrayLike) -> Floats:
+    """Values (K,) that the levels stand for: those of `level_centers`, or `optimal_values` on this dataset.
+
+    Optimal values start from the interval centres for a one-hot label, else from the integers.
+    """
+    if kind not in get_args(Values):
+        raise ValueError(f"kind must be one of {', '.join(get_args(Values))}, got {kind!r}")
+    levels = label.shape[1]
+    if kind != "optimal":
+        return level_centers(levels, kind=kind)
+    is_one_hot = bool((label.max(axis=1) == 1.0).all())
+    return optimal_values(label, mos, level_centers(levels, kind="interval_centers" if is_one_hot else "integers"))
+
+
+def leak(label: Floats, share: float) -> Floats:
+    """A label predicted over an open vocabulary in which `share` of the mass went to words that are no level.
+
+    Softmax over the levels alone makes up for it; the sum over the vocabulary restores (1 - share) times the score, so
+    the error becomes (1 - share) restored - y: always a bias towards 0.
+
+    Raises:
+        ValueError: a share outside [0, 1).
+    """
+    if not 0 <= share < 1:
+        raise ValueError(f"share must be at least 0 and below 1, got {share}")
+    return label * (1.0 - share)
+
+
+@dataclass(frozen=True)
+class ErrorParts:
+    """E[eps^2] = label + restoration + cross, for eps = (named - y) + (restored - named).
+
+    Attributes:
+        total: E[eps^2].
+        label: E[(named - y)^2], what the label forgets of the MOS.
+        restoration: E[(restored - named)^2], what reading it back adds.
+        cross: 2 E[(named - y)(restored - named)]. 0 where `named` is the mean MOS of each label, for then the first
+            error averages to 0 within every label.
+    """
+
+    total: float
+    label: float
+    restoration: float
+    cross: float
+
+
+def decompose(mos: ArrayLike, named: ArrayLike, restored: ArrayLike) -> ErrorParts:
+    """Parts of the mean squared conversion error of N images, as [3] splits it. All arguments (N,)."""
+    y, middle, end = (np.asarray(x, dtype=np.float64) for x in (mos, named, restored))
+    first, second = middle - y, end - middle
+    return ErrorParts(
+        float(np.mean((end - y) ** 2)),
+        float(np.mean(first**2)),
+        float(np.mean(second**2)),
+        float(2 * np.mean(first * second)),
+    )
+
+
+def uniform_errors(values: ArrayLike, low: float = LOW, high: float = HIGH) -> tuple[float, float]:
+    """Expected squared and absolute error of one-hot levels restored as `values`, for a MOS uniform on low..high.
+
+    With intervals of width d = (high - low) / K, middles m_i and b_i = v_i - m_i:
+
+        E eps^2 = d^2 / 12 + mean_i b_i^2
+        E |eps| = mean_i (d / 4 + b_i^2 / d where |b_i| <= d / 2, else |b_i|)
+
+    For the `integers` values this is E eps^2 = (high - low)^2 / (6 K (K - 1)) and
+    E |eps| = (high - low) (2 K - 1) / (6 K (K - 1)): 0.1333 and 0.3 for five levels on 1..5.
+
+    Args:
+        values: (K,)
+    """
+    restored = np.asarray(values, dtype=np.float64)
+    levels = len(restored)
+    width = (high - low) / levels
+    bias = np.abs(restored - level_centers(levels, low, high, kind="interval_centers"))
+    absolute = np.where(bias <= width / 2, width / 4 + bias**2 / width, bias)
+    return float(width**2 / 12 + np.mean(bias**2)), float(np.mean(absolute))
+
+
+def round_to(scores: ArrayLike, dtype: str) -> Floats:
+    """Scores as a number format holds them (nearest, ties to even): all that score token + regression can lose.
+
+    Args:
+        scores: any shape; normal numbers of the format.
+        dtype: `float32`, `float16` or `bfloat16`.
+
+    Raises:
+        ValueError: another format.
+    """
+    fraction, exponent = np.frexp(np.asarray(scores, dtype=np.float64))
+    scale = 2.0 ** _significant_bits(dtype)
+    return np.ldexp(np.rint(fraction * scale) / scale, exponent)
+
+
+def uniform_rounding_errors(dtype: str, low: float = LOW, high: float = HIGH) -> tuple[float, float]:
+    """Expected squared and absolute rounding error of a score uniform on low..high, 0 < low < high.
+
+    Between two powers of two numbers are equally spaced by s = 2^(e + 1 - bits): s^2 / 12 and s / 4 there.
+    """
+    if not 0 < low < high < math.inf:
+        raise ValueError(f"low and high must be finite with 0 < low < high, got {low} and {high}")
+    bits, squared, absolute = _significant_bits(dtype), 0.0, 0.0
+    for exponent in range(math.floor(math.log2(low)), math.ceil(math.log2(high))):
+        share = (min(high, 2.0 ** (exponent + 1)) - max(low, 2.0**exponent)) / (high - low)
+        spacing = 2.0 ** (exponent + 1 - bits)
+        squared += share * spacing**2 / 12
+        absolute += share * spacing / 4
+    return squared, absolute
+
+
+def _significant_bits(dtype: str) -> int:
+    if dtype not in SIGNIFICANT_BITS:
+        raise ValueError(f"dtype must be one of {', '.join(SIGNIFICANT_BITS)}, got {dtype!r}")
+    return SIGNIFICANT_BITS[dtype]

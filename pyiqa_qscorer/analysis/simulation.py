@@ -1,0 +1,181 @@
+"""Monte-Carlo: a check of the closed forms, and what noise in a network's numbers does to each formulation."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ..labels import Floats, level_centers, one_hot, restore
+from .ceilings import correlations
+from .conversion_error import HIGH, LOW, make_label, uniform_errors
+
+CERTAINTY = 0.99
+_DRAWS_AT_ONCE = 1 << 20  # numbers
+
+
+@dataclass(frozen=True)
+class UniformCheck:
+    """Closed form against simulation for one-hot levels of a uniform MOS; `*_standard_error` of the simulation."""
+
+    levels: int
+    values: str
+    mse: float
+    simulated_mse: float
+    mse_standard_error: float
+    mae: float
+    simulated_mae: float
+    mae_standard_error: float
+
+
+def check_uniform(levels: int, values: str, samples: int = 200_000, seed: int = 0) -> UniformCheck:
+    """Draw a uniform MOS, label, restore, and compare with `uniform_errors`.
+
+    Args:
+        values: `integers` or `interval_centers`.
+        samples: number of draws, at least 2.
+    """
+    if samples < 2:
+        raise ValueError(f"samples must be at least 2, got {samples}")
+    centers = level_centers(levels, kind="integers" if values == "integers" else "interval_centers")
+    mos = np.random.default_rng((seed, levels)).uniform(LOW, HIGH, samples)
+    error = np.abs(restore(one_hot(mos, levels), centers) - mos)
+    mse, mae = uniform_errors(centers)
+    root = math.sqrt(samples)
+    return UniformCheck(
+        levels=levels,
+        values=values,
+        mse=mse,
+        simulated_mse=float(np.mean(error**2)),
+        mse_standard_error=float(np.std(error**2, ddof=1)) / root,
+        mae=mae,
+        simulated_mae=float(np.mean(error)),
+        mae_standard_error=float(np.std(error, ddof=1)) / root,
+    )
+
+
+# --- noise in what the network emits -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NoiseError:
+    """Error of a formulation whose network emits its numbers with normal noise of standard deviation `noise`.
+
+    Attributes:
+        rmse, mae, srcc: simulated, against the MOS.
+        mse_standard_error: of the simulated squared error.
+        analytic_rmse: `small_noise_error` for levels, exact for the regression.
+    """
+
+    formulation: str
+    noise: float
+    rmse: float
+    mae: float
+    srcc: float
+    mse_standard_error: float
+    analytic_rmse: float
+
+
+def certain_logits(label: Floats, certainty: float = CERTAINTY) -> Floats:
+    """Logits whose softmax is the label, as far as logits can be finite.
+
+    Each row is divided by its sum and mixed with a uniform share of 1 - certainty, for a one-hot label would need an
+    infinite logit. The mixture alone draws the restored score to the middle: the error without noise shows it.
+
+    Args:
+        label: (N, K), rows >= 0 with a positive sum.
+        certainty: within (0, 1).
+    """
+    if not 0 < certainty < 1:
+        raise ValueError(f"certainty must be above 0 and below 1, got {certainty}")
+    share = label / label.sum(axis=1, keepdims=True)
+    return np.log(certainty * share + (1 - certainty) / label.shape[1])
+
+
+def small_noise_error(logits: Floats, values: Floats, mos: Floats, noise: float) -> float:
+    """Mean squared error of softmax(logits + noise) restored with `values`, to second order in the noise.
+
+    The restored score f = sum_i p_i v_i has the derivatives df/dz_i = p_i (v_i - f) and
+    d2f/dz_i2 = p_i (1 - 2 p_i) (v_i - f), so that independent noise of variance s^2 on every logit gives
+
+        E (f - y)^2 = (f - y + s^2/2 sum_i p_i (1 - 2 p_i)(v_i - f))^2 + s^2 sum_i p_i^2 (v_i - f)^2.
+
+    Args:
+        logits: (N, K)
+        values: (K,)
+        mos: (N,)
+        noise: s.
+    """
+    p = _softmax(logits)
+    restored = p @ values
+    lever = values - restored[:, None]
+    shift = noise**2 / 2 * np.sum(p * (1 - 2 * p) * lever, axis=1)
+    return float(np.mean((restored + shift - mos) ** 2 + noise**2 * np.sum((p * lever) ** 2, axis=1)))
+
+
+def noisy_levels(
+    name: str,
+    mos: ArrayLike,
+    std: ArrayLike | None,
+    levels: int,
+    noise: float,
+    draws: int = 8,
+    certainty: float = CERTAINTY,
+    seed: int = 0,
+) -> NoiseError:
+    """A network that knows every label, read through logits with independent noise; `integers` values.
+
+    Args:
+        name: label, one of `conversion_error.LABELS`.
+        mos, std: (N,), on 1..5.
+        noise: standard deviation on each of the K logits.
+        draws: noisy readings per image, at least 2.
+    """
+    _check_noise(noise, draws)
+    y = np.asarray(mos, dtype=np.float64)
+    values = level_centers(levels)
+    logits = certain_logits(make_label(name, y, std, levels), certainty)
+    generator = np.random.default_rng(seed)
+    at_once = max(1, _DRAWS_AT_ONCE // logits.size) if logits.size else 1
+    parts = []
+    for start in range(0, draws, at_once):
+        shape = (min(at_once, draws - start), *logits.shape)
+        parts.append(_softmax(logits + noise * generator.standard_normal(shape)) @ values)
+    analytic = math.sqrt(small_noise_error(logits, values, y, noise))
+    return _noise_error(name, noise, np.concatenate(parts), y, analytic)
+
+
+def noisy_regression(mos: ArrayLike, noise: float, draws: int = 8, seed: int = 0) -> NoiseError:
+    """A regressor that knows every MOS, with noise on its one output: E eps^2 = noise^2."""
+    _check_noise(noise, draws)
+    y = np.asarray(mos, dtype=np.float64)
+    restored = y + noise * np.random.default_rng(seed).standard_normal((draws, len(y)))
+    return _noise_error("score_token", noise, restored, y, noise)
+
+
+def _noise_error(formulation: str, noise: float, restored: Floats, mos: Floats, analytic: float) -> NoiseError:
+    """Statistics of (draws, N) restored scores; the standard error is that of the noise, the images being given."""
+    squared = (restored - mos) ** 2
+    return NoiseError(
+        formulation=formulation,
+        noise=noise,
+        rmse=math.sqrt(float(np.mean(squared))),
+        mae=float(np.mean(np.abs(restored - mos))),
+        srcc=correlations(restored[0], mos)[0],
+        mse_standard_error=math.sqrt(float(np.mean(np.var(squared, axis=0, ddof=1))) / squared.size),
+        analytic_rmse=analytic,
+    )
+
+
+def _check_noise(noise: float, draws: int) -> None:
+    if not (math.isfinite(noise) and noise >= 0):
+        raise ValueError(f"noise must be finite and >= 0, got {noise}")
+    if draws < 2:
+        raise ValueError(f"draws must be at least 2, got {draws}: fewer have no standard error")
+
+
+def _softmax(logits: Floats) -> Floats:
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)

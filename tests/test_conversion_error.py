@@ -1,0 +1,198 @@
+"""Conversion errors: against definitions, torch, dense grids, and the numbers published for real datasets."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pyiqa_qscorer.analysis.conversion_error import (
+    LABELS,
+    SIGNIFICANT_BITS,
+    decompose,
+    leak,
+    level_values,
+    make_label,
+    named_score,
+    normalise_mos,
+    normalise_std,
+    optimal_values,
+    round_to,
+    uniform_errors,
+    uniform_rounding_errors,
+)
+from pyiqa_qscorer.labels import level_centers, level_index, restore
+
+RNG = np.random.default_rng(0)
+MOS = np.concatenate([[1.0, 5.0, 3.0], 1 + 4 * RNG.beta(3, 2, 500)])
+STD = RNG.uniform(0.2, 1.2, len(MOS))
+
+
+def test_normalisation_maps_range_and_spread() -> None:
+    assert normalise_mos([0, 25, 100], 0, 100).tolist() == [1, 2, 5]
+    assert normalise_mos([0, 25, 100], 0, 100, lower_better=True).tolist() == [5, 4, 1]
+    assert normalise_std([0, 25], 0, 100).tolist() == [0, 1]
+
+
+# --- labels and restoration --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("levels", [2, 5, 11])
+def test_every_label_has_a_row_per_image_and_names_a_score_of_the_scale(name: str, levels: int) -> None:
+    label = make_label(name, MOS, STD, levels)
+    assert label.shape == (len(MOS), levels)
+    named = named_score(name, label)
+    assert named.min() >= 1 - 1e-9
+    assert named.max() <= 5 + 1e-9
+
+
+def test_a_one_hot_label_names_the_middle_of_its_interval() -> None:
+    named = named_score("one_hot", make_label("one_hot", [1.0, 1.9, 5.0], None, 5))
+    assert named == pytest.approx([1.4, 2.2, 4.6])
+
+
+def test_a_soft_label_names_its_mean_and_an_empty_one_the_middle_of_the_scale() -> None:
+    label = np.array([[0.0, 0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 2.0], [0.0] * 5])
+    assert named_score("gaussian_pdf", label).tolist() == [2.5, 5.0, 3.0]
+    narrow = make_label("gaussian_pdf_raw", [2.5], [0.001], 5)
+    assert narrow.sum() == 0
+    assert named_score("gaussian_pdf_raw", narrow).tolist() == [3.0]
+
+
+def test_optimal_values_of_one_hot_labels_are_the_mean_mos_of_each_level() -> None:
+    mos = MOS[(MOS <= 2.6) | (MOS > 3.4)]  # nothing in the middle level
+    label = make_label("one_hot", mos, None, 5)
+    values = level_values("optimal", label, mos)
+    index = level_index(mos, 5)
+    for level in (0, 1, 3, 4):
+        assert values[level] == pytest.approx(mos[index == level].mean())
+    assert values[2] == pytest.approx(3.0)  # keeps the middle of its interval
+
+
+@pytest.mark.parametrize("name", LABELS)
+def test_no_values_beat_the_optimal_ones(name: str) -> None:
+    label = make_label(name, MOS, STD, 5)
+    values = level_values("optimal", label, MOS)
+    best = np.mean((restore(label, values) - MOS) ** 2)
+    # The gradient vanishes, and any step makes it worse.
+    assert np.abs(label.T @ (restore(label, values) - MOS)).max() / len(MOS) < 1e-9
+    for _ in range(20):
+        step = RNG.normal(0, 0.05, 5)
+        assert np.mean((restore(label, values + step) - MOS) ** 2) >= best
+    for kind in ("integers", "interval_centers"):
+        assert np.mean((restore(label, level_values(kind, label, MOS)) - MOS) ** 2) >= best - 1e-12
+
+
+def test_optimal_values_stay_where_no_data_says_otherwise() -> None:
+    start = np.array([1.0, 2.0, 3.0])
+    label = np.array([[0.5, 0.5, 0.0]] * 4)
+    values = optimal_values(label, np.full(4, 2.5), start)
+    assert restore(label, values) == pytest.approx(np.full(4, 2.5))
+    assert values == pytest.approx([2.0, 3.0, 3.0])  # the shortest step: both of the used levels by as much
+
+
+def test_leaked_mass_is_a_bias_towards_zero_that_a_softmax_over_levels_undoes() -> None:
+    label, centers = make_label("one_hot", MOS, None, 5), level_centers(5)
+    open_set = leak(label, 0.1)
+    assert restore(open_set, centers) == pytest.approx(0.9 * restore(label, centers))
+    closed = open_set / open_set.sum(axis=1, keepdims=True)
+    assert closed == pytest.approx(label)
+    for share in (-0.1, 1.0, math.nan):
+        with pytest.raises(ValueError, match="share must be at least 0 and below 1"):
+            leak(label, share)
+
+
+# --- parts of the error ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LABELS)
+@pytest.mark.parametrize("kind", ["integers", "interval_centers", "optimal"])
+def test_the_parts_add_up(name: str, kind: str) -> None:
+    label = make_label(name, MOS, STD, 5)
+    restored = restore(label, level_values(kind, label, MOS))  # type: ignore[arg-type]
+    parts = decompose(MOS, named_score(name, label), restored)
+    assert parts.total == pytest.approx(np.mean((restored - MOS) ** 2), rel=1e-12)
+    assert parts.label + parts.restoration + parts.cross == pytest.approx(parts.total, rel=1e-9, abs=1e-15)
+
+
+def test_the_cross_term_vanishes_around_the_mean_mos_of_each_label() -> None:
+    label = make_label("one_hot", MOS, None, 5)
+    named = restore(label, level_values("optimal", label, MOS))
+    parts = decompose(MOS, named, restore(label, level_centers(5)))
+    assert abs(parts.cross) < 1e-12
+    assert parts.label > 0.01
+    assert parts.restoration > 0.01
+
+
+@given(st.lists(st.floats(1, 5), min_size=1, max_size=30), st.floats(-3, 3), st.floats(-3, 3))
+def test_parts_of_any_two_steps_add_up(mos: list[float], first: float, second: float) -> None:
+    y = np.array(mos)
+    parts = decompose(y, y + first, y + first + second)
+    assert parts.total == pytest.approx((first + second) ** 2, abs=1e-9)
+    assert parts.label + parts.restoration + parts.cross == pytest.approx(parts.total, abs=1e-9)
+    assert parts.cross == pytest.approx(2 * first * second, abs=1e-9)
+
+
+# --- closed forms ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", range(2, 21))
+def test_uniform_errors_are_the_stated_formulas(levels: int) -> None:
+    mse, mae = uniform_errors(level_centers(levels))
+    assert mse == pytest.approx(16 / (6 * levels * (levels - 1)))
+    assert mae == pytest.approx(4 * (2 * levels - 1) / (6 * levels * (levels - 1)))
+    mse, mae = uniform_errors(level_centers(levels, kind="interval_centers"))
+    assert mse == pytest.approx((4 / levels) ** 2 / 12)
+    assert mae == pytest.approx(1 / levels)
+
+
+@pytest.mark.parametrize("values", [[1.0, 3.0, 5.0], [4.9, 1.2, 2.0, 3.3], [-3.0, 9.0]])
+@pytest.mark.parametrize("low, high", [(1.0, 5.0), (0.0, 100.0)])
+def test_uniform_errors_of_any_values_against_a_dense_grid(values: list[float], low: float, high: float) -> None:
+    restored = low + (np.array(values) - 1) / 4 * (high - low)
+    grid = low + (np.arange(400_000) + 0.5) / 400_000 * (high - low)
+    error = np.abs(restored[level_index(grid, len(values), low, high)] - grid)
+    assert uniform_errors(restored, low, high) == pytest.approx((np.mean(error**2), np.mean(error)), rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", SIGNIFICANT_BITS)
+def test_rounding_is_torchs(dtype: str) -> None:
+    scores = np.concatenate([MOS, 1 + np.arange(257) / 256 + 2**-9, RNG.uniform(1, 5, 2000)])  # ties included
+    if dtype != "float32":
+        scores = scores.astype(np.float32).astype(np.float64)  # torch rounds a float64 to float32 on the way
+    expected = torch.from_numpy(scores).to(getattr(torch, dtype)).double().numpy()
+    assert round_to(scores, dtype).tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("dtype", SIGNIFICANT_BITS)
+@pytest.mark.parametrize("low, high", [(1.0, 5.0), (0.3, 7.0), (2.0, 4.0)])
+def test_uniform_rounding_errors_against_draws(dtype: str, low: float, high: float) -> None:
+    draws = RNG.uniform(low, high, 200_000)
+    error = np.abs(round_to(draws, dtype) - draws)
+    assert uniform_rounding_errors(dtype, low, high) == pytest.approx((np.mean(error**2), np.mean(error)), rel=0.02)
+
+
+def test_rounding_of_a_score_is_far_below_one_hot_levels() -> None:
+    assert uniform_rounding_errors("float16")[1] == pytest.approx((1 * 2**-10 + 2 * 2**-9 + 1 * 2**-8) / 4 / 4)
+    assert uniform_rounding_errors("bfloat16")[1] < 0.005 < uniform_errors(level_centers(5))[1] / 60
+
+
+# --- bad arguments -----------------------------------------------------------------------------------------------
+
+
+def test_other_choices_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"name must be one of one_hot, linear, .* got 'hot'"):
+        make_label("hot", MOS, STD, 5)
+    with pytest.raises(ValueError, match="made of the spread of opinions"):
+        make_label("gaussian_pdf", MOS, None, 5)
+    with pytest.raises(ValueError, match="kind must be one of integers"):
+        level_values("best", np.eye(5), np.arange(1.0, 6.0))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="dtype must be one of float32"):
+        round_to(MOS, "int8")
+    with pytest.raises(ValueError, match="0 < low < high"):
+        uniform_rounding_errors("float16", 0.0, 5.0)

@@ -1,0 +1,278 @@
+"""The study of a dataset, its report, and the numbers known of real datasets."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import math
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from pyiqa_qscorer.analysis import opinions as opinions_module
+from pyiqa_qscorer.analysis import report as report_module
+from pyiqa_qscorer.analysis import study as study_module
+from pyiqa_qscorer.analysis.ceilings import correlations
+from pyiqa_qscorer.analysis.error_rows import ErrorRow
+from pyiqa_qscorer.analysis.opinions import OpinionColumns, read_opinions
+from pyiqa_qscorer.analysis.report import as_json, write_report
+from pyiqa_qscorer.analysis.study import Study, study
+from pyiqa_qscorer.analysis.tables import facts, tables
+from pyiqa_qscorer.errors import QScorerError
+from pyiqa_qscorer.labels import level_centers, one_hot, restore
+
+RNG = np.random.default_rng(0)
+MOS = np.concatenate([[0.0, 100.0], 100 * RNG.beta(3, 2, 598)])
+STD = np.concatenate([[0.0, 0.0], RNG.uniform(8, 25, 598)])
+PICTURES = ["error_against_levels", "error_against_mos", "label_histograms", "noise", "rank_ceilings"]
+
+
+def table(path: Path, std: bool = True) -> Path:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["name", "mos", *(["std"] if std else [])])
+        for number, (mos, spread) in enumerate(zip(MOS, STD, strict=True)):
+            writer.writerow([number, mos, *([spread] if std else [])])
+    return path
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    path = table(tmp_path_factory.mktemp("table") / "labels.csv")
+    return study(read_opinions(path, OpinionColumns(std="std", range=(0, 100))), [2, 5, 10])
+
+
+@pytest.fixture
+def one_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For reports whose pictures do not matter."""
+    monkeypatch.setattr(report_module, "all_figures", lambda *_: {"empty": Figure(figsize=(1, 1))})
+
+
+def row(found: Study, label: str, values: str, levels: int | None) -> ErrorRow:
+    one = found.row(label, values, levels)
+    assert one is not None
+    return one
+
+
+# --- the study ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [2, 5, 10])
+@pytest.mark.parametrize("kind", ["integers", "interval_centers"])
+def test_a_row_is_what_the_whole_array_gives(found: Study, levels: int, kind: str) -> None:
+    mos = 1 + MOS / 25
+    restored = restore(one_hot(mos, levels), level_centers(levels, kind=kind))  # type: ignore[arg-type]
+    error, one = restored - mos, row(found, "one_hot", kind, levels)
+    expected = {
+        "images": len(mos),
+        "mae": np.abs(error).mean(),
+        "rmse": math.sqrt(np.mean(error**2)),
+        "bias": error.mean(),
+        "max_error": np.abs(error).max(),
+        "mae_standard_error": 0.0,
+        **dict(zip(("srcc", "plcc", "krcc"), correlations(restored, mos), strict=True)),
+    }
+    assert {name: getattr(one, name) for name in expected} == pytest.approx(expected, abs=1e-9)
+    assert one.label_part + one.restoration_part + one.cross_term == pytest.approx(one.mse, abs=1e-12)
+
+
+def test_optimal_values_are_the_best_and_unbiased(found: Study) -> None:
+    for label in ("one_hot", "gaussian_pdf", "gaussian_cdf_raw"):
+        best, published = row(found, label, "optimal", 5), row(found, label, "integers", 5)
+        assert best.rmse <= published.rmse
+    assert row(found, "one_hot", "optimal", 5).bias == pytest.approx(0, abs=1e-12)
+    assert row(found, "one_hot", "optimal", 5).uniform_mae is None
+
+
+def test_score_tokens_lose_rounding_and_nothing_else(found: Study) -> None:
+    one = row(found, "score_token", "float16", None)
+    assert 0 < one.mae < 1e-3
+    assert one.label_part == 0
+    assert one.mae == pytest.approx(one.uniform_mae, rel=0.3)
+    assert row(found, "linear", "integers", 5).max_error < 1e-12
+
+
+def test_every_formulation_has_its_rows(found: Study) -> None:
+    assert len(found.rows) == 3 * (3 + 1 + 6 * 2) + 3
+    assert all(math.isfinite(one.mae) and math.isfinite(one.cross_term) for one in found.rows)
+    assert found.histogram.sum() == len(MOS)
+    assert found.level_shares.sum() == pytest.approx(1)
+    assert all(shares.sum() == pytest.approx(1) for shares in found.soft_shares.values())
+    assert {check.levels for check in found.uniform} == {2, 5, 10}
+
+
+def test_without_spreads_there_are_no_gaussian_labels(tmp_path: Path) -> None:
+    found = study(read_opinions(table(tmp_path / "a.csv", std=False)), [5])
+    assert {one.label for one in found.rows} == {"one_hot", "linear", "score_token"}
+    assert dict(facts(found))["spread of opinions"].startswith("none, so no Gaussian labels")
+    assert "pdf adjusted" not in tables(found)[2].columns
+    assert write_report(tmp_path / "report", found).exists()
+
+
+def test_large_tables_are_sampled_for_soft_labels_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = study(read_opinions(table(tmp_path / "a.csv"), OpinionColumns(std="std")), [5])
+    monkeypatch.setattr(study_module, "SAMPLE", 150)
+    monkeypatch.setattr(opinions_module, "CHUNK", 64)
+    sampled = study(read_opinions(tmp_path / "a.csv", OpinionColumns(std="std")), [5])
+    for kind in ("integers", "interval_centers", "optimal"):
+        first, second = (dataclasses.astuple(row(one, "one_hot", kind, 5))[3:] for one in (whole, sampled))
+        assert second == pytest.approx(first, abs=1e-9)
+    one = row(sampled, "gaussian_pdf_raw", "integers", 5)
+    assert one.images == 150
+    assert 0 < one.mae_standard_error < 0.1
+    assert one.mae == pytest.approx(row(whole, "gaussian_pdf_raw", "integers", 5).mae, abs=4 * one.mae_standard_error)
+    assert "150 images drawn at random" in dict(facts(sampled))["sample"]
+
+
+def test_one_level_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
+        study(read_opinions(table(tmp_path / "a.csv")), [1, 5])
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
+    program = """
+import resource, sys
+from pathlib import Path
+from pyiqa_qscorer.analysis.opinions import OpinionColumns, read_opinions
+from pyiqa_qscorer.analysis.study import study
+found = study(read_opinions(Path(sys.argv[1]), OpinionColumns(std="std")), [5, 20])
+print(found.row("one_hot", "integers", 5).images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+    pairs = zip(RNG.uniform(0, 100, 100_000), RNG.uniform(5, 25, 100_000), strict=True)
+    lines = [f"{mos:.4f},{std:.4f}" for mos, std in pairs]
+    block = "\n".join(lines) + "\n"
+    peaks = []
+    for blocks in (2, 40):
+        path = tmp_path / f"{blocks}.csv"
+        with path.open("w") as file:
+            file.write("mos,std\n")
+            file.writelines([block] * blocks)
+        done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        images, peak = map(int, done.stdout.split())
+        assert images == 100_000 * blocks
+        peaks.append(peak / 1024)
+    assert peaks[1] - peaks[0] < 40, f"peaks of {peaks} MiB"  # its numbers alone would be 61 MiB
+
+
+# --- the report --------------------------------------------------------------------------------------------------
+
+
+def test_report_has_every_number_and_needs_nothing_else(found: Study, tmp_path: Path) -> None:
+    page = write_report(tmp_path / "new" / "report", found)
+    folder = page.parent
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        ["errors.csv", "errors.html", "errors.json", *(f"{name}.png" for name in PICTURES)]
+    )
+    with (folder / "errors.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [float(one["mae"]) for one in rows] == [one.mae for one in found.rows]
+    content = json.loads((folder / "errors.json").read_text())
+    assert content == json.loads(json.dumps(as_json(found)))
+    assert content["errors"][0]["mae"] == found.rows[0].mae
+    assert content["dataset"]["zero_std"] == 2
+    text = page.read_text(encoding="utf-8")
+    assert not re.search(r"https?:|<script|<link|src=\"(?!data:)", text)
+    assert text.count("data:image/png;base64,") == len(PICTURES)
+    for one in tables(found):
+        assert all(len(cells) == len(one.columns) for cells in one.rows)
+    for name in PICTURES:
+        assert imread(folder / f"{name}.png")[..., :3].std() > 0.02
+
+
+@pytest.mark.usefixtures("one_picture")
+def test_names_of_files_are_escaped(tmp_path: Path) -> None:
+    path = table(tmp_path / "<b>&.csv")
+    text = write_report(tmp_path / "report", study(read_opinions(path), [5])).read_text(encoding="utf-8")
+    assert "&lt;b&gt;&amp;.csv" in text
+    assert "<b>" not in text
+
+
+@pytest.mark.usefixtures("one_picture")
+def test_a_report_that_cannot_be_finished_leaves_whole_files(
+    found: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_report(tmp_path, found)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def full(source: str, target: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(report_module.os, "replace", full)
+    with pytest.raises(QScorerError, match=r"cannot be written to .*No space left"):
+        write_report(tmp_path, found)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_undefined_numbers_are_null_in_json_and_said_in_tables(tmp_path: Path) -> None:
+    path = tmp_path / "same.csv"
+    path.write_text("mos\n3\n3\n3\n")
+    found = study(read_opinions(path, OpinionColumns(range=(1, 5))), [5])
+    content = json.loads(json.dumps(as_json(found), allow_nan=False))
+    assert content["errors"][0]["srcc"] is None
+    assert "undefined" in tables(found)[0].rows[0]
+    write_report(tmp_path / "report", found)
+
+
+# --- real opinion scores -----------------------------------------------------------------------------------------
+
+
+def real(shared: Path, name: str, levels: tuple[int, ...] = (5,), **columns: object) -> Study:
+    path = shared / "data" / "labels" / name
+    return study(read_opinions(path, OpinionColumns(**columns)), levels)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def koniq(shared: Path) -> Study:
+    votes = ("c1", "c2", "c3", "c4", "c5")
+    return real(shared, "meta_info_KonIQ10kDataset.csv", (5, 10, 20), std="std", votes=votes)
+
+
+@pytest.mark.parametrize(
+    "label, values, expected",
+    [
+        ("one_hot", "integers", 0.303),
+        ("one_hot", "interval_centers", 0.206),
+        ("gaussian_pdf_raw", "integers", 0.063),
+        ("gaussian_pdf", "integers", 0.008),
+        ("linear", "integers", 0.0),
+    ],
+)
+def test_koniq(koniq: Study, label: str, values: str, expected: float) -> None:
+    one = row(koniq, label, values, 5)
+    assert one.images == 10_073
+    assert one.mae == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize("levels, srcc, krcc", [(5, 0.9307, 0.8194), (10, 0.9803, 0.9054), (20, 0.9948, 0.9527)])
+def test_koniq_ceilings_are_scipys(koniq: Study, levels: int, srcc: float, krcc: float) -> None:
+    one = row(koniq, "one_hot", "integers", levels)
+    mos, _ = koniq.sample
+    by_scipy = correlations(restore(one_hot(mos, levels), level_centers(levels)), mos)
+    assert (one.srcc, one.plcc, one.krcc) == pytest.approx(by_scipy, abs=1e-6)
+    assert (one.srcc, one.krcc) == pytest.approx((srcc, krcc), abs=1e-4)
+    assert one.srcc < koniq.bounds[levels][0]
+
+
+@pytest.mark.parametrize(
+    "name, columns, expected",
+    [
+        ("meta_info_KADID10kDataset.csv", {"mos": "dmos", "std": "std"}, 0.326),
+        ("meta_info_SPAQDataset.csv", {}, 0.299),
+        ("meta_info_LIVEChallengeDataset.csv", {"std": "std", "skip_rows": 7}, 0.303),
+        ("agiqa3k.csv", {"mos": "mos_quality", "std": "std_quality"}, 0.305),
+    ],
+)
+def test_one_hot_on_other_datasets(shared: Path, name: str, columns: dict[str, object], expected: float) -> None:
+    found = real(shared, name, **columns)
+    assert row(found, "one_hot", "integers", 5).mae == pytest.approx(expected, abs=1e-3)
+    if name.startswith("meta_info_KADID"):
+        assert found.opinions.zero_std == 2

@@ -1,0 +1,162 @@
+"""Tables of opinions: columns, scales, what is missing, and memory that does not grow."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pyiqa_qscorer.analysis import opinions as module
+from pyiqa_qscorer.analysis.opinions import OpinionColumns, Opinions, OpinionsError, read_opinions
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def numbers(opinions: Opinions) -> tuple[np.ndarray, np.ndarray]:
+    chunks = list(opinions.chunks())
+    return np.concatenate([mos for mos, _ in chunks]), np.concatenate([std for _, std in chunks])
+
+
+def test_own_range_and_spread_are_mapped_alike(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "name,MOS,spread", "a,20,6", "b,60,0", "c,40,10")
+    found = read_opinions(path, OpinionColumns(std="spread"))
+    mos, std = numbers(found)
+    assert mos.tolist() == [1, 5, 3]
+    assert std == pytest.approx([0.6, 0, 1])
+    assert (found.images, found.zero_std, found.missing_std, found.missing_mos) == (3, 1, 0, 0)
+    assert (found.low, found.high, found.own_range, found.mos_column) == (20, 60, True, "MOS")
+
+
+def test_stated_ranges_and_dmos(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "name,dmos,std", "a,0,0.5", "b,75,1")
+    columns = OpinionColumns(mos="dmos", std="std", range=(0, 100), std_range=(1, 5), lower_better=True)
+    mos, std = numbers(read_opinions(path, columns))
+    assert mos.tolist() == [5, 2]
+    assert std.tolist() == [0.5, 1]
+
+
+def test_what_is_missing_is_counted_and_left_out(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "a.csv", "name,mos,std", "a,1,0.5", "b,,0.5", "c,none,0.5", "d,inf,1", "e,3,", "f,5,inf", "g,2,0"
+    )
+    found = read_opinions(path, OpinionColumns(std="std"))
+    mos, std = numbers(found)
+    assert mos.tolist() == [1, 3, 5, 2]
+    assert np.isnan(std).tolist() == [False, True, True, False]
+    assert (found.images, found.missing_mos, found.missing_std, found.zero_std) == (4, 3, 2, 1)
+    assert found.has_std
+    assert found.sample(10, only_with_std=True)[0].tolist() == [1, 2]
+    assert not read_opinions(path).has_std
+
+
+@pytest.mark.parametrize("total", [1, 40])
+def test_votes_give_mos_and_spread_whether_counted_or_shared(tmp_path: Path, total: int) -> None:
+    shares = np.array([[0.25, 0.5, 0.25], [0, 0, 1], [0.5, 0, 0.5]])
+    rows = [",".join(str(total * share) for share in row) for row in shares]
+    path = write(tmp_path / "a.csv", "c1,c2,c3", *rows, "0,0,0", ",1,1")
+    found = read_opinions(path, OpinionColumns(votes=("c1", "c2", "c3"), range=(1, 3)))
+    mos, std = numbers(found)
+    assert mos == pytest.approx([3, 5, 3])
+    assert std == pytest.approx([2 * math.sqrt(0.5), 0, 2])
+    assert found.missing_mos == 2
+    assert found.vote_shares == pytest.approx([0.25, 0.5 / 3, 1.75 / 3])
+    assert found.mos_column is None
+
+
+def test_a_spread_column_goes_before_that_of_the_votes(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "c1,c2,s", "1,0,0.25", "0,1,0.5")
+    assert numbers(read_opinions(path, OpinionColumns(votes=("c1", "c2"), std="s")))[1].tolist() == [1, 2]
+
+
+def test_first_rows_can_be_left_out(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "mos", "900", "1", "2", "bad", "3")
+    found = read_opinions(path, OpinionColumns(skip_rows=1))
+    assert numbers(found)[0].tolist() == [1, 3, 5]
+    assert found.missing_mos == 1
+
+
+def test_chunks_of_any_size_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = np.random.default_rng(0).uniform(0, 9, 50).round(3)
+    path = write(tmp_path / "a.csv", "mos,std", *(f"{value},{value / 9}" for value in values), ",1")
+    whole = read_opinions(path, OpinionColumns(std="std"))
+    monkeypatch.setattr(module, "CHUNK", 7)
+    parts = read_opinions(path, OpinionColumns(std="std"))
+    assert [len(mos) for mos, _ in parts.chunks(7)] == [7] * 7 + [1]
+    for first, second in zip(numbers(whole), numbers(parts), strict=True):
+        assert first.tolist() == second.tolist()
+    assert whole.missing_mos == parts.missing_mos == 1
+
+
+def test_a_sample_is_uniform_without_repetition_and_reproducible(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "mos,std", *(f"{value},1" for value in range(1000)))
+    found = read_opinions(path, OpinionColumns(std="std", range=(0, 4000)))
+    everything = found.sample(1000)[0]
+    assert everything.tolist() == numbers(found)[0].tolist()
+    drawn = found.sample(300, seed=1)[0]
+    assert len(np.unique(drawn)) == 300
+    assert sorted(drawn) == sorted(found.sample(300, seed=1)[0])
+    assert sorted(drawn) != sorted(found.sample(300, seed=2)[0])
+    means = [found.sample(300, seed=seed)[0].mean() for seed in range(40)]
+    expected = np.std(everything) / math.sqrt(300) * math.sqrt(0.7)
+    assert np.mean(means) == pytest.approx(everything.mean(), abs=4 * expected / math.sqrt(40))
+    assert np.std(means) == pytest.approx(expected, rel=0.5)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "columns, message",
+    [
+        (OpinionColumns(mos="score"), r"has no column 'score'; its columns are name, mos, std, c1, c2"),
+        (OpinionColumns(std="spread"), "has no column 'spread'"),
+        (OpinionColumns(range=(0, 3)), r"MOS go from 1.0 to 4.0, outside the stated range \(0, 3\)"),
+        (OpinionColumns(range=(3, 0)), "--range must be LOW HIGH"),
+        (OpinionColumns(std_range=(0, math.inf)), "--std-range must be LOW HIGH"),
+        (OpinionColumns(skip_rows=-1), "--skip-rows must be >= 0"),
+        (OpinionColumns(skip_rows=3), "no usable MOS"),
+        (OpinionColumns(skip_rows=2), "every MOS is 4.0; state the range"),
+        (OpinionColumns(mos="mos", votes=("c1", "c2")), "give either --mos-column or --vote-columns"),
+        (OpinionColumns(votes=("c1",)), "two or more different columns, got c1"),
+        (OpinionColumns(votes=("c1", "c1")), "two or more different columns"),
+        (OpinionColumns(votes=("c1", "c2")), "line 3: c2 must be >= 0, got -2"),
+        (OpinionColumns(std="std"), "line 4: std must be >= 0, got -0.5"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, columns: OpinionColumns, message: str) -> None:
+    path = write(tmp_path / "a.csv", "name,mos,std,c1,c2", "a,1,1,1,1", "b,2,1,1,-2", "c,4,-0.5,1,1")
+    with pytest.raises(OpinionsError, match=message):
+        read_opinions(path, columns)
+
+
+def test_line_numbers_count_skipped_rows(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "mos,std", "1,1", "2,1", "3,-1")
+    with pytest.raises(OpinionsError, match="line 4: std"):
+        read_opinions(path, OpinionColumns(std="std", skip_rows=1))
+
+
+def test_files_that_are_no_table(tmp_path: Path) -> None:
+    with pytest.raises(OpinionsError, match="cannot be read"):
+        read_opinions(tmp_path / "missing.csv")
+    for lines in (("mos", "1", "2,3"), ("name,mos", "a,1,9", "b,2,9"), ("name,mos", "a,1,9", "b,2")):
+        with pytest.raises(OpinionsError, match="cannot be read"):
+            read_opinions(write(tmp_path / "a.csv", *lines))
+    with pytest.raises(OpinionsError, match=r"say with --mos-column which column of .* is the MOS: name, dmos"):
+        read_opinions(write(tmp_path / "b.csv", "name,dmos", "a,1"))
+    (tmp_path / "c.csv").write_bytes(b"mos\n\xff\xfe\n")
+    with pytest.raises(OpinionsError, match="cannot be read"):
+        read_opinions(tmp_path / "c.csv")
+    (tmp_path / "d.csv").write_bytes(b"")
+    with pytest.raises(OpinionsError, match="cannot be read"):
+        read_opinions(tmp_path / "d.csv")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(b"\xef\xbb\xbfmos\r\n1\r\n2\r\n")
+    assert numbers(read_opinions(path))[0].tolist() == [1, 5]
