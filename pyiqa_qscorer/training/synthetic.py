@@ -50,6 +50,8 @@ class Recipe:
         count: pictures.
         type_shares: how often a KADID type is drawn against the others, by type; 1 where not named.
         smallest_crop: side of the part of a photo that is distorted, as a share of the photo's, drawn from here to 1.
+        longer_sides: pixels that the longer side of that part is resized to before it is distorted, drawn between the
+            two. The network sees every picture at one size, so it has to know the same damage at several scales.
         calibration_photos: photos that the calibration of chains is fitted on.
         seed: of everything random.
     """
@@ -58,6 +60,7 @@ class Recipe:
     count: int
     type_shares: Mapping[int, float]
     smallest_crop: float = 0.8
+    longer_sides: tuple[int, int] = (448, 768)
     calibration_photos: int = 24
     seed: int = 0
 
@@ -69,7 +72,8 @@ class Recipe:
 
     def digest(self) -> dict[str, Any]:
         """As JSON keeps it."""
-        return {**asdict(self), "type_shares": {str(kind): share for kind, share in self.type_shares.items()}}
+        shares = {str(kind): share for kind, share in self.type_shares.items()}
+        return {**asdict(self), "type_shares": shares, "longer_sides": list(self.longer_sides)}
 
 
 def find_photos(folders: Sequence[Path]) -> list[Path]:
@@ -157,7 +161,7 @@ def _render_one(
         return json.loads(note.read_text())
     rng = np.random.default_rng((recipe.seed, index))
     path = photos[int(rng.integers(len(photos)))]
-    photo = _crop(np.asarray(open_image(path)), recipe.smallest_crop, rng)
+    photo = _part(np.asarray(open_image(path)), recipe, rng)
     seed = int(rng.integers(2**31))
     if recipe.kind == "kadid":
         shares = np.array([recipe.type_shares.get(kind, 1.0) for kind in KADID_TYPES])
@@ -202,13 +206,16 @@ def tone_of(steps: Sequence[Step]) -> list[Step]:
     return toned
 
 
-def _crop(photo: np.ndarray, smallest: float, rng: np.random.Generator) -> np.ndarray:
-    """A part of a photo with its proportions, mirrored half of the times."""
-    share = rng.uniform(smallest, 1)
+def _part(photo: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:
+    """A part of a photo with its proportions, resized, mirrored half of the times."""
+    share = rng.uniform(recipe.smallest_crop, 1)
     height, width = (round(share * side) for side in photo.shape[:2])
     top, left = (int(rng.integers(full - part + 1)) for full, part in zip(photo.shape, (height, width), strict=False))
     part = photo[top : top + height, left : left + width]
-    return np.ascontiguousarray(part[:, ::-1] if rng.random() < 0.5 else part)
+    part = part[:, ::-1] if rng.random() < 0.5 else part
+    scale = rng.uniform(*recipe.longer_sides) / max(height, width)
+    size = (max(1, round(scale * width)), max(1, round(scale * height)))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(part)).resize(size, Image.Resampling.LANCZOS))
 
 
 def _calibration(
