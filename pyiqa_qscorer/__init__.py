@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from pyiqa_qscorer.metric import QScorer
     from pyiqa_qscorer.names import METRICS, UnknownMetricError, UnknownOptionError
     from pyiqa_qscorer.plugin import RegistrationState, register, registration_state
+    from pyiqa_qscorer.quality_loss import QScorerLoss
     from pyiqa_qscorer.scoring import FailedImagesError, ScoredImage, Scorer
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 _MODULE_OF = {
     "METRICS": "names",
     "QScorer": "metric",
+    "QScorerLoss": "quality_loss",
     "Scorer": "scoring",
     "ScoredImage": "scoring",
     "FailedImagesError": "scoring",
@@ -48,6 +50,7 @@ __all__ = [
     "ImageError",
     "QScorer",
     "QScorerError",
+    "QScorerLoss",
     "RegistrationState",
     "ScoredImage",
     "Scorer",

@@ -44,7 +44,7 @@ def pixels_from_pil(image: Image.Image, size: int = IMAGE_SIZE) -> torch.Tensor:
     return _normalise(_resize_with_pillow(open_image(image), size))
 
 
-def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Tensor:
+def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE, exact: bool = True) -> torch.Tensor:
     """Normalised pixel values of a batch (B, 1 or 3, H, W) in [0, 1]: float32 (B, 3, size, size).
 
     float16, bfloat16, float32 or float64, any device; gray is repeated. Values are first rounded to
@@ -52,8 +52,13 @@ def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Te
     Images do not influence each other.
 
     Differentiable: each rounding and each clipping is exact in the forward pass and the identity in
-    the backward pass. The gradient is that of a linear resize, and pixels outside [0, 1], which the
-    forward pass clamps, get one too, so an optimiser can pull them back.
+    the backward pass. The gradient is that of a linear resize. Values outside [0, 1], which the
+    forward pass clamps, get the part of it whose descent step moves them back towards [0, 1]; a step
+    that would move them further out gets none. So what is minimised must be what `backward` is
+    called on, as with every optimiser of PyTorch.
+
+    `exact=False` leaves rounding and clipping out and returns float64: the smooth function whose
+    gradient this is, for comparing it with finite differences. It gives no valid scores.
 
     Raises `ImageError` as `check_images` does. Values are not judged, since that would make the CPU
     wait for the GPU: an image with a NaN or infinite value gives NaN, and one outside [0, 1] is
@@ -61,13 +66,15 @@ def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Te
     """
     check_images(images)
     if images.device.type == "mps":  # Apple GPUs have no float64
-        return pixels_from_tensor(images.cpu(), size).to(images.device)
+        return pixels_from_tensor(images.cpu(), size, exact).to(images.device)
+    if images.requires_grad and torch.is_grad_enabled():
+        images = _OnlyInwards.apply(images)
     images = images.expand(-1, 3, -1, -1)
-    if _pillow_gives_the_same(images):
+    if exact and _pillow_gives_the_same(images):
         levels = torch.stack([_resize_with_pillow(_to_pil(image), size) for image in images])
     else:
-        levels = _resize_with_matrices(images, size)
-    return _normalise(levels)
+        levels = _resize_with_matrices(images, size, exact)
+    return _normalise(levels, exact)
 
 
 def check_images(images: torch.Tensor) -> None:
@@ -107,10 +114,35 @@ def values_in_range(images: torch.Tensor, tolerance: float = 1e-6) -> torch.Tens
     return (low >= -tolerance) & (high <= 1 + tolerance)  # NaN is neither
 
 
-def _normalise(levels: torch.Tensor) -> torch.Tensor:
+def _normalise(levels: torch.Tensor, exact: bool = True) -> torch.Tensor:
     """Levels 0..255 (..., 3, S, S) -> float32; scaled in float64, normalised in float32."""
     mean, std, _ = _constants(levels.device)
-    return ((levels.double() * (1 / 255)).float() - mean) / std
+    scaled = levels.double() * (1 / 255)
+    return ((scaled.float() if exact else scaled) - mean) / std
+
+
+class _OnlyInwards(torch.autograd.Function):
+    """The identity; of the gradient of values outside [0, 1] only what descends towards it.
+
+    The projection of a descent direction on those that an image may take, so an overshooting
+    optimiser neither drifts away nor gets stuck. Inside, ends included, all of the gradient passes.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return images.view_as(images)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        (images,) = ctx.saved_tensors
+        outwards = ((images < 0) & (gradient > 0)) | ((images > 1) & (gradient < 0))
+        return gradient.masked_fill(outwards, 0)
 
 
 # --- pad to a square and resize, exactly as Pillow -------------------------------------------
@@ -163,7 +195,7 @@ def _to_pil(image: torch.Tensor) -> Image.Image:
     return Image.fromarray(levels.numpy())
 
 
-def _resize_with_matrices(images: torch.Tensor, size: int) -> torch.Tensor:
+def _resize_with_matrices(images: torch.Tensor, size: int, exact: bool = True) -> torch.Tensor:
     """(B, 3, H, W) in [0, 1] -> float64 levels (B, 3, size, size), each equal to Pillow's.
 
     Padding is never built: what it adds to an output value is a constant. Exact, because each sum
@@ -178,10 +210,10 @@ def _resize_with_matrices(images: torch.Tensor, size: int) -> torch.Tensor:
     across, across_padding = _of_image_and_padding(matrix, left, left + width)
     down, down_padding = _of_image_and_padding(matrix, top, top + height)
 
-    strips = [_to_levels(s) @ across.T + pad * across_padding for s in images.split(step, dim=-2)]
-    narrowed = torch.cat([_round_and_clip(strip) for strip in strips], dim=-2)
+    strips = [_to_levels(s, exact) @ across.T + pad * across_padding for s in images.split(step, dim=-2)]
+    narrowed = torch.cat([_round_and_clip(strip, exact) for strip in strips], dim=-2)
     # The padding rows keep their colour in the first pass, so it enters the second as it is.
-    return _round_and_clip(down @ narrowed + pad * down_padding[:, None])
+    return _round_and_clip(down @ narrowed + pad * down_padding[:, None], exact)
 
 
 def _of_image_and_padding(matrix: torch.Tensor, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -189,13 +221,13 @@ def _of_image_and_padding(matrix: torch.Tensor, start: int, end: int) -> tuple[t
     return matrix[:, start:end], matrix[:, :start].sum(1) + matrix[:, end:].sum(1)
 
 
-def _to_levels(images: torch.Tensor) -> torch.Tensor:
+def _to_levels(images: torch.Tensor, exact: bool = True) -> torch.Tensor:
     levels = images.double() * 255
-    return straight_through(levels.round().clamp(0, 255), levels)
+    return straight_through(levels.detach().round().clamp(0, 255), levels) if exact else levels
 
 
-def _round_and_clip(levels: torch.Tensor) -> torch.Tensor:
-    return straight_through((levels + 0.5).floor().clamp(0, 255), levels)
+def _round_and_clip(levels: torch.Tensor, exact: bool) -> torch.Tensor:
+    return straight_through((levels.detach() + 0.5).floor().clamp(0, 255), levels) if exact else levels
 
 
 def straight_through(exact: torch.Tensor, smooth: torch.Tensor) -> torch.Tensor:

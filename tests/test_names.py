@@ -38,8 +38,8 @@ def test_names_avoid_what_pyiqa_branches_on() -> None:
 def test_options_are_those_of_the_metric() -> None:
     from pyiqa_qscorer.metric import QScorer
 
-    # `device` is an argument of `create_metric` and `Scorer` themselves.
-    assert [*names.OPTIONS, "device"] == list(inspect.signature(QScorer).parameters)
+    # `device` is an argument of `create_metric` and `Scorer` themselves; scores need no gradient.
+    assert [*names.OPTIONS, "device", "gradient_checkpointing"] == list(inspect.signature(QScorer).parameters)
     for definition in names.METRICS.values():
         assert definition.options.keys() <= names.OPTIONS.keys()
 

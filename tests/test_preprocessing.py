@@ -388,7 +388,7 @@ def slow_matrix(in_size: int, out_size: int) -> np.ndarray:
 @pytest.mark.parametrize("height,width,size", [(9, 14, 8), (14, 9, 20), (12, 12, 12), (1, 5, 7)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_gradient_is_the_transposed_resize(height: int, width: int, size: int, channels: int) -> None:
-    """Also where a value is rounded, clipped by the filter, or outside [0, 1]."""
+    """Also where a value is rounded or clipped by the filter; of values outside [0, 1] what descends towards it."""
     generator = torch.Generator().manual_seed(height)
     images = torch.randn(2, channels, height, width, generator=generator, dtype=torch.float64)
     images.requires_grad_()
@@ -403,19 +403,60 @@ def test_gradient_is_the_transposed_resize(height: int, width: int, size: int, c
     expected = down.T @ scaled @ across
     if channels == 1:
         expected = expected.sum(dim=1, keepdim=True)
-    torch.testing.assert_close(images.grad, expected, rtol=1e-5, atol=1e-5)
+    further_out = (images < 0) & (expected > 0) | (images > 1) & (expected < 0)
+    torch.testing.assert_close(images.grad, expected.masked_fill(further_out, 0), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_gradient_outside_the_range_is_alive(dtype: torch.dtype) -> None:
+def test_gradient_outside_the_range_only_leads_back(dtype: torch.dtype, sign: int) -> None:
+    """What is minimised grows with the values (`sign` 1) or falls; the ends of the range belong to it."""
     images = torch.tensor([-0.5, 0.0, 0.5, 1.0, 1.5]).view(1, 1, 1, 5).expand(1, 3, 5, 5)
     images = images.to(dtype).clone().requires_grad_()
     pixels = pixels_from_tensor(images, 8)
-    pixels.sum().backward()
+    (sign * pixels).sum().backward()
     assert images.grad is not None and images.grad.dtype == dtype
-    assert images.grad.isfinite().all() and (images.grad > 0).all()
+    assert images.grad.isfinite().all()
+    descends = (-images.grad).sign()[0, 0, 0].tolist()
+    assert descends == ([0, -1, -1, -1, -1] if sign == 1 else [1, 1, 1, 1, 0])
     clamped = pixels_from_tensor(images.detach().clamp(0, 1), 8)
     assert torch.equal(pixels.detach(), clamped)
+
+
+def test_gradient_of_a_network_that_overshoots_passes_through_vmap() -> None:
+    """`torch.func`, for gradients per image."""
+    images = 3 * torch.rand(4, 3, 6, 7, generator=torch.Generator().manual_seed(0)) - 1
+
+    def total(image: torch.Tensor) -> torch.Tensor:
+        return pixels_from_tensor(image[None], 8).square().sum()
+
+    each = torch.stack([torch.func.grad(total)(image) for image in images])
+    leaf = images.clone().requires_grad_()
+    pixels_from_tensor(leaf, 8).square().sum().backward()
+    torch.testing.assert_close(each, leaf.grad)
+
+
+@pytest.mark.parametrize("height,width,size", [(9, 14, 8), (14, 9, 20), (12, 12, 12)])
+def test_smooth_path_is_the_exact_one_without_rounding(height: int, width: int, size: int) -> None:
+    images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images = 0.4 + 0.2 * images  # so that the filter, which overshoots, does not reach what the exact path clips
+    smooth, exact = (pixels_from_tensor(images, size, exact=choice) for choice in (False, True))
+    assert (smooth.dtype, exact.dtype) == (torch.float64, torch.float32)
+    assert 0 < (smooth - exact).abs().max() < 2 / 255 / min(STD)
+
+
+def test_gradient_of_the_exact_path_is_that_of_the_smooth_one() -> None:
+    images = torch.rand(2, 3, 9, 14, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    upstream = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    gradients = []
+    for exact in (True, False):
+        leaf = images.clone().requires_grad_()
+        pixels_from_tensor(leaf, 8, exact=exact).backward(upstream.float() if exact else upstream)
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
+    assert torch.autograd.gradcheck(
+        lambda leaf: pixels_from_tensor(leaf, 8, exact=False), images[:1].clone().requires_grad_()
+    )
 
 
 def test_gradient_descent_reaches_a_target() -> None:

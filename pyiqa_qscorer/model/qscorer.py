@@ -13,6 +13,7 @@ from transformers import initialization as init
 from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
+from ..preprocessing import straight_through
 from .abstractor import CrossAttention, VisualAbstractor
 from .config import QScorerConfig, QScorerVisionConfig
 from .language import Decoder, RMSNorm
@@ -219,7 +220,9 @@ class QScorerForScoring(QScorerPreTrainedModel):
         Greedy decoding chooses a first token t1 after the prompt; the hidden state at t1 feeds the regressor. A
         trained model chooses the blank before the score token, so the blank is appended and both steps share one
         pass. The pass itself tells t1 (causal attention: the states before the blank do not see it); rows where t1 is
-        another token take the second step with that token, through the cache.
+        another token take the second step with that token, through the cache. With gradients enabled there is no
+        cache, which gradient checkpointing would fill again when it recomputes a layer: the gradient of a second step
+        is that of a second full pass, its value still that of the cached one, to the bit.
 
         Args:
             pixel_values: (B, 3, S, S) normalised pixels.
@@ -232,17 +235,28 @@ class QScorerForScoring(QScorerPreTrainedModel):
             logits = self.lm_head(at_end)
             score = expected_level(logits[:, self.config.level_token_ids])
             return ScoreOutput(score, logits.argmax(dim=-1), logits, at_end)
-        cache = DynamicCache()
+        return self._two_steps(visual_tokens, prefix_ids, suffix_ids, space_id)
+
+    def _two_steps(
+        self, visual_tokens: Tensor, prefix_ids: Sequence[int], suffix_ids: Sequence[int], space_id: int
+    ) -> ScoreOutput:
+        cache = None if torch.is_grad_enabled() else DynamicCache()
         hidden_states = self._read(prefix_ids, visual_tokens, [*suffix_ids, space_id], cache)
         first_logits = self.lm_head(hidden_states[:, -2])
         first_token = first_logits.argmax(dim=-1)
         at_first_token = hidden_states[:, -1]
         rows = (first_token != space_id).nonzero().squeeze(-1)
         if len(rows):
-            cache.batch_select_indices(rows)
-            cache.crop(-1)
-            token = self.model.embed_tokens(first_token[rows])[:, None]
-            second = self.model.decode(token, NO_VISUAL, cache=cache)[:, -1]
+            token = first_token[rows]
+            if cache is None:
+                with torch.no_grad():
+                    exact = self._two_steps(visual_tokens, prefix_ids, suffix_ids, space_id).hidden_state[rows]
+                second = self._read(prefix_ids, visual_tokens[rows], suffix_ids, last=token)[:, -1]
+                second = straight_through(exact, second)
+            else:
+                cache.batch_select_indices(rows)
+                cache.crop(-1)
+                second = self.model.decode(self.model.embed_tokens(token)[:, None], NO_VISUAL, cache=cache)[:, -1]
             at_first_token = at_first_token.index_put((rows,), second)
         return ScoreOutput(
             raw_score=self.deepmlp(at_first_token, visual_tokens),
@@ -257,12 +271,14 @@ class QScorerForScoring(QScorerPreTrainedModel):
         visual_tokens: Tensor,
         suffix_ids: Sequence[int],
         cache: DynamicCache | None = None,
+        last: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, P + V + S, width) of prompt and image."""
+        """Hidden states (B, P + V + S, width) of prompt and image; one more with `last`, (B,) ids of a token after."""
         batch = visual_tokens.shape[0]
-        embeddings = torch.cat(
-            [self._embed_text(prefix_ids, batch), visual_tokens, self._embed_text(suffix_ids, batch)], dim=1
-        )
+        parts = [self._embed_text(prefix_ids, batch), visual_tokens, self._embed_text(suffix_ids, batch)]
+        if last is not None:
+            parts.append(self.model.embed_tokens(last)[:, None])
+        embeddings = torch.cat(parts, dim=1)
         span = VisualSpan(len(prefix_ids), len(prefix_ids) + visual_tokens.shape[1])
         return self.model.decode(embeddings, span, cache=cache)
 

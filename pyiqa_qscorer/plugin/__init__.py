@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 METRIC_TABLE = "pyiqa.default_model_configs"
 ARCH_TABLE = "pyiqa.utils.registry"
 ARCH_PATH = "pyiqa_qscorer.metric:QScorer"
+LOSS_NAME = "QScorerLoss"
+LOSS_PATH = "pyiqa_qscorer.quality_loss:QScorerLoss"
 AUTOLOAD_VARIABLE = "PYIQA_QSCORER_AUTOLOAD"
 _BOOT_MODULE = "_pyiqa_qscorer_boot"
 
@@ -121,6 +123,22 @@ def register_train_model() -> None:
     from pyiqa_qscorer.plugin.train_model import QScorerTrainModel  # noqa: F401  (the class registers itself)
 
 
+def register_loss() -> None:
+    """Entry point `pyiqa.losses`: `type: QScorerLoss` in a training YAML. Idempotent, loads with its first use.
+
+    Raises:
+        QScorerError: pyiqa has another loss under that name.
+    """
+    if _is_switched_off():
+        return
+    registry = import_module(ARCH_TABLE).LOSS_REGISTRY
+    present = _path_in(registry, LOSS_NAME)
+    if present is None:
+        registry.register_lazy(LOSS_NAME, LOSS_PATH)
+    elif not _is_ours(present):
+        raise QScorerError(f"pyiqa's loss registry already has {LOSS_NAME!r}, from {present!r}; left as it was")
+
+
 def registration_state() -> RegistrationState:
     """How this process stands with pyiqa. Imports nothing, changes nothing."""
     configs = getattr(sys.modules.get(METRIC_TABLE), "DEFAULT_CONFIGS", None)
@@ -131,7 +149,7 @@ def registration_state() -> RegistrationState:
         hook_installed=any(_is_finder_of_ours(finder) for finder in sys.meta_path),
         pyiqa_imported=configs is not None,
         metrics=tuple(name for name in METRICS if _has_our_type((configs or {}).get(name))),
-        arch=_arch_in(registry),
+        arch=_path_in(registry, ARCH_NAME),
         started_by=_history["started by"],
         problem=_history["problem"],
     )
@@ -181,7 +199,7 @@ def _has_our_type(config: Any) -> bool:
 
 def _add_arch(module: ModuleType) -> None:
     registry = module.ARCH_REGISTRY
-    present = _arch_in(registry)
+    present = _path_in(registry, ARCH_NAME)
     if _is_ours(present):
         return
     if present is not None:
@@ -191,21 +209,21 @@ def _add_arch(module: ModuleType) -> None:
     registry.register_lazy(ARCH_NAME, ARCH_PATH)
 
 
-def _arch_in(registry: Any) -> str | None:
-    """What a registry has under our arch's name, as "module:Class".
+def _path_in(registry: Any, name: str) -> str | None:
+    """What a registry has under a name, as "module:Class".
 
     Read from its private dicts, since the public ways (`in`, `get`) load every plugin's entry
     points or the arch itself.
     """
-    loaded = getattr(registry, "_obj_map", {}).get(ARCH_NAME)
+    loaded = getattr(registry, "_obj_map", {}).get(name)
     if loaded is not None:
         return f"{loaded.__module__}:{getattr(loaded, '__qualname__', loaded)}"
-    path: str | None = getattr(registry, "_lazy_map", {}).get(ARCH_NAME)
+    path: str | None = getattr(registry, "_lazy_map", {}).get(name)
     return path
 
 
-def _is_ours(arch: str | None) -> bool:
-    return arch is not None and arch.startswith("pyiqa_qscorer.")
+def _is_ours(path: str | None) -> bool:
+    return path is not None and path.startswith("pyiqa_qscorer.")
 
 
 _EXTENSIONS: dict[str, Callable[[ModuleType], None]] = {

@@ -23,6 +23,7 @@ from ..checkpoints import SavedLayout, download_checkpoint, save_folder, save_lo
 from ..checkpoints.loading import load_tokenizer, quantise
 from ..checkpoints.starting import Formulation, StartingPoint, start_from_checkpoint, start_new
 from ..model import QScorerForScoring
+from ..model.gradient_checkpointing import enable_gradient_checkpointing
 from .backbone import CachedStatistics, fit_standardisation, load_backbone
 from .card import model_card
 from .config import DataConfig, DatasetConfig, TrainConfig
@@ -299,9 +300,7 @@ def _trainer(
         fsdp_config=None if settings.fsdp_settings is None else str(settings.fsdp_settings),
     )
     if config.model.gradient_checkpointing:
-        # The name changed within transformers 5.
-        renamed = getattr(start.model, "activation_checkpointing_enable", None)
-        (renamed or start.model.gradient_checkpointing_enable)({"use_reentrant": False})
+        enable_gradient_checkpointing(start.model)
     return QScorerTrainer(
         save_steps=settings.save_steps,
         model=start.model,
