@@ -36,8 +36,8 @@ class PublishedProcedure:
     def score(self, pixel_values: Tensor, prefix: Sequence[int], suffix: Sequence[int]) -> tuple[Tensor, Tensor]:
         """(B, 3, S, S) pixels -> raw scores (B,) and chosen tokens (B,)."""
         device = self.model.lm_head.weight.device
-        after = torch.tensor([list(suffix)] * len(pixel_values), device=device)
-        before = torch.tensor([list(prefix)] * len(pixel_values), device=device)
+        after = torch.tensor([list(suffix)] * len(pixel_values), dtype=torch.long, device=device)
+        before = torch.tensor([list(prefix)] * len(pixel_values), dtype=torch.long, device=device)
         for step in range(2):
             states = self.states(pixel_values, before, after)
             logits = self.model.lm_head(states)
@@ -55,14 +55,16 @@ class PublishedProcedure:
         is_visual = torch.zeros(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
         is_visual[:, before.shape[1] : before.shape[1] + visual.shape[1]] = True
         length, config = embeddings.shape[1], self.model.config
-        mask = torch.full((length, length), torch.finfo(embeddings.dtype).min, device=embeddings.device).triu(1)
+        lowest = torch.finfo(embeddings.dtype).min
+        mask = torch.full((length, length), lowest, dtype=embeddings.dtype, device=embeddings.device).triu(1)
         head_dim = config.hidden_size // config.num_attention_heads
-        frequencies = config.rope_base ** -(torch.arange(0, head_dim, 2, device=embeddings.device).float() / head_dim)
+        exponents = torch.arange(0, head_dim, 2, device=embeddings.device).float() / head_dim
+        frequencies = 1.0 / config.rope_base**exponents
         angles = torch.outer(torch.arange(length, device=embeddings.device).float(), frequencies).repeat(1, 2)
         rotary = angles.cos().to(embeddings.dtype), angles.sin().to(embeddings.dtype)
         thrown_away = []
         for layer in backbone.layers:
-            embeddings, cache = self.decoder_layer(layer, embeddings, is_visual, mask.to(embeddings.dtype), rotary)
+            embeddings, cache = self.decoder_layer(layer, embeddings, is_visual, mask, rotary)
             thrown_away.append(cache)
         return backbone.norm(embeddings)
 
@@ -121,7 +123,7 @@ class PublishedProcedure:
         )
         query, key = rotated(query, rotary), rotated(key, rotary)
         scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1]) + mask
-        weights = scores.softmax(dim=-1, dtype=torch.float32).to(hidden.dtype)
+        weights = scores.softmax(dim=-1, dtype=torch.promote_types(hidden.dtype, torch.float32)).to(hidden.dtype)
         hidden = hidden + attention.o_proj((weights @ value).transpose(1, 2).flatten(2))
         normed = gather(layer.post_attention_layernorm, hidden, is_visual)
         hidden = hidden + mlp.down_proj(F.silu(mlp.gate_proj(normed)) * mlp.up_proj(normed))
