@@ -35,7 +35,7 @@ from rich.table import Table
 
 HERE = Path(__file__).resolve().parent
 METRIC = "qscorer-mini"
-console = Console()
+console = Console(width=None if sys.stdout.isatty() else 110)
 app = typer.Typer(add_completion=False, help=__doc__, pretty_exceptions_enable=False)
 Threads = Annotated[int, typer.Option(min=1, help="CPU threads of PyTorch.")]
 Repeats = Annotated[int, typer.Option(min=1, help="Timed repeats, after two to warm up.")]
@@ -164,7 +164,7 @@ def preparation(size: int, repeats: int) -> dict[str, Any]:
 def show_batch(report: dict[str, Any], entry: dict[str, Any]) -> None:
     size, times = entry["batch"], entry["ways"]
     title = f"{report['model']}, {report['dtype']}, {report['run']['gpu'] or report['run']['cpu']}, batch {size}"
-    table = Table("", "ms", "min..max", "images/s", "against published", "of matmul rate", "score", title=title)
+    table = Table("", "ms", "min..max", "images/s", "ratio", "of matmul rate", "score", title=title)
     has_memory = "peak_bytes" in times["ours"]
     if has_memory:
         table.add_column("peak memory")

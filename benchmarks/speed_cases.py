@@ -159,12 +159,12 @@ def ways(case: Case, batch: int, *, compiled: bool, steps: bool) -> dict[str, Ca
         found["compiled"] = run_compiled
     if steps:
         plain: dict[str, list[Any]] = {
-            "no prefix cache": [lambda: patch.object(case.model.prefix_cache, "get", lambda *_: None)],
-            "last layer in full": [lambda: patch.object(language, "KERNELS_FOR_LAST", ())],
-            "eager attention": [lambda: kernel(case, "eager")],
+            "without prefix cache": [lambda: patch.object(case.model.prefix_cache, "get", lambda *_: None)],
+            "with last layer in full": [lambda: patch.object(language, "KERNELS_FOR_LAST", ())],
+            "with eager attention": [lambda: kernel(case, "eager")],
         }
         if case.device.type == "cpu" and case.model.lm_head.weight.dtype == torch.float32:
-            plain["default linear layers"] = [lambda: patch.object(linear, "_onednn", None)]
+            plain["without oneDNN"] = [lambda: patch.object(linear, "_onednn", None)]
         for name, contexts in plain.items():
             found[name] = _within(contexts, lambda: case.score(pixels))
 
@@ -172,7 +172,7 @@ def ways(case: Case, batch: int, *, compiled: bool, steps: bool) -> dict[str, Ca
             case.score(pixels)
             return case.score(pixels)
 
-        found["two passes"] = twice
+        found["with two passes"] = twice
     return found
 
 
@@ -228,7 +228,7 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype, size: int | None = 
     if device.type == "cpu" and dtype == torch.float32 and linear._onednn is not None:
         products["onednn"] = lambda: linear.onednn_linear(states, weight)
     with torch.no_grad():
-        seconds = interleaved(products, device, repeats=9)
+        seconds = interleaved(products, device, repeats=25)
     return 2 * size**3 / min(times["min"] for times in seconds.values())
 
 
