@@ -22,7 +22,7 @@ from pyiqa_qscorer.model import QScorerForScoring
 from pyiqa_qscorer.model.abstractor import AbstractorLayer
 from pyiqa_qscorer.model.language import DecoderLayer
 from pyiqa_qscorer.model.multiway import Multiway
-from pyiqa_qscorer.model.vision import VisionLayer
+from pyiqa_qscorer.model.vision import VisionEncoder, VisionLayer
 from pyiqa_qscorer.preprocessing import MEAN, PAD_COLOR, STD
 
 
@@ -71,10 +71,14 @@ class PublishedProcedure:
     def visual_tokens(self, pixel_values: Tensor) -> Tensor:
         backbone = self.model.model
         vision, abstractor = backbone.vision_model, backbone.visual_abstractor
-        hidden = vision.embeddings(pixel_values.to(vision.embeddings.patch_embed.weight.dtype))
-        for layer in vision.encoder.layers:
-            hidden = self.vision_layer(layer, hidden)
-        hidden = vision.post_layernorm(hidden)
+        pixel_values = pixel_values.to(abstractor.query_embeds.dtype)
+        if isinstance(vision, VisionEncoder):
+            hidden = vision.embeddings(pixel_values)
+            for layer in vision.encoder.layers:
+                hidden = self.vision_layer(layer, hidden)
+            hidden = vision.post_layernorm(hidden)
+        else:  # small models have an encoder that the published code does not know
+            hidden = vision(pixel_values)
         queries = abstractor.query_embeds.repeat(len(hidden), 1, 1)
         for layer in abstractor.encoder.layers:
             queries = self.abstractor_layer(layer, queries, hidden)

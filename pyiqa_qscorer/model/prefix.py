@@ -21,7 +21,7 @@ class PrefixStates(DynamicCache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        layer = self.layers[layer_idx]
+        layer: Any = self.layers[layer_idx]
         batch = key_states.shape[0]
         keys = torch.cat([layer.keys.expand(batch, -1, -1, -1), key_states], dim=2)
         values = torch.cat([layer.values.expand(batch, -1, -1, -1), value_states], dim=2)
