@@ -79,6 +79,7 @@ Dtype = Annotated[str | None, _model_option("dtype", "TYPE")]
 Prompt = Annotated[str | None, _model_option("prompt", "TEXT")]
 Clamp = Annotated[bool | None, _model_option("clamp", "", "--clamp/--no-clamp")]
 AttnImplementation = Annotated[str | None, _model_option("attn_implementation", "NAME")]
+Compile = Annotated[bool, _model_option("compile", "", "--compile")]
 Debug = Annotated[bool, _option("show the traceback of an error", "--debug")]
 
 
@@ -147,6 +148,7 @@ def score(
     prompt: Prompt = None,
     clamp: Clamp = None,
     attn_implementation: AttnImplementation = None,
+    compile: Compile = False,
     local_files_only: LocalFilesOnly = False,
     cache_dir: CacheDir = None,
     debug: Debug = False,
@@ -171,6 +173,7 @@ def score(
         "prompt": prompt,
         "clamp": clamp,
         "attn_implementation": attn_implementation,
+        "compile": compile or None,
         "local_files_only": local_files_only or None,
         "cache_dir": cache_dir,
     }

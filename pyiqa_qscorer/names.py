@@ -34,6 +34,7 @@ OPTIONS: dict[str, str] = {
     "prompt": "score, evaluation, training or a text with one <|image|>; default: the checkpoint's",
     "clamp": "keep scores inside [0, 5]",
     "attn_implementation": "sdpa, eager or flash_attention_2",
+    "compile": "compile the model: minutes at first, once per batch size, faster after that",
     "local_files_only": "never go to the network",
     "cache_dir": "folder of downloads, instead of the Hub's own cache",
 }

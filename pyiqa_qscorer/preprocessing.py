@@ -41,7 +41,12 @@ def pixels_from_pil(image: Image.Image, size: int = IMAGE_SIZE) -> torch.Tensor:
     Takes every mode that `open_image` takes and raises its `ImageError`. Every image size works,
     1x1 and 3x3 included, for which the published code mistakes rows for channels.
     """
-    return _normalise(_resize_with_pillow(open_image(image), size))
+    return normalise(levels_from_pil(image, size))
+
+
+def levels_from_pil(image: Image.Image, size: int = IMAGE_SIZE) -> torch.Tensor:
+    """The same before normalisation: levels 0..255, uint8 (3, size, size)."""
+    return _resize_with_pillow(open_image(image), size)
 
 
 def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE, exact: bool = True) -> torch.Tensor:
@@ -74,7 +79,19 @@ def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE, exact: bool
         levels = torch.stack([_resize_with_pillow(_to_pil(image), size) for image in images])
     else:
         levels = _resize_with_matrices(images, size, exact)
-    return _normalise(levels, exact)
+    return normalise(levels, exact)
+
+
+def levels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Tensor:
+    """As `pixels_from_tensor` before normalisation: uint8 (B, 3, size, size), without gradient.
+
+    Values must be finite: see `values_in_range`.
+    """
+    check_images(images)
+    images = images.detach().expand(-1, 3, -1, -1)
+    if images.device.type in ("cpu", "mps"):
+        return torch.stack([_resize_with_pillow(_to_pil(image), size) for image in images.cpu()])
+    return _resize_with_matrices(images, size).to(torch.uint8)
 
 
 def check_images(images: torch.Tensor) -> None:
@@ -114,8 +131,8 @@ def values_in_range(images: torch.Tensor, tolerance: float = 1e-6) -> torch.Tens
     return (low >= -tolerance) & (high <= 1 + tolerance)  # NaN is neither
 
 
-def _normalise(levels: torch.Tensor, exact: bool = True) -> torch.Tensor:
-    """Levels 0..255 (..., 3, S, S) -> float32; scaled in float64, normalised in float32."""
+def normalise(levels: torch.Tensor, exact: bool = True) -> torch.Tensor:
+    """Levels 0..255 (..., 3, S, S) -> float32 pixel values; scaled in float64, normalised in float32."""
     mean, std, _ = _constants(levels.device)
     scaled = levels.double() * (1 / 255)
     return ((scaled.float() if exact else scaled) - mean) / std

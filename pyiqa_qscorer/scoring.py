@@ -1,8 +1,9 @@
 """`Scorer`: images of any kind and size in, scores out.
 
-Decoding and resizing run in threads ahead of the model (Pillow releases the GIL), so that the
-device does not wait for files. Images are read lazily, results come in input order, and at most
-`3 * batch_size + workers` images are held at a time, however long the input.
+Decoding and resizing run in threads ahead of the model (Pillow releases the GIL), and one more
+thread brings the next batch to the device while the model works on this one, so that the device
+waits neither for files nor for copies. Images are read lazily, results come in input order, and at
+most `3 * batch_size + workers` images are held at a time, however long the input.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
@@ -24,6 +26,7 @@ from PIL import Image
 from pyiqa_qscorer import image_files, preprocessing
 from pyiqa_qscorer.errors import ImageError, QScorerError
 from pyiqa_qscorer.names import DEFAULT_METRIC
+from pyiqa_qscorer.staging import PreparedImage, StagedBatch, Stager
 
 if TYPE_CHECKING:
     from pyiqa_qscorer.metric import QScorer
@@ -77,17 +80,6 @@ class FailedImagesError(ImageError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.scores, self.failures)
-
-
-@dataclass(frozen=True)
-class _Prepared:
-    """An image on its way to the model: pixel values (3, S, S), or why there are none."""
-
-    source: str
-    pixels: torch.Tensor | None = None
-    error: str | None = None
-    width: int | None = None
-    height: int | None = None
 
 
 class Scorer:
@@ -175,34 +167,45 @@ class Scorer:
         return self._score_iter(iter(images))
 
     def _score_iter(self, images: Iterator[ImageLike]) -> Iterator[ScoredImage]:
-        pool = ThreadPoolExecutor(self.workers, thread_name_prefix="qscorer-decode")
-        pending: deque[Future[_Prepared]] = deque()
+        decoders = ThreadPoolExecutor(self.workers, thread_name_prefix="qscorer-decode")
+        staging = ThreadPoolExecutor(1, thread_name_prefix="qscorer-stage")
+        stager = Stager(self.device)
+        pending: deque[Future[PreparedImage]] = deque()
+        batches: deque[Future[StagedBatch]] = deque()  # this one and the next
+        staged = 0  # images in `batches`
         input_error: Exception | None = None
         index = 0
         try:
             while True:
-                # Filled up before scoring: the pool prepares the next batch during this one.
-                room = 2 * self.batch_size + self.workers - len(pending)
+                # Filled up before scoring: the threads prepare the next batch during this one.
+                room = 2 * self.batch_size + self.workers - len(pending) - staged
                 try:
                     for image in islice(images, room if input_error is None else 0):
-                        pending.append(pool.submit(self._prepare, image))
+                        pending.append(decoders.submit(self._prepare, image))
                 except Exception as error:  # of the caller's iterable; raised below
                     input_error = error
-                if not pending:
+                while pending and len(batches) < 2:
+                    taken = [pending.popleft() for _ in range(min(self.batch_size, len(pending)))]
+                    batches.append(staging.submit(stager.stage, taken))
+                    staged += len(taken)
+                if not batches:
                     break
-                count = min(self.batch_size, len(pending))
-                batch = [pending.popleft().result() for _ in range(count)]
-                scores = iter(self._score_batch([item for item in batch if item.error is None]))
-                for item in batch:
+                with self._advice_on_memory():
+                    batch = batches.popleft().result()
+                    scores = iter(self._score_batch(batch))
+                staged -= len(batch.images)
+                for item in batch.images:
                     yield _result(index, item, item.error or next(scores))
                     index += 1
             if input_error is not None:
                 raise input_error
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            # The decoders last: a batch on its way needs its images.
+            staging.shutdown(wait=True, cancel_futures=True)
+            decoders.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, image: ImageLike) -> _Prepared:
-        """Pixel values of one image; runs in a thread of the pool."""
+    def _prepare(self, image: ImageLike) -> PreparedImage:
+        """Levels of one image; runs in a thread of its own."""
         source = describe(image)
         try:
             with torch.no_grad():
@@ -210,11 +213,11 @@ class Scorer:
                     return self._prepare_tensor(source, image)
                 return self._prepare_picture(source, image)
         except ImageError as error:
-            return _Prepared(source, error=_reason(error, source))
+            return PreparedImage(source, error=_reason(error, source))
         except MemoryError:
-            return _Prepared(source, error="not enough memory to decode this image")
+            return PreparedImage(source, error="not enough memory to decode this image")
 
-    def _prepare_tensor(self, source: str, image: torch.Tensor) -> _Prepared:
+    def _prepare_tensor(self, source: str, image: torch.Tensor) -> PreparedImage:
         if image.ndim != 3:
             raise ImageError(f"a tensor must have shape (3 or 1, H, W), not {tuple(image.shape)}")
         batch = image.detach().unsqueeze(0)
@@ -225,10 +228,10 @@ class Scorer:
                 f"values must be finite and in [0, 1], but go from {low:g} to {high:g}; "
                 "divide by 255 if they are 8-bit values"
             )
-        pixels = preprocessing.pixels_from_tensor(batch, self.metric.image_size)[0]
-        return _Prepared(source, pixels, width=image.shape[2], height=image.shape[1])
+        levels = preprocessing.levels_from_tensor(batch, self.metric.image_size)[0]
+        return PreparedImage(source, levels, width=image.shape[2], height=image.shape[1])
 
-    def _prepare_picture(self, source: str, image: object) -> _Prepared:
+    def _prepare_picture(self, source: str, image: object) -> PreparedImage:
         if isinstance(image, np.ndarray):
             image = image_from_array(image)
         if isinstance(image, Image.Image):
@@ -241,29 +244,45 @@ class Scorer:
                 f"an image cannot be a {type(image).__name__}: give a path, bytes, a PIL image, "
                 "a tensor (3, H, W) in [0, 1] or a uint8 array (H, W, 3)"
             )
-        pixels = preprocessing.pixels_from_pil(picture, self.metric.image_size)
-        return _Prepared(source, pixels, width=picture.width, height=picture.height)
+        levels = preprocessing.levels_from_pil(picture, self.metric.image_size)
+        return PreparedImage(source, levels, width=picture.width, height=picture.height)
 
-    def _score_batch(self, batch: list[_Prepared]) -> list[float | str]:
-        """Score, or why there is none, of at most `batch_size` prepared images."""
-        if not batch:
+    def _score_batch(self, batch: StagedBatch) -> list[float | str]:
+        """Score of every image without an error, or why there is none."""
+        pixels = batch.wait()
+        if pixels is None:
             return []
-        pixels = [item.pixels.to(self.device) for item in batch if item.pixels is not None]
+        sources = [image.source for image in batch.images if image.error is None]
         try:
-            # Not inference_mode: what the metric caches may be needed by a loss later.
-            with torch.no_grad():
-                scores: list[float] = self.metric.score_pixels(torch.stack(pixels)).tolist()
+            scores = self._scores_of(pixels)
+        except QScorerError as error:
+            # The metric refuses a batch with a score that is not finite. Its neighbours have one.
+            if len(sources) == 1:
+                return [_reason(error, sources[0])]
+            scores = [self._score_or_reason(pixels[row : row + 1], source) for row, source in enumerate(sources)]
+        return [f"the model's score is {s}" if isinstance(s, float) and not math.isfinite(s) else s for s in scores]
+
+    def _score_or_reason(self, pixels: torch.Tensor, source: str) -> float | str:
+        try:
+            return self._scores_of(pixels)[0]
+        except QScorerError as error:
+            return _reason(error, source)
+
+    def _scores_of(self, pixels: torch.Tensor) -> list[float | str]:
+        # Not inference_mode: what the metric caches may be needed by a loss later.
+        with torch.no_grad():
+            scores: list[float | str] = self.metric.score_pixels(pixels).tolist()
+        return scores
+
+    @contextmanager
+    def _advice_on_memory(self) -> Iterator[None]:
+        try:
+            yield
         except torch.cuda.OutOfMemoryError as error:
             advice = f"lower batch_size (now {self.batch_size})"
             if self.batch_size == 1:
                 advice = "batch_size is 1 already: use a smaller dtype or another device"
-            raise QScorerError(f"CUDA ran out of memory with a batch of {len(pixels)} images: {advice}") from error
-        except QScorerError as error:
-            # The metric refuses a batch with a score that is not finite. Its neighbours have one.
-            if len(batch) == 1:
-                return [_reason(error, batch[0].source)]
-            return [result for item in batch for result in self._score_batch([item])]
-        return [score if math.isfinite(score) else f"the model's score is {score}" for score in scores]
+            raise QScorerError(f"CUDA ran out of memory with a batch of {self.batch_size} images: {advice}") from error
 
 
 def build_metric(name: str, options: dict[str, Any], device: torch.device) -> QScorer:
@@ -322,7 +341,7 @@ def describe(image: object) -> str:
     return f"<{type(image).__name__}>"
 
 
-def _result(index: int, item: _Prepared, result: float | str) -> ScoredImage:
+def _result(index: int, item: PreparedImage, result: float | str) -> ScoredImage:
     if isinstance(result, str):
         return ScoredImage(index, item.source, None, result, item.width, item.height)
     score = float(str(np.float32(result)))  # the shortest decimal: 3.302386, not 3.30238604545593

@@ -18,7 +18,8 @@ LAYERS = [
     {"image_files", "preprocessing", "prompt", "labels"},
     {"model"},
     {"checkpoints"},
-    {"metric", "scoring", "score_files", "score_table", "quality_loss"} | {"training", "evaluation", "analysis"},
+    {"metric", "scoring", "staging", "score_files", "score_table", "quality_loss"}
+    | {"training", "evaluation", "analysis"},
     {"cli", "cli_errors", "cli_output", "doctor", "plugin"},
 ]
 """Top-level modules from bottom to top: each may import its own layer and those before."""

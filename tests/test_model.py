@@ -109,10 +109,12 @@ def test_golden_images_where_the_blank_is_chosen_and_one_pass_is_enough() -> Non
     model, golden = build("T"), tensors("model_T/golden")
     model.lm_head.weight.data[BLANK] = golden["space_row.lm_head_row_29871"].float()
     passes = []
-    model.model.norm.register_forward_hook(lambda module, inputs, output: passes.append(output.shape[1]))
+    model.model.layers[0].register_forward_hook(lambda module, inputs, output: passes.append(tuple(output.shape[:2])))
     output = golden_score(model)
     assert set(output.first_token.tolist()) == {BLANK}
-    assert passes == [93]
+    assert passes == [(1, 15), (11, 78)]  # the prefix once, the rest for every image
+    golden_score(model)
+    assert passes[2:] == [(11, 78)]
     check_score(model, output, golden, "space_row.batch")
 
 

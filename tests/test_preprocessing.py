@@ -306,7 +306,7 @@ def test_a_matrix_cached_in_inference_mode_still_trains() -> None:
     preprocessing._build_constants.cache_clear()
     images = torch.rand(1, 3, 9, 7)
     with torch.inference_mode():
-        preprocessing._normalise(preprocessing._resize_with_matrices(images, 12))
+        preprocessing.normalise(preprocessing._resize_with_matrices(images, 12))
     images.requires_grad_()
     pixels_from_tensor(images, 12).sum().backward()
     assert images.grad is not None and images.grad.abs().sum() > 0

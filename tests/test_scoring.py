@@ -23,9 +23,11 @@ from PIL import Image
 
 from pyiqa_qscorer import scoring
 from pyiqa_qscorer.errors import ImageError, QScorerError
+from pyiqa_qscorer.preprocessing import pixels_from_pil
 from pyiqa_qscorer.score_files import InputError, file_key, find_images, score_files
 from pyiqa_qscorer.score_table import COLUMNS, OutputError, ScoreTable
 from pyiqa_qscorer.scoring import FailedImagesError, Scorer
+from pyiqa_qscorer.staging import Stager
 
 
 def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:
@@ -157,6 +159,38 @@ def test_scoring_leaves_gradients_as_they_are(scorer: Scorer) -> None:
     for _ in scorer.score_iter([image] * 5):
         assert torch.is_grad_enabled()
     assert image.grad is None
+
+
+def test_the_model_gets_the_pixels_of_pillow_to_the_bit(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [picture(seed, 20 + 9 * seed, 40) for seed in range(7)]
+    seen: list[torch.Tensor] = []
+    score = scorer.metric.score_pixels
+    monkeypatch.setattr(scorer.metric, "score_pixels", lambda pixels: (seen.append(pixels), score(pixels))[1])
+    scorer.score([as_tensor(image) if seed % 2 else image for seed, image in enumerate(images)])
+    expected = torch.stack([pixels_from_pil(image, 56) for image in images])
+    assert torch.equal(torch.cat(seen), expected)
+
+
+def test_the_next_batch_is_brought_while_the_model_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    staged, waits = threading.Semaphore(0), []
+    stage = Stager.stage
+
+    def counted(self: Stager, prepared: object) -> object:
+        batch = stage(self, prepared)
+        staged.release()
+        return batch
+
+    class Waiting(FakeMetric):
+        def score_pixels(self, pixel_values: torch.Tensor) -> torch.Tensor:
+            # Its own batch and, but for the last, the next.
+            count = 2 if not self.batches else 1 if len(self.batches) < 2 else 0
+            waits.append(all(staged.acquire(timeout=20) for _ in range(count)))
+            return super().score_pixels(pixel_values)
+
+    monkeypatch.setattr(Stager, "stage", counted)
+    metric = Waiting()
+    assert len(Scorer(metric, batch_size=2, workers=1).score([picture(seed) for seed in range(6)])) == 6
+    assert metric.batches == [2, 2, 2] and waits == [True, True, True]
 
 
 # --- images that cannot be scored ---------------------------------------------------------------------------------

@@ -59,6 +59,25 @@ def attend(module: AttentionModule, query: Tensor, key: Tensor, value: Tensor, a
     return output.reshape(*output.shape[:2], -1)
 
 
+KERNELS_FOR_LAST = ("eager", "sdpa", "flash_attention_2")  # those that `mask_of_last` knows
+
+
+def mask_of_last(mask: Any, last: int, keys: int, implementation: str, device: torch.device) -> Any:
+    """The causal mask of all tokens, as transformers makes it for a kernel, reduced to the last tokens.
+
+    Args:
+        mask: (B or 1, 1, T, keys), or None where the kernel does without.
+        last: number of tokens, at the end, that ask.
+        keys: number of tokens that are asked.
+    """
+    if isinstance(mask, Tensor) and mask.ndim == 4:
+        return mask[:, :, -last:]
+    if mask is None and implementation == "sdpa":
+        # PyTorch's own causal flag takes the first tokens for those that ask.
+        return torch.ones(last, keys, dtype=torch.bool, device=device).tril(keys - last)[None, None]
+    return mask  # flash attention: lines up the ends by itself
+
+
 def split_heads(states: Tensor, heads: int) -> Tensor:
     """(B, T, width) -> (B, heads, T, width / heads), contiguous split as published."""
     return states.unflatten(-1, (heads, -1)).transpose(1, 2)

@@ -16,6 +16,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ..preprocessing import MEAN, STD
 from .config import QScorerVisionConfig
+from .linear import apply_linear
 
 SMALLEST_VARIANCE = 1e-6  # keeps the gradient of the standard deviation finite in flat cells
 
@@ -66,7 +67,8 @@ class FeatureEncoder(nn.Module):
         """Tokens of normalised pixels (B, 3, S, S), or of their `statistics` (B, 1 + cells, channels)."""
         statistics = pixel_values if pixel_values.ndim == 3 else self.statistics(pixel_values)
         values = self.standardise(statistics)
-        tokens = torch.cat([self.cls_projection(values[:, :1]), self.patch_projection(values[:, 1:])], dim=1)
+        cls_token = apply_linear(self.cls_projection, values[:, :1])
+        tokens = torch.cat([cls_token, apply_linear(self.patch_projection, values[:, 1:])], dim=1)
         return self.post_layernorm(tokens)
 
     def statistics(self, pixel_values: Tensor) -> Tensor:

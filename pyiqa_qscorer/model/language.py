@@ -15,8 +15,9 @@ from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from .attention import attend, split_heads
+from .attention import KERNELS_FOR_LAST, attend, mask_of_last, split_heads
 from .config import QScorerConfig
+from .linear import apply_linear
 from .multiway import Multiway, VisualSpan
 
 
@@ -77,13 +78,18 @@ class DecoderAttention(nn.Module):
         rotary: Tensor,
         attention_mask: Tensor | None,
         cache: Cache | None,
+        last: int | None = None,
     ) -> Tensor:
-        query = rotate(split_heads(self.q_proj(hidden_states), self.heads), rotary)
+        """(B, T, width) -> (B, T, width), or (B, last, width): attention of the last tokens to all."""
+        asking, asking_rotary = hidden_states, rotary
+        if last is not None:
+            asking, asking_rotary = hidden_states[:, -last:], rotary[..., -last:, :]
+        query = rotate(split_heads(apply_linear(self.q_proj, asking), self.heads), asking_rotary)
         key = rotate(split_heads(self.k_proj(hidden_states, visual), self.heads), rotary)
         value = split_heads(self.v_proj(hidden_states, visual), self.heads)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        return self.o_proj(attend(self, query, key, value, attention_mask))
+        return apply_linear(self.o_proj, attend(self, query, key, value, attention_mask))
 
 
 class DecoderMLP(nn.Module):
@@ -94,7 +100,8 @@ class DecoderMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return self.down_proj(silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states))
+        gated = silu(apply_linear(self.gate_proj, hidden_states)) * apply_linear(self.up_proj, hidden_states)
+        return apply_linear(self.down_proj, gated)
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -113,9 +120,13 @@ class DecoderLayer(GradientCheckpointingLayer):
         rotary: Tensor,
         attention_mask: Tensor | None,
         cache: Cache | None,
+        last: int | None = None,
     ) -> Tensor:
         normed = self.input_layernorm(hidden_states, visual)
-        attended = self.self_attn(normed, visual, rotary, attention_mask, cache)
+        attended = self.self_attn(normed, visual, rotary, attention_mask, cache, last)
+        if last is not None:
+            visual = visual.from_column(hidden_states.shape[1] - last)
+            hidden_states = hidden_states[:, -last:]
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states, visual))
 
@@ -136,6 +147,7 @@ class Decoder(nn.Module):
         visual: VisualSpan,
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
+        last: int | None = None,
     ) -> Tensor:
         """Run the decoder over (B, T, width) embeddings, causally.
 
@@ -144,9 +156,10 @@ class Decoder(nn.Module):
             attention_mask: (B, cached + T), True or 1 where a token counts; None: every token counts.
                 Masked tokens take no position, so rows may be padded on either side.
             cache: keys and values of the tokens before; grows by T.
+            last: number of states that are wanted, from the end; None: all. The last layer computes no others.
 
         Returns:
-            (B, T, width) hidden states after the final norm.
+            (B, T, width) or (B, last, width) hidden states after the final norm.
         """
         cached = 0 if cache is None else cache.get_seq_length()
         length = embeddings.shape[1]
@@ -163,6 +176,12 @@ class Decoder(nn.Module):
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         rotary = rotary_tables(positions, head_dim, self.config.rope_base, embeddings.dtype)
         hidden_states = embeddings
-        for layer in self.layers:
+        *all_but_last, last_layer = self.layers
+        for layer in all_but_last:
             hidden_states = layer(hidden_states, visual, rotary, mask, cache)
-        return self.norm(hidden_states)
+        kernel = self.config._attn_implementation
+        if last is not None and last < length and kernel in KERNELS_FOR_LAST:
+            mask = mask_of_last(mask, last, cached + length, kernel, embeddings.device)
+            return self.norm(last_layer(hidden_states, visual, rotary, mask, cache, last))
+        hidden_states = self.norm(last_layer(hidden_states, visual, rotary, mask, cache))
+        return hidden_states if last is None else hidden_states[:, -last:]

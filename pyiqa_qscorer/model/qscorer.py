@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,12 +14,14 @@ from transformers import initialization as init
 from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
-from ..preprocessing import straight_through
 from .abstractor import CrossAttention, VisualAbstractor
 from .config import QScorerConfig, QScorerVisionConfig
 from .language import Decoder, RMSNorm
+from .linear import apply_linear
 from .multiway import NO_VISUAL, VisualSpan
+from .prefix import PrefixCache
 from .regressor import HyperRegressor, ScoreRegressor
+from .steps import Steps
 from .vision import VisionEmbeddings, VisionEncoder
 
 if TYPE_CHECKING:
@@ -146,7 +149,13 @@ class QScorerForScoring(QScorerPreTrainedModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         regressor = HyperRegressor if config.regressor == "hyper" else ScoreRegressor
         self.deepmlp = regressor(config.hidden_size, config.regressor_hidden_sizes)
+        self.steps = Steps()
+        self.prefix_cache = PrefixCache()
         self.post_init()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QScorerForScoring:
+        self.prefix_cache.clear()  # it would keep the memory of the old weights
+        return super()._apply(fn, recurse)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
@@ -195,7 +204,7 @@ class QScorerForScoring(QScorerPreTrainedModel):
             seen = attention_mask.new_ones(attention_mask.shape[0], visual_tokens.shape[1])
             attention_mask = torch.cat([attention_mask[:, :column], seen, attention_mask[:, column + 1 :]], dim=1)
         hidden_states = self.model.decode(embeddings, span, attention_mask)
-        logits = self.lm_head(hidden_states)
+        logits = apply_linear(self.lm_head, hidden_states)
         output = QScorerOutput(logits=logits, last_hidden_state=hidden_states, visual_span=span)
         if labels is not None:
             ignored = labels.new_full((labels.shape[0], visual_tokens.shape[1]), IGNORED_LABEL)
@@ -220,71 +229,83 @@ class QScorerForScoring(QScorerPreTrainedModel):
         Greedy decoding chooses a first token t1 after the prompt; the hidden state at t1 feeds the regressor. A
         trained model chooses the blank before the score token, so the blank is appended and both steps share one
         pass. The pass itself tells t1 (causal attention: the states before the blank do not see it); rows where t1 is
-        another token take the second step with that token, through the cache. With gradients enabled there is no
-        cache, which gradient checkpointing would fill again when it recomputes a layer: the gradient of a second step
-        is that of a second full pass, its value still that of the cached one, to the bit.
+        another token take the second step with that token. What is asked of the device waits for all of the one pass,
+        so that it never runs dry in between. The prefix comes from a cache where `PrefixCache` allows it.
 
         Args:
             pixel_values: (B, 3, S, S) normalised pixels.
             prefix_ids, suffix_ids: prompt before and after the image.
             space_id: id of the blank that stands before a score token.
         """
-        visual_tokens = self.model.encode_images(pixel_values)
+        prompt = (tuple(prefix_ids), tuple(suffix_ids))
+        visual_tokens = self.steps.encode(self.model, pixel_values)
         if self.config.formulation != "score_token":
-            at_end = self._read(prefix_ids, visual_tokens, suffix_ids)[:, -1]
-            logits = self.lm_head(at_end)
+            at_end = self._read(visual_tokens, *prompt, wanted=1)[:, 0]
+            logits = apply_linear(self.lm_head, at_end)
             score = expected_level(logits[:, self.config.level_token_ids])
+            if self._prefix_is_stale():
+                return self.score(pixel_values, prefix_ids, suffix_ids, space_id)
             return ScoreOutput(score, logits.argmax(dim=-1), logits, at_end)
-        return self._two_steps(visual_tokens, prefix_ids, suffix_ids, space_id)
-
-    def _two_steps(
-        self, visual_tokens: Tensor, prefix_ids: Sequence[int], suffix_ids: Sequence[int], space_id: int
-    ) -> ScoreOutput:
-        cache = None if torch.is_grad_enabled() else DynamicCache()
-        hidden_states = self._read(prefix_ids, visual_tokens, [*suffix_ids, space_id], cache)
-        first_logits = self.lm_head(hidden_states[:, -2])
+        blank = visual_tokens.new_full((len(visual_tokens),), space_id, dtype=torch.long)
+        at_end, at_first_token = self._read(visual_tokens, *prompt, wanted=2, last=blank).unbind(dim=1)
+        first_logits = apply_linear(self.lm_head, at_end)
         first_token = first_logits.argmax(dim=-1)
-        at_first_token = hidden_states[:, -1]
-        rows = (first_token != space_id).nonzero().squeeze(-1)
-        if len(rows):
-            token = first_token[rows]
-            if cache is None:
-                with torch.no_grad():
-                    exact = self._two_steps(visual_tokens, prefix_ids, suffix_ids, space_id).hidden_state[rows]
-                second = self._read(prefix_ids, visual_tokens[rows], suffix_ids, last=token)[:, -1]
-                second = straight_through(exact, second)
-            else:
-                cache.batch_select_indices(rows)
-                cache.crop(-1)
-                second = self.model.decode(self.model.embed_tokens(token)[:, None], NO_VISUAL, cache=cache)[:, -1]
+        raw_score = self.deepmlp(at_first_token, visual_tokens)
+        other = first_token != blank
+        if self._prefix_is_stale():
+            return self.score(pixel_values, prefix_ids, suffix_ids, space_id)
+        if bool(other.any()):
+            rows = other.nonzero().squeeze(-1)
+            second = self._read(visual_tokens[rows], *prompt, wanted=1, last=first_token[rows])[:, 0]
             at_first_token = at_first_token.index_put((rows,), second)
-        return ScoreOutput(
-            raw_score=self.deepmlp(at_first_token, visual_tokens),
-            first_token=first_token,
-            first_logits=first_logits,
-            hidden_state=at_first_token,
-        )
+            raw_score = self.deepmlp(at_first_token, visual_tokens)
+        return ScoreOutput(raw_score, first_token, first_logits, hidden_state=at_first_token)
+
+    def _prefix_is_stale(self) -> bool:
+        """Whether weights were changed behind the back of the prefix cache, which is empty then."""
+        changed = self.prefix_cache.changed()
+        if changed is None or not bool(changed):
+            return False
+        self.prefix_cache.clear()
+        return True
 
     def _read(
         self,
-        prefix_ids: Sequence[int],
         visual_tokens: Tensor,
-        suffix_ids: Sequence[int],
-        cache: DynamicCache | None = None,
+        prefix_ids: tuple[int, ...],
+        suffix_ids: tuple[int, ...],
+        wanted: int,
         last: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, P + V + S, width) of prompt and image; one more with `last`, (B,) ids of a token after."""
+        """Hidden states (B, wanted, width) at the end of prompt and image, and of the tokens `last` (B,) after it."""
         batch = visual_tokens.shape[0]
-        parts = [self._embed_text(prefix_ids, batch), visual_tokens, self._embed_text(suffix_ids, batch)]
+        prefix = self.prefix_cache.get(
+            prefix_ids, (self.model.embed_tokens, self.model.layers), lambda: self._read_prefix(prefix_ids)
+        )
+        parts = [visual_tokens, self._embed_text(suffix_ids, batch)]
         if last is not None:
             parts.append(self.model.embed_tokens(last)[:, None])
-        embeddings = torch.cat(parts, dim=1)
-        span = VisualSpan(len(prefix_ids), len(prefix_ids) + visual_tokens.shape[1])
-        return self.model.decode(embeddings, span, cache=cache)
+        before = 0 if prefix is not None else len(prefix_ids)
+        if before:
+            parts.insert(0, self._embed_text(prefix_ids, batch))
+        span = VisualSpan(before, before + visual_tokens.shape[1])
+        return self.steps.decode(self.model, torch.cat(parts, dim=1), span, prefix, wanted)
 
-    def _embed_text(self, ids: Sequence[int], batch: int) -> Tensor:
-        tokens = torch.tensor([ids], dtype=torch.long, device=self.model.embed_tokens.weight.device)
+    def _read_prefix(self, ids: tuple[int, ...]) -> DynamicCache:
+        cache = DynamicCache()
+        self.model.decode(self._embed_text(ids, 1), NO_VISUAL, cache=cache)
+        return cache
+
+    def _embed_text(self, ids: tuple[int, ...], batch: int) -> Tensor:
+        tokens = _ids_on(ids, self.model.embed_tokens.weight.device)
         return self.model.embed_tokens(tokens).expand(batch, -1, -1)
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def _ids_on(ids: tuple[int, ...], device: torch.device) -> Tensor:
+    """Token ids (1, T) on a device, where they stay: copying them there would wait for all work in progress."""
+    return torch.tensor([ids], dtype=torch.long, device=device)
 
 
 def quality_positions(labels: Tensor, quality_token_ids: Sequence[int]) -> tuple[Tensor, Tensor]:

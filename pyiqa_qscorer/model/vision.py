@@ -8,6 +8,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import LayerStack, attend
 from .config import QScorerVisionConfig
+from .linear import apply_linear
 
 
 class VisionEmbeddings(nn.Module):
@@ -41,9 +42,9 @@ class VisionAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         # Rows are grouped by head (q, k, v of head 0, then of head 1, ...), not [all q; all k; all v].
-        mixed = self.query_key_value(hidden_states).unflatten(-1, (self.heads, 3, -1))
+        mixed = apply_linear(self.query_key_value, hidden_states).unflatten(-1, (self.heads, 3, -1))
         query, key, value = mixed.permute(3, 0, 2, 1, 4)
-        return self.dense(attend(self, query, key, value, None))
+        return apply_linear(self.dense, attend(self, query, key, value, None))
 
 
 class VisionMLP(nn.Module):
@@ -53,8 +54,15 @@ class VisionMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        inner = self.fc1(hidden_states)
-        return self.fc2(inner * torch.sigmoid(1.702 * inner))  # quick-GELU
+        return apply_linear(self.fc2, quick_gelu(apply_linear(self.fc1, hidden_states)))
+
+
+def quick_gelu(states: Tensor) -> Tensor:
+    """x * sigmoid(1.702 x)."""
+    if torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return states * torch.sigmoid(1.702 * states)
+    # In place: on the CPU fresh memory for tensors of this size costs more than the arithmetic.
+    return (1.702 * states).sigmoid_().mul_(states)
 
 
 class VisionLayer(GradientCheckpointingLayer):

@@ -1,0 +1,402 @@
+"""What makes scoring fast changes no score: each saving against the plain way; when the prefix cache must not be used.
+
+The plain way is the published procedure as `benchmarks/published_procedure.py` has it: two full passes, no cache.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import pickle
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from golden_data import build, check_scores, pixel_values, small_inputs, table, tensors
+from peft import LoraConfig, PeftModel, get_peft_model
+from tiny_checkpoint import own_folder
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from pyiqa_qscorer.checkpoints import load_folder
+from pyiqa_qscorer.metric import QScorer
+from pyiqa_qscorer.model import QScorerForScoring
+from pyiqa_qscorer.model.attention import KERNELS_FOR_LAST
+from pyiqa_qscorer.model.linear import apply_linear, onednn_linear
+from pyiqa_qscorer.model.multiway import NO_VISUAL, VisualSpan
+from pyiqa_qscorer.model.qscorer import IMAGE_TOKEN_ID
+from pyiqa_qscorer.model.vision import quick_gelu
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from published_procedure import PublishedProcedure
+
+BLANK = 139  # what model S chooses for half of its images, see test_model.py
+# Model S multiplies rounding errors by a thousand, so in float64, where only a difference of method is left to see.
+EXACT = {"atol": 1e-9, "rtol": 1e-9}
+SINGLE = {
+    "atol": 2e-5,
+    "rtol": 0.0,
+}  # float32, in score units; what the published code differs between PyTorch versions
+# As large as the errors of the types themselves, which both sides have: see the golden scores in half precision.
+HALF = {torch.float16: 0.05, torch.bfloat16: 0.7}
+
+
+def case(dtype: torch.dtype = torch.float64) -> tuple[QScorerForScoring, Tensor, tuple[int, ...], tuple[int, ...]]:
+    ids = small_inputs()[0][0].tolist()
+    column = ids.index(IMAGE_TOKEN_ID)
+    model = build("S", "sdpa", dtype).requires_grad_(False)
+    return model, tensors("model_S/inputs")["pixel_values"].to(dtype), tuple(ids[:column]), tuple(ids[column + 1 :])
+
+
+def scores(model: QScorerForScoring, pixels: Tensor, *prompt: tuple[int, ...]) -> Tensor:
+    with torch.no_grad():
+        return model.score(pixels, *prompt, BLANK).raw_score
+
+
+def without_prefix_cache(model: QScorerForScoring) -> QScorerForScoring:
+    plain = copy.deepcopy(model)
+    plain.prefix_cache.get = lambda *_: None  # type: ignore[method-assign]
+    return plain
+
+
+def prefix_runs(model: QScorerForScoring) -> list[int]:
+    """A list that grows by the length of the prefix whenever that is computed."""
+    runs: list[int] = []
+    compute = model._read_prefix
+    model._read_prefix = lambda ids: (runs.append(len(ids)), compute(ids))[1]  # type: ignore[method-assign]
+    return runs
+
+
+# --- the whole -------------------------------------------------------------------------------------------------------
+
+
+def test_the_plain_way_is_the_published_one() -> None:
+    ids, golden = table("tokenizer/tokenizer")["prompt_ids"], tensors("model_T/golden")
+    column = ids.index(IMAGE_TOKEN_ID)
+    raw, tokens = PublishedProcedure(build("T")).score(pixel_values()[:2], ids[:column], ids[column + 1 :])
+    check_scores(raw, golden["batch.raw"][:2], "raw")
+    assert tokens.tolist() == golden["batch.tok1"][:2].tolist()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 6])
+def test_scores_are_those_of_the_plain_way(rows: int) -> None:
+    model, pixels, *prompt = case()
+    raw, tokens = PublishedProcedure(model).score(pixels[:rows], *prompt)
+    for _ in range(2):  # with an empty and with a filled cache
+        with torch.no_grad():
+            output = model.score(pixels[:rows], *prompt, BLANK)
+        torch.testing.assert_close(output.raw_score, raw, **EXACT)
+        assert output.first_token.tolist() == tokens.tolist()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, *HALF])
+def test_scores_of_a_whole_model_are_those_of_the_plain_way(dtype: torch.dtype) -> None:
+    ids = table("tokenizer/tokenizer")["prompt_ids"]
+    column = ids.index(IMAGE_TOKEN_ID)
+    model, prompt = build("T", "sdpa", dtype), (tuple(ids[:column]), tuple(ids[column + 1 :]))
+    raw, tokens = PublishedProcedure(model).score(pixel_values()[:3], *prompt)
+    with torch.no_grad():
+        output = model.score(pixel_values()[:3], *prompt, 29871)
+    same = output.first_token == tokens
+    assert same.sum() >= (3 if dtype is torch.float32 else 2)  # a near tie may fall the other way
+    tolerance = SINGLE if dtype is torch.float32 else {"atol": HALF[dtype], "rtol": 0.0}
+    torch.testing.assert_close(output.raw_score[same], raw[same], **tolerance)
+
+
+def check_compiled(rows: int) -> None:
+    model, pixels, *prompt = case(torch.float32)
+    expected = scores(model, pixels[:rows], *prompt)
+    compiled = copy.deepcopy(model)
+    compiled.steps.compiled = True
+    for _ in range(2):
+        torch.testing.assert_close(scores(compiled, pixels[:rows], *prompt), expected, rtol=0, atol=1e-4)
+    assert set(compiled.steps._functions) == {"encode", "decode"}
+    with torch.no_grad():
+        for changed in (compiled, model):  # weights and prefix are inputs of what was compiled
+            changed.model.layers[0].mlp.down_proj.weight.mul_(1.5)
+    after = scores(model, pixels[:rows], *prompt)
+    assert (after - expected).abs().max() > 1e-3
+    torch.testing.assert_close(scores(compiled, pixels[:rows], *prompt), after, rtol=0, atol=1e-4)
+
+
+def test_traced_scores_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of `compile=True` but the code generator, which takes minutes. Three rows: filled up to four."""
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))
+    check_compiled(3)
+
+
+@pytest.mark.slow
+def test_compiled_scores_are_the_plain_ones() -> None:
+    check_compiled(1)
+
+
+# --- prefix cache ----------------------------------------------------------------------------------------------------
+
+
+def test_the_prefix_is_computed_once() -> None:
+    model, pixels, prefix, suffix = case()
+    runs = prefix_runs(model)
+    first = scores(model, pixels, prefix, suffix)
+    for rows in (1, 3, 6):
+        torch.testing.assert_close(scores(model, pixels[:rows], prefix, suffix), first[:rows], **EXACT)
+    assert runs == [len(prefix)]
+    torch.testing.assert_close(first, scores(without_prefix_cache(model), pixels, prefix, suffix), **EXACT)
+    scores(model, pixels[:1], prefix[:-1], suffix)
+    assert runs == [len(prefix), len(prefix) - 1]
+
+
+def test_a_prompt_may_begin_with_the_image() -> None:
+    model, pixels, _, suffix = case()
+    raw, _ = PublishedProcedure(model).score(pixels, (), suffix)
+    torch.testing.assert_close(scores(model, pixels, (), suffix), raw, **EXACT)
+
+
+def test_a_prompt_may_end_with_the_image() -> None:
+    model, pixels, prefix, _ = case()
+    raw, _ = PublishedProcedure(model).score(pixels, prefix, ())
+    torch.testing.assert_close(scores(model, pixels, prefix, ()), raw, **EXACT)
+
+
+def optimiser_step(model: QScorerForScoring) -> None:
+    weight = model.model.layers[0].mlp.up_proj.weight.requires_grad_()
+    optimiser = torch.optim.AdamW([weight], lr=0.1)
+    weight.grad = torch.ones_like(weight)
+    optimiser.step()
+    weight.requires_grad_(False)
+
+
+def load_state_dict(model: QScorerForScoring, assign: bool = False) -> None:
+    state = {name: tensor * 1.1 for name, tensor in model.state_dict().items()}
+    model.load_state_dict(state, assign=assign)
+    model.requires_grad_(False)
+
+
+def write_to_data(model: QScorerForScoring) -> None:
+    model.model.layers[0].self_attn.v_proj.multiway[0].weight.data += 0.1
+
+
+def merged_adapter(model: QScorerForScoring) -> None:
+    """As peft merges: into `.data`, leaving the same tensors in the same places."""
+    adapted = get_peft_model(model, LoraConfig(r=4, target_modules=r".*\.self_attn\.(q_proj|v_proj\.multiway\.0)"))
+    assert isinstance(adapted, PeftModel)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            nn.init.normal_(parameter.data, std=0.3)
+    merged = adapted.merge_and_unload()
+    assert merged is model
+    model.requires_grad_(False)
+
+
+def other_layer(model: QScorerForScoring) -> None:
+    model.model.layers[0].mlp = copy.deepcopy(model.model.layers[1].mlp)
+
+
+CHANGES: dict[str, Callable[[QScorerForScoring], Any]] = {
+    "in place": lambda model: model.model.layers[0].mlp.down_proj.weight.mul_(1.3),
+    "embedding": lambda model: model.model.embed_tokens.weight.mul_(1.1),
+    "optimiser step": optimiser_step,
+    "load_state_dict": load_state_dict,
+    "load_state_dict, assign": lambda model: load_state_dict(model, assign=True),
+    ".to() and back": lambda model: model.to(torch.bfloat16).to(torch.float64),
+    ".data": write_to_data,
+    "peft merge": merged_adapter,
+    "layer replaced": other_layer,
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+@pytest.mark.parametrize("change", CHANGES)
+def test_changed_weights_are_never_scored_with_an_old_prefix(change: str) -> None:
+    model, pixels, *prompt = case()
+    runs = prefix_runs(model)
+    before = scores(model, pixels, *prompt)
+    with torch.no_grad():
+        CHANGES[change](model)
+    after = scores(model, pixels, *prompt)
+    assert len(runs) == 2
+    fresh = scores(copy.deepcopy(model), pixels, *prompt)
+    assert (fresh - before).abs().max() > 1e-3
+    torch.testing.assert_close(after, fresh, **EXACT)
+
+
+def test_adapters_in_training_are_seen() -> None:
+    """Between two scorings an adapter is trained: no merge, no new tensors, only optimiser steps."""
+    model, pixels, *prompt = case()
+    get_peft_model(model, LoraConfig(r=4, target_modules=r".*\.self_attn\.q_proj"))
+    before = scores(model, pixels, *prompt)
+    factors = [p for name, p in model.named_parameters() if "lora_B" in name]
+    for factor in factors:
+        factor.grad = torch.ones_like(factor)
+    torch.optim.SGD(factors, lr=0.5).step()
+    after = scores(model, pixels, *prompt)
+    assert (after - before).abs().max() > 1e-3
+    torch.testing.assert_close(after, scores(without_prefix_cache(model), pixels, *prompt), **EXACT)
+
+
+def test_no_prefix_cache_where_weights_want_gradients_or_train() -> None:
+    model, pixels, prefix, suffix = case()
+    runs = prefix_runs(model)
+    model.requires_grad_(True)
+    model.score(pixels[:1], prefix, suffix, BLANK).raw_score.sum().backward()
+    gradient = model.model.embed_tokens.weight.grad
+    assert gradient is not None and (gradient[list(prefix)].norm(dim=1) > 0).all()
+    model.train()
+    scores(model, pixels[:1], prefix, suffix)
+    assert runs == []
+
+
+def test_gradients_to_the_image_go_through_the_prefix_cache() -> None:
+    model, pixels, *prompt = case()
+    gradients = []
+    for used in (without_prefix_cache(model), model):
+        scores(model, pixels[:2], *prompt)  # filled without gradients before
+        image = pixels[:2].clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(used.score(image, *prompt, BLANK).raw_score.sum(), image)
+        gradients.append(gradient)
+    assert gradients[0].abs().max() > 1e-3
+    torch.testing.assert_close(gradients[1], gradients[0], **EXACT)
+
+
+def test_a_prefix_of_inference_mode_serves_gradients_later() -> None:
+    model, pixels, *prompt = case()
+    with torch.inference_mode():
+        model.score(pixels[:1], *prompt, BLANK)
+    image = pixels[:1].clone().requires_grad_()
+    model.score(image, *prompt, BLANK).raw_score.sum().backward()
+    assert image.grad is not None and image.grad.abs().max() > 0
+
+
+def test_copies_do_not_share_the_prefix() -> None:
+    model, pixels, *prompt = case()
+    expected = scores(model, pixels, *prompt)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        runs = prefix_runs(other)
+        torch.testing.assert_close(scores(other, pixels, *prompt), expected, **EXACT)
+        assert len(runs) == 1
+
+
+def test_old_weights_are_let_go() -> None:
+    model, pixels, *prompt = case()
+    scores(model, pixels, *prompt)
+    model.to(torch.bfloat16)
+    assert not model.prefix_cache._views and model.prefix_cache._states is None
+
+
+# --- last layer, waiting ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", [name for name in KERNELS_FOR_LAST if name != "flash_attention_2"])
+@pytest.mark.parametrize("last", [1, 2, 5, 12])
+@pytest.mark.parametrize("span", [VisualSpan(2, 8), VisualSpan(8, 12), NO_VISUAL])
+def test_last_states_are_those_of_all(kernel: str, last: int, span: VisualSpan) -> None:
+    model = build("S", kernel, torch.float64)
+    embeddings = torch.randn(2, 12, 32, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    widths: list[int] = []
+    model.model.layers[-1].mlp.register_forward_hook(lambda module, inputs, output: widths.append(output.shape[1]))
+    masked = torch.ones(2, 12, dtype=torch.bool)
+    masked[1, :2] = False
+    with torch.no_grad():
+        for mask in (None, masked):
+            full = model.model.decode(embeddings, span, mask)
+            part = model.model.decode(embeddings, span, mask, last=last)
+            torch.testing.assert_close(part, full[:, -last:], **EXACT)
+    assert widths == [12, last, 12, last]
+
+
+class Watch(TorchDispatchMode):
+    """Names of what makes the CPU wait for a GPU."""
+
+    WAITS = ("nonzero", "_local_scalar_dense", "is_nonzero", "masked_select", "unique")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.waits: list[str] = []
+        self.calls = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.calls += 1
+        if any(name in str(func) for name in self.WAITS):
+            self.waits.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_waits_for_the_device_before_the_score_is_under_way() -> None:
+    model, pixels, *prompt = case()
+    chosen = [row for row in range(6) if row % 2 == 0]  # these choose the blank: no second step
+    scores(model, pixels[chosen], *prompt)
+    until_score: list[list[str]] = []
+    with torch.no_grad(), Watch() as watch:
+        handle = model.deepmlp.register_forward_hook(lambda *_: until_score.append(list(watch.waits)))
+        model.score(pixels[chosen], *prompt, BLANK)
+        handle.remove()
+    assert until_score == [[]] and watch.calls > 50
+    assert len(watch.waits) == 2  # the weights are the same, and so is the blank
+
+
+# --- linear layers on the CPU ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 33, 24), (3, 5, 24), (7, 24)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_onednn_linear_is_linear(shape: tuple[int, ...], bias: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(shape, generator=generator).requires_grad_()
+    weight = torch.randn(16, 24, generator=generator).requires_grad_()
+    offset = torch.randn(16, generator=generator).requires_grad_() if bias else None
+    inputs = [tensor for tensor in (states, weight, offset) if tensor is not None]
+    results = []
+    for linear in (F.linear, onednn_linear):
+        output = linear(states, weight, offset)
+        first = torch.autograd.grad(output.square().sum(), inputs, create_graph=True)
+        second = torch.autograd.grad(first[0].square().sum(), inputs, allow_unused=True)
+        results.append([output, *first, *[tensor for tensor in second if tensor is not None]])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-3)
+
+
+def test_only_plain_linear_layers_are_taken_over() -> None:
+    class Doubling(nn.Linear):
+        def forward(self, input: Tensor) -> Tensor:
+            return 2 * super().forward(input)
+
+    states, layer = torch.randn(2, 3, 4), nn.Linear(4, 5)
+    torch.testing.assert_close(apply_linear(layer, states), layer(states))
+    twice = Doubling(4, 5)
+    torch.testing.assert_close(apply_linear(twice, states), 2 * F.linear(states, twice.weight, twice.bias))
+    layer.register_forward_hook(lambda module, inputs, output: output + 1)
+    torch.testing.assert_close(apply_linear(layer, states), F.linear(states, layer.weight, layer.bias) + 1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert apply_linear(nn.Linear(4, 5), states).dtype is torch.bfloat16
+    assert apply_linear(nn.Linear(4, 5), states[:, :0]).shape == (2, 0, 5)
+
+
+def test_quick_gelu_in_place_is_the_same_to_the_bit() -> None:
+    states = torch.randn(50, 60, generator=torch.Generator().manual_seed(0))
+    kept = states.clone()
+    with torch.no_grad():
+        in_place = quick_gelu(states)
+    assert torch.equal(in_place, quick_gelu(states.requires_grad_()))
+    assert torch.equal(states, kept)
+
+
+# --- loading ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into Linux's table of mapped files")
+def test_weights_of_the_right_type_stay_in_the_mapped_file(tmp_path: Path) -> None:
+    folder = own_folder(tmp_path)
+    model = load_folder(folder, dtype="float32").model
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines() if str(folder) in line]
+    ranges = [tuple(int(end, 16) for end in line[0].split("-")) for line in lines]
+    for name, parameter in model.named_parameters():
+        assert any(start <= parameter.data_ptr() < stop for start, stop in ranges), name
+
+
+def test_compiling_quantised_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="compile must be False with dtype='8bit'"):
+        QScorer(tmp_path, dtype="8bit", compile=True)
