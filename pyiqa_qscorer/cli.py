@@ -184,7 +184,7 @@ def score(
         resolve_metric_options(metric, options)
         if output is None and (resume or overwrite):
             raise InputError("--resume and --overwrite go with --output")
-        table = None if output is None else ScoreTable(output, resume, overwrite)
+        table: ScoreTable[ScoreRow] | None = None if output is None else ScoreTable(output, resume, overwrite)
         found = find_images(inputs)
         if found.repeated:
             say(f"{count(found.repeated, 'image')} named twice: scored once", style="dim")

@@ -68,6 +68,10 @@ class ScoreRow:
     bytes: int | None = None
     modified: str | None = None
 
+    def is_current(self) -> bool:
+        """Whether the image file is still the one that was read."""
+        return (self.bytes, self.modified) == file_stamp(self.path)
+
 
 def find_images(inputs: Iterable[str | os.PathLike[str]]) -> FoundImages:
     """Image files of files, folders and patterns, in the order given.

@@ -11,23 +11,22 @@ change of the image file, are the same. Rows without a score are made again.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, astuple, fields
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO, Generic
 
 from pyiqa_qscorer.errors import QScorerError
-from pyiqa_qscorer.score_files import InputError, ScoreRow, file_key, file_stamp
+from pyiqa_qscorer.row_files import Row, columns_of, read_jsonl, read_rows, write_rows
+from pyiqa_qscorer.score_files import InputError, ScoreRow, file_key
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-COLUMNS = tuple(field.name for field in fields(ScoreRow))
+COLUMNS = columns_of(ScoreRow)
 SECONDS_BETWEEN_SYNCS = 5.0
 
 
@@ -35,7 +34,7 @@ class OutputError(QScorerError):
     """The table cannot be written: disk full, no permission."""
 
 
-class ScoreTable:
+class ScoreTable(Generic[Row]):
     """A table in the making; a context manager.
 
     Creating one changes nothing on disk and raises what can be known to fail, so do it before
@@ -45,6 +44,7 @@ class ScoreTable:
         output: File that ends in .csv, .jsonl or .parquet (which needs pandas and pyarrow).
         resume: Go on from the output and from what an interrupted run left, if they exist.
         overwrite: Start again; the old output stays until the new one is whole.
+        row_type: `ScoreRow`, or a dataclass derived from it with more columns of str, float or int.
 
     Attributes:
         partial: File of the rows of a run that is under way or was interrupted.
@@ -54,10 +54,17 @@ class ScoreTable:
         InputError: An impossible output; or one that exists, without `resume` or `overwrite`.
     """
 
-    def __init__(self, output: str | os.PathLike[str], resume: bool = False, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        output: str | os.PathLike[str],
+        resume: bool = False,
+        overwrite: bool = False,
+        row_type: type[Row] = ScoreRow,  # type: ignore[assignment]
+    ) -> None:
         self.output = Path(output)
         self.partial = self.output.with_name(self.output.name + ".partial.jsonl")
-        self.rows: dict[str, ScoreRow] = {}
+        self.rows: dict[str, Row] = {}
+        self._row_type = row_type
         self._resume = resume
         self._file: BinaryIO | None = None
         self._length = 0
@@ -82,7 +89,7 @@ class ScoreTable:
             if self.output.exists():
                 raise InputError(f"{self.output} exists: --resume adds to it, --overwrite replaces it")
 
-    def open(self, metric: str, identity: str) -> ScoreTable:
+    def open(self, metric: str, identity: str) -> ScoreTable[Row]:
         """Open the partial file and, with `resume`, read the rows of earlier runs.
 
         Raises:
@@ -100,14 +107,13 @@ class ScoreTable:
             except OSError as error:
                 raise OutputError(f"cannot write {self.partial}: {error.strerror}") from error
             if self._resume:
-                suffix = self.output.suffix.lower()
-                earlier = _READERS[suffix](self.output) if self.output.exists() else []
-                for row in earlier + _read_jsonl(self.partial):
+                earlier = read_rows(self.output, self._row_type) if self.output.exists() else []
+                for row in earlier + read_jsonl(self.partial, self._row_type):
                     self._keep(row, metric, identity)
             on_failure.pop_all()
         return self
 
-    def __enter__(self) -> ScoreTable:
+    def __enter__(self) -> ScoreTable[Row]:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -117,7 +123,20 @@ class ScoreTable:
         """The `paths` that no earlier run has scored, or whose file has changed since."""
         return [path for path in paths if not self._is_scored(path)]
 
-    def add(self, row: ScoreRow) -> None:
+    def absorb(self, parts: Iterable[Path], metric: str, identity: str) -> None:
+        """Take over the rows of other JSON-lines tables, also of interrupted runs, and remove those files.
+
+        Raises:
+            InputError: Their rows come from another checkpoint or other options, or are not ours.
+            OutputError: They cannot be written here.
+        """
+        for part in parts:
+            for row in read_jsonl(part, self._row_type):
+                self._check(row, metric, identity)
+                self.add(row)
+            part.unlink()
+
+    def add(self, row: Row) -> None:
         """Write one row; it survives the end of this process, and within seconds a power cut.
 
         Raises:
@@ -153,7 +172,7 @@ class ScoreTable:
         rows += [self.rows[key] for key in keys if key in self.rows]
         temporary = self.output.with_name(f".{self.output.name}.{os.getpid()}.tmp")
         try:
-            _WRITERS[self.output.suffix.lower()](temporary, rows)
+            write_rows(temporary, rows, self._row_type, self.output.suffix.lower())
             with open(temporary, "rb+") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, self.output)
@@ -183,20 +202,21 @@ class ScoreTable:
             "put it right and go on with --resume"
         )
 
-    def _keep(self, row: ScoreRow, metric: str, identity: str) -> None:
+    def _keep(self, row: Row, metric: str, identity: str) -> None:
+        self._check(row, metric, identity)
+        self.rows[file_key(row.path)] = row
+
+    def _check(self, row: Row, metric: str, identity: str) -> None:
         if row.identity != identity:
             raise InputError(
                 f"cannot resume {self.output}: its scores were made by {row.metric} with identity "
                 f"{row.identity}, but this run is {metric} with identity {identity} (another "
                 "checkpoint or other options). Use the same options, another output, or --overwrite"
             )
-        self.rows[file_key(row.path)] = row
 
     def _is_scored(self, path: str) -> bool:
         row = self.rows.get(file_key(path))
-        if row is None or row.score is None:
-            return False
-        return (row.bytes, row.modified) == file_stamp(path)
+        return row is not None and row.score is not None and row.is_current()
 
 
 def _open_alone(path: Path) -> BinaryIO:
@@ -216,95 +236,3 @@ def _open_alone(path: Path) -> BinaryIO:
 def _length_of_whole_lines(path: Path) -> int:
     with open(path, "rb") as file:
         return sum(len(line) for line in file if line.endswith(b"\n"))
-
-
-# --- the three file formats ---------------------------------------------------------------------
-
-
-_TYPES: dict[str, Callable[[Any], Any]] = {
-    "path": str,
-    "score": float,
-    "error": str,
-    "metric": sys.intern,  # one string, not one per row of a long table
-    "identity": sys.intern,
-    "width": int,
-    "height": int,
-    "bytes": int,
-    "modified": str,
-}
-
-
-def _row(cells: dict[Any, Any], path: Path, number: int) -> ScoreRow:
-    try:
-        if set(cells) != set(COLUMNS):
-            raise ValueError(f"its columns are not {', '.join(COLUMNS)}")
-        values: dict[str, Any] = {
-            name: None if cells[name] in ("", None) else kind(cells[name]) for name, kind in _TYPES.items()
-        }
-        if values["path"] is None:
-            raise ValueError("it has no path")
-        return ScoreRow(**values)
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"cannot resume: row {number} of {path} is not of a score table ({error}). "
-            "Choose another output, or --overwrite"
-        ) from error
-
-
-def _read_jsonl(path: Path) -> list[ScoreRow]:
-    rows = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            try:
-                cells = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"cannot resume: line {number} of {path} is not JSON") from error
-            rows.append(_row(cells if isinstance(cells, dict) else {}, path, number))
-    return rows
-
-
-def _read_csv(path: Path) -> list[ScoreRow]:
-    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
-        try:
-            return [_row(cells, path, number) for number, cells in enumerate(csv.DictReader(file), 1)]
-        except csv.Error as error:
-            raise InputError(f"cannot resume: {path} is not a CSV file ({error})") from error
-
-
-def _read_parquet(path: Path) -> list[ScoreRow]:
-    import pandas as pd
-
-    try:
-        frame = pd.read_parquet(path)
-    except ValueError as error:
-        raise InputError(f"cannot resume: {path} is not a parquet file ({error})") from error
-    records = frame.astype(object).where(frame.notna(), None).to_dict("records")
-    return [_row(cells, path, number) for number, cells in enumerate(records, 1)]
-
-
-def _write_jsonl(path: Path, rows: list[ScoreRow]) -> None:
-    with open(path, "w", encoding="ascii") as file:
-        file.writelines(json.dumps(asdict(row)) + "\n" for row in rows)
-
-
-def _write_csv(path: Path, rows: list[ScoreRow]) -> None:
-    # surrogateescape: a file name that is not UTF-8 comes out byte for byte.
-    with open(path, "w", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(COLUMNS)
-        writer.writerows(astuple(row) for row in rows)
-
-
-def _write_parquet(path: Path, rows: list[ScoreRow]) -> None:
-    import pandas as pd
-
-    frame = pd.DataFrame([asdict(row) for row in rows], columns=list(COLUMNS))
-    dtypes = dict.fromkeys(COLUMNS, "string") | {"score": "float64"}
-    dtypes |= dict.fromkeys(("width", "height", "bytes"), "Int64")
-    # Parquet holds UTF-8 only; a byte of a file name that is not becomes \\xNN.
-    frame["path"] = [os.fsencode(row.path).decode("utf-8", "backslashreplace") for row in rows]
-    frame.astype(dtypes).to_parquet(path, index=False)
-
-
-_READERS = {".csv": _read_csv, ".jsonl": _read_jsonl, ".parquet": _read_parquet}
-_WRITERS = {".csv": _write_csv, ".jsonl": _write_jsonl, ".parquet": _write_parquet}

@@ -12,7 +12,6 @@ from typing import Any, cast
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
-from scipy import stats
 from torch import Tensor, nn
 from transformers import (
     EvalPrediction,
@@ -26,6 +25,7 @@ from transformers import (
 )
 
 from ..errors import CheckpointError, QScorerError
+from ..evaluation.correlation import correlations
 from ..model import QScorerConfig, QScorerForScoring
 from ..prompt import PromptTokens
 from .backbone import CachedStatistics
@@ -101,7 +101,7 @@ class QScorerTrainer(Trainer):
         if "loss" in logs and self._parts:
             logs.update({name: torch.stack(parts).float().mean().item() for name, parts in self._parts.items()})
             scores, mos = (torch.cat(kind).cpu().numpy() for kind in zip(*self._scores, strict=True))
-            logs["train_srcc"] = correlations(scores, mos)["srcc"]
+            logs["train_srcc"] = agreement(scores, mos)["srcc"]
             self._parts, self._scores = {}, []
         super().log(logs, *args, **kwargs)
 
@@ -230,23 +230,15 @@ class StopOnSignal(TrainerCallback):
             signal.signal(*self._previous.popitem())
 
 
-def correlations(scores: np.ndarray, mos: np.ndarray) -> dict[str, float]:
-    """SRCC, PLCC, KRCC and RMSE of (N,) scores against MOS; the correlations are 0 where one side is constant."""
-    scores, mos = np.asarray(scores, np.float64), np.asarray(mos, np.float64)
-    rmse = float(np.sqrt(np.mean((scores - mos) ** 2)))
-    if len(scores) < 2 or np.ptp(scores) == 0 or np.ptp(mos) == 0:
-        return {"srcc": 0.0, "plcc": 0.0, "krcc": 0.0, "rmse": rmse}
-    return {
-        "srcc": float(stats.spearmanr(scores, mos).statistic),
-        "plcc": float(stats.pearsonr(scores, mos).statistic),
-        "krcc": float(stats.kendalltau(scores, mos).statistic),
-        "rmse": rmse,
-    }
+def agreement(scores: np.ndarray, mos: np.ndarray) -> dict[str, float]:
+    """SRCC, PLCC, KRCC and RMSE of (N,) scores against MOS; a correlation that is not defined counts as 0."""
+    found = correlations(scores, mos, fit=False)
+    return {name: getattr(found, name) or 0.0 for name in ("srcc", "plcc", "krcc", "rmse")}
 
 
 def evaluation_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`correlations` in the form that `Trainer` asks for."""
-    return correlations(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+    """`agreement` in the form that `Trainer` asks for."""
+    return agreement(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
 
 
 def last_complete_state(output: Path) -> Path | None:

@@ -1,0 +1,1 @@
+"""Metrics compared with human opinions: correlations and their uncertainty, the leaderboard, its report."""
