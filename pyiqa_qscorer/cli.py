@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pyiqa_qscorer import __version__, cli_errors, cli_output
+from pyiqa_qscorer.cli_benchmark import add_benchmark
 from pyiqa_qscorer.cli_output import count, say
 from pyiqa_qscorer.errors import QScorerError
 from pyiqa_qscorer.names import DEFAULT_METRIC, METRICS, OPTIONS, PUBLISHED_METRIC, resolve_metric_options
@@ -414,6 +415,9 @@ def _clean_errors(debug: bool) -> Iterator[None]:
             raise
         cli_output.say_error(error)
         raise typer.Exit(2) from error
+
+
+add_benchmark(app, _clean_errors)
 
 
 if __name__ == "__main__":

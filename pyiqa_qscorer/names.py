@@ -102,7 +102,7 @@ def resolve_metric_options(name: str, overrides: Mapping[str, Any]) -> dict[str,
     options = dict(_definition(name).options)
     for option, value in overrides.items():
         if option not in OPTIONS:
-            raise UnknownOptionError(f"metric {name!r} has no option {option!r}; {_nearest(option, OPTIONS)}")
+            raise UnknownOptionError(f"metric {name!r} has no option {option!r}; {nearest(option, OPTIONS)}")
         if value is not None:
             options[option] = value
     return options
@@ -112,10 +112,11 @@ def _definition(name: str) -> MetricDefinition:
     try:
         return METRICS[name]
     except KeyError:
-        raise UnknownMetricError(f"pyiqa-qscorer has no metric {name!r}; {_nearest(name, METRICS)}") from None
+        raise UnknownMetricError(f"pyiqa-qscorer has no metric {name!r}; {nearest(name, METRICS)}") from None
 
 
-def _nearest(word: str, known: Iterable[str]) -> str:
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The names most like `word`, and all there are, for an error message."""
     known = list(known)
     near = get_close_matches(word.lower().replace("-", "_"), known, n=3)
     hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""

@@ -198,8 +198,7 @@ class ScoreTable(Generic[Row]):
 
     def _write_problem(self, path: Path, error: OSError) -> str:
         return (
-            f"cannot write {path}: {error.strerror}. {len(self.rows)} finished rows are kept; "
-            "put it right and go on with --resume"
+            f"cannot write {path}: {error.strerror}. {len(self.rows)} finished rows are kept; put it right and resume"
         )
 
     def _keep(self, row: Row, metric: str, identity: str) -> None:

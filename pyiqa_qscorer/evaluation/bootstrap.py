@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm, rankdata
+from scipy.stats import norm
 
-from .correlation import Floats, checked, pearson, undefined
+from .correlation import Floats, checked, srcc, undefined
 
 RESAMPLES = 1000
 LEVEL = 0.95
@@ -132,8 +132,7 @@ def compare(
     pairs = [checked(scores, mos) for scores in (first, second)]
     if len(pairs[0][1]) < MINIMUM_IMAGES_FOR_COMPARISON or any(undefined(*pair) for pair in pairs):
         return None
-    ranks = [rankdata(values) for values in (first, second, mos)]
-    difference = pearson(ranks[0], ranks[2]) - pearson(ranks[1], ranks[2])
+    difference = srcc(*pairs[0]) - srcc(*pairs[1])
     return comparison(difference, *(resampled_srcc(scores, mos, resamples, seed) for scores in (first, second)))
 
 

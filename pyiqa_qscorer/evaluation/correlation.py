@@ -81,7 +81,7 @@ def correlations(scores: ArrayLike, mos: ArrayLike, fit: bool = True) -> Correla
     if problem is not None:
         return Correlations(count, rmse=rmse, problem=problem, fit_problem=problem)
     found: dict[str, Any] = {
-        "srcc": pearson(rankdata(scores), rankdata(mos)),
+        "srcc": srcc(scores, mos),
         "plcc": pearson(scores, mos),
         "krcc": float(kendalltau(scores, mos).statistic),
         "rmse": rmse,
@@ -124,6 +124,11 @@ def pearson(first: Floats, second: Floats) -> float:
     # Scaled before they are multiplied, so that tiny and huge values neither vanish nor overflow.
     product = np.dot(first / np.linalg.norm(first), second / np.linalg.norm(second))
     return float(np.clip(product, -1.0, 1.0))
+
+
+def srcc(scores: Floats, mos: Floats) -> float:
+    """Spearman correlation of two (N,) arrays that are not constant."""
+    return pearson(rankdata(scores), rankdata(mos))
 
 
 def fit_logistic(scores: ArrayLike, mos: ArrayLike) -> LogisticFit | str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from PIL import ImageOps
@@ -19,6 +18,7 @@ from torch.utils.data import Dataset, Sampler
 from ..errors import ImageError, QScorerError
 from ..image_files import open_image
 from ..labels import level_index
+from ..opinions import NamedDatasets, OpinionRow, OpinionTableError, read_opinions
 from ..preprocessing import pixels_from_pil
 from .config import DatasetConfig
 from .text import TrainingText, pad_texts
@@ -76,19 +76,6 @@ class LabelledImages:
     skipped: tuple[tuple[str, str], ...] = ()
 
 
-Rows = list[tuple[str, float, float | None]]  # path, MOS and its spread, on the dataset's own scale
-
-
-class NamedDatasets(Protocol):
-    """Opens the datasets that are known by name (`pyiqa_qscorer.plugin.datasets.pyiqa_dataset`)."""
-
-    def __call__(
-        self, name: str, data_root: Path, options: dict[str, Any], *, download: bool = False
-    ) -> tuple[Rows, dict[str, Any]]:
-        """Rows, and the dataset's facts: `mos_range`, `lower_better`."""
-        ...
-
-
 def read_dataset(
     config: DatasetConfig,
     phase: str,
@@ -116,7 +103,7 @@ def read_dataset(
     else:
         name, scale, rows = _own_rows(config, phase)
     usable, skipped = [], []
-    for path, mos, std in rows:
+    for path, mos, std, _ in rows:
         problem = _problem(path, mos, std, scale, needs_std)
         if problem is None:
             mapped_std = None if std is None else scale.score_std(std)
@@ -164,40 +151,27 @@ def _decodable(images: Sequence[LabelledImage]) -> tuple[list[LabelledImage], li
     return good, [(image.path, found) for image, found in zip(images, problems, strict=True) if found is not None]
 
 
-def _own_rows(config: DatasetConfig, phase: str) -> tuple[str, MosScale, Rows]:
+def _own_rows(config: DatasetConfig, phase: str) -> tuple[str, MosScale, list[OpinionRow]]:
     """Rows of a folder + CSV dataset: first column the file, second the MOS, unless the columns are named."""
     assert config.csv is not None and config.folder is not None and config.mos_range is not None  # by validation
     try:
-        with config.csv.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            table = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise TrainingDataError(f"csv {config.csv} cannot be read: {error}") from error
-    wanted = {
-        "file_column": config.file_column or (columns[0] if columns else ""),
-        "mos_column": config.mos_column or (columns[1] if len(columns) > 1 else ""),
-        **({"std_column": config.std_column} if config.std_column else {}),
-        **({"split_column": config.split_column} if config.split_column else {}),
-    }
-    for option, column in wanted.items():
-        if column not in columns:
-            raise TrainingDataError(f"{option} {column!r} is not in {config.csv}; its columns are {', '.join(columns)}")
-    rows: Rows = [
-        (
-            str(config.folder / row[wanted["file_column"]]),
-            _number(row[wanted["mos_column"]]),
-            _number(row[config.std_column]) if config.std_column else None,
+        rows = read_opinions(
+            config.csv,
+            config.folder,
+            file_column=config.file_column,
+            mos_column=config.mos_column,
+            std_column=config.std_column,
+            split_column=config.split_column,
+            phase=phase,
         )
-        for row in table
-        if config.split_column is None or row[config.split_column] == phase
-    ]
+    except OpinionTableError as error:
+        raise TrainingDataError(str(error)) from error
     return config.csv.stem, MosScale(*config.mos_range, config.lower_better, config.std_range), rows
 
 
 def _named_rows(
     config: DatasetConfig, name: str, phase: str, named_datasets: NamedDatasets | None
-) -> tuple[str, MosScale, Rows]:
+) -> tuple[str, MosScale, list[OpinionRow]]:
     """Rows of a dataset that pyiqa knows by name, split by pyiqa's rules."""
     if named_datasets is None:
         raise TrainingDataError(
@@ -211,13 +185,6 @@ def _named_rows(
     lower_better = config.lower_better or bool(info.get("lower_better", False))
     std_range = config.std_range or ((1.0, 5.0) if name.startswith("koniq10k") else None)
     return name, MosScale(low, high, lower_better, std_range), table
-
-
-def _number(text: str | None) -> float:
-    try:
-        return float(text) if text else math.nan
-    except ValueError:
-        return math.nan
 
 
 class QualityDataset(Dataset[dict[str, Any]]):

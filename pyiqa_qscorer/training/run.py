@@ -23,10 +23,11 @@ from ..checkpoints import SavedLayout, download_checkpoint, save_folder, save_lo
 from ..checkpoints.loading import load_tokenizer, quantise
 from ..checkpoints.starting import Formulation, StartingPoint, start_from_checkpoint, start_new
 from ..model import QScorerForScoring
+from ..opinions import NamedDatasets
 from .backbone import CachedStatistics, fit_standardisation, load_backbone
 from .card import model_card
 from .config import DataConfig, DatasetConfig, TrainConfig
-from .data import Collator, LabelledImages, NamedDatasets, QualityDataset, read_dataset, refuse_overlap, scale_facts
+from .data import Collator, LabelledImages, QualityDataset, read_dataset, refuse_overlap, scale_facts
 from .synthetic import CALIBRATION_FILE, CompareToReference, Recipe, find_photos, render
 from .text import TrainingText, training_text
 from .tokenizer import prompt_tokenizer

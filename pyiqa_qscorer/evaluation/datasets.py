@@ -1,0 +1,169 @@
+"""Datasets of the leaderboard: pyiqa's by name, or a CSV file and a folder."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..opinions import NamedDatasets, OpinionRow, OpinionTableError, Transform, read_opinions
+from ..score_files import file_key
+
+COLUMNS = ("file", "mos", "std", "reference", "split")
+
+
+@dataclass(frozen=True)
+class DatasetSpec:
+    """A dataset as a user asks for it: `name`, or `csv` with its folders.
+
+    Attributes:
+        label: What it is called in the results.
+        name: In pyiqa.
+        csv: Table of an own dataset: first column the file, second the MOS, and `std` and `reference` where they
+            exist; or in pyiqa's full-reference layout `ref_name, dist_name, MOS`; unless `columns` says otherwise.
+        images: Where its images lie; default the folder of the table.
+        references: Where its references lie; default `images`.
+        columns: Column names by role (`COLUMNS`).
+        lower_better: Its opinions are DMOS: small numbers mean good quality.
+        split: Of pyiqa's dataset (column name or number), or, of an own one, see `columns`.
+        phase: `train`, `val` or `test` of a dataset with a split.
+        original_size: Leave out the resizing that pyiqa's options ask for.
+    """
+
+    label: str
+    name: str | None = None
+    csv: Path | None = None
+    images: Path | None = None
+    references: Path | None = None
+    columns: dict[str, str] = field(default_factory=dict)
+    lower_better: bool = False
+    split: str | int | None = None
+    phase: str | None = None
+    original_size: bool = False
+
+
+@dataclass(frozen=True)
+class OpenDataset:
+    """A dataset that was read.
+
+    Attributes:
+        rows: Each image once, with a MOS.
+        transform: What pyiqa's options ask to do to its pictures; None: nothing.
+        facts: Plain values for the report, `lower_better` among them.
+        notes: What a reader of the results should know.
+    """
+
+    label: str
+    rows: list[OpinionRow]
+    lower_better: bool
+    transform: Transform | None
+    facts: dict[str, Any]
+    notes: list[str]
+
+    @property
+    def changes(self) -> str:
+        """What is done to a picture before it is scored, in words; empty: nothing."""
+        return repr(self.facts["augment"]) if self.transform is not None else ""
+
+    def missing_references(self) -> str | None:
+        """Why no full-reference metric can run on it; None if one can."""
+        named = [row.reference for row in self.rows if row.reference is not None]
+        if not named:
+            return f"dataset {self.label} names no reference images"
+        if not any(Path(path).is_file() for path in dict.fromkeys(named)):
+            return f"dataset {self.label}: none of its reference images exists, e.g. {named[0]}"
+        return None
+
+
+def open_dataset(spec: DatasetSpec, data_root: Path, named_datasets: NamedDatasets) -> OpenDataset:
+    """Read a dataset's table and check that it can be scored.
+
+    Raises:
+        QScorerError: unknown name, missing folder, file, column or split; no image; one file with two opinions.
+    """
+    facts: dict[str, Any]
+    if spec.name is not None:
+        options: dict[str, Any] = {"phase": spec.phase or "test"}
+        if spec.split is not None:
+            options["split_index"] = spec.split
+        rows, facts = named_datasets(spec.name, data_root, options)
+        transform: Transform | None = facts.pop("transform", None)
+        lower_better = spec.lower_better or bool(facts.get("lower_better", False))
+        facts = {key: facts.get(key) for key in ("mos_range", "augment", "split_index")} | options | {"name": spec.name}
+    else:
+        rows, transform, lower_better = _own_rows(spec), None, spec.lower_better
+        facts = {"csv": spec.csv.name if spec.csv else None, "split": spec.columns.get("split"), "phase": spec.phase}
+    if spec.original_size:
+        transform = None
+    notes = [] if transform is None else [f"pictures changed by pyiqa's options {facts['augment']}"]
+    rows, left_out = _usable(spec.label, rows)
+    facts |= {"lower_better": lower_better, "images": len(rows), "left_out": left_out}
+    return OpenDataset(spec.label, rows, lower_better, transform, facts, notes + left_out)
+
+
+def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
+    assert spec.csv is not None
+    unknown = set(spec.columns) - set(COLUMNS)
+    if unknown:
+        raise OpinionTableError(f"columns: {', '.join(sorted(unknown))} is no role; the roles are {', '.join(COLUMNS)}")
+    if not spec.csv.is_file():
+        raise OpinionTableError(f"csv {spec.csv} does not exist: check the path")
+    images = spec.images or spec.csv.parent
+    for option, folder in (("images", images), ("references", spec.references)):
+        if folder is not None and not folder.is_dir():
+            raise OpinionTableError(f"{option}: the folder {folder} does not exist")
+    with spec.csv.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+        header = next(csv.reader(file), [])
+    columns = _usual_columns(header) | spec.columns
+    if (spec.phase is None) != ("split" not in columns):
+        raise OpinionTableError("phase goes with columns: split=COLUMN, and that with a phase")
+    return read_opinions(
+        spec.csv,
+        images,
+        file_column=columns.get("file"),
+        mos_column=columns.get("mos"),
+        std_column=columns.get("std"),
+        reference_column=columns.get("reference"),
+        reference_folder=spec.references,
+        split_column=columns.get("split"),
+        phase=spec.phase,
+    )
+
+
+def _usual_columns(header: list[str]) -> dict[str, str]:
+    columns: dict[str, str] = {name: name for name in ("std", "reference") if name in header}
+    if header[:2] == ["ref_name", "dist_name"] and len(header) > 2:  # pyiqa's layout with references
+        columns |= {"reference": "ref_name", "file": "dist_name", "mos": header[2]}
+    return columns
+
+
+def _usable(label: str, rows: list[OpinionRow]) -> tuple[list[OpinionRow], list[str]]:
+    """Each image once, with a MOS; and what was left out, in words."""
+    kept: dict[str, OpinionRow] = {}
+    without_mos, repeated = [], 0
+    for row in rows:
+        if not math.isfinite(row.mos):
+            without_mos.append(row)
+            continue
+        first = kept.setdefault(file_key(row.path), row)
+        if first is row:
+            continue
+        if (first.mos, first.reference) != (row.mos, row.reference):
+            raise OpinionTableError(
+                f"dataset {label}: {row.path} stands twice, with MOS {first.mos:g} (reference {first.reference}) and "
+                f"{row.mos:g} (reference {row.reference}): keep the right row"
+            )
+        repeated += 1
+    if not kept:
+        raise OpinionTableError(f"dataset {label} has no image with a MOS: check the columns, split and phase")
+    if not any(Path(row.path).is_file() for row in kept.values()):
+        example = next(iter(kept.values())).path
+        raise OpinionTableError(f"dataset {label}: none of its {len(kept)} images exists, e.g. {example}")
+    left_out = []
+    if without_mos:
+        left_out.append(f"{len(without_mos)} rows without MOS left out, e.g. {without_mos[0].path}")
+    if repeated:
+        left_out.append(f"{repeated} rows that repeat another left out")
+    return list(kept.values()), left_out

@@ -1,0 +1,42 @@
+"""Files of a benchmark's output folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ..score_files import InputError
+from ..score_table import OutputError
+
+
+def table_path(output: Path, dataset: str, metric: str) -> Path:
+    """Table of a metric on a dataset."""
+    return output / "scores" / dataset / f"{metric}.csv"
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Content of a facts file. Raises `InputError` if it is none."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): delete it and run the benchmark again") from error
+    if not isinstance(facts, dict) or "dataset" not in facts:
+        raise InputError(f"{path} is not of a benchmark: delete it, or use another output folder")
+    return facts
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file under a temporary name and rename it. Raises `OutputError`; the old file then stays."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OutputError(f"cannot write {path}: {error.strerror}; put it right and repeat the command") from error

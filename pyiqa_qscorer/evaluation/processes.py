@@ -1,0 +1,78 @@
+"""One process per device: what the leaderboard needs of a group of processes, alone or started by accelerate."""
+
+from __future__ import annotations
+
+import os
+from datetime import timedelta
+from typing import Protocol, TypeVar
+
+import torch
+
+from ..errors import QScorerError
+from ..scoring import resolve_device
+
+Value = TypeVar("Value")
+
+LONGEST_WAIT = timedelta(days=7)  # for a process whose images take longer than the others'
+
+
+class Processes(Protocol):
+    """This process among its like.
+
+    Attributes:
+        index: 0 .. count - 1; process 0 writes what is common.
+        count: Number of processes.
+        device: Where this one scores.
+    """
+
+    index: int
+    count: int
+    device: torch.device
+
+    def gather(self, value: Value) -> list[Value]:
+        """The values of all processes, by index, in every process; waits for all of them."""
+        ...
+
+
+class OneProcess:
+    """No other process."""
+
+    index, count = 0, 1
+
+    def __init__(self, device: str | torch.device | None = None) -> None:
+        self.device = resolve_device(device)
+
+    def gather(self, value: Value) -> list[Value]:
+        return [value]
+
+
+class AcceleratedProcesses:
+    """Processes that `accelerate launch` (or torchrun) started: one per GPU, or several on the CPU."""
+
+    def __init__(self) -> None:
+        from accelerate import PartialState
+
+        cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
+        self._state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
+        self.index: int = self._state.process_index
+        self.count: int = self._state.num_processes
+        self.device: torch.device = self._state.device
+
+    def gather(self, value: Value) -> list[Value]:
+        from accelerate.utils import gather_object
+
+        found: list[Value] = gather_object([value])
+        return found
+
+
+def processes(device: str | None = None) -> Processes:
+    """The group that this process was started in.
+
+    Raises:
+        QScorerError: `device` is given to several processes, or does not exist.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return OneProcess(device)
+    if device not in (None, "cpu", "cuda"):
+        raise QScorerError(f"device {device!r} cannot be shared by several processes: leave it out, each takes its own")
+    return AcceleratedProcesses()

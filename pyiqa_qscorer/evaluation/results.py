@@ -1,0 +1,210 @@
+"""Leaderboard entries from the tables of a benchmark: agreement, its uncertainty, who is really better, cost."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+from ..row_files import read_rows
+from ..score_files import InputError
+from .bootstrap import LEVEL, MINIMUM_IMAGES_FOR_COMPARISON, RESAMPLES, comparison, holm, intervals, resampled_srcc
+from .correlation import Correlations, Floats, correlations, srcc, undefined
+from .files import read_facts
+from .scoring import BenchmarkRow
+
+SIGNIFICANCE = 1 - LEVEL
+
+
+@dataclass
+class Entry:
+    """One metric on one dataset.
+
+    Attributes:
+        facts: Content of its facts file.
+        rows: Those of the images that are in the dataset; the failed ones have an `error`.
+        agreement: Of the images that have a score, both sides turned so that higher is better.
+        intervals: 95 % bootstrap intervals of `srcc`, `plcc`, `krcc`, `plcc_fitted`.
+        better_than: Metrics whose SRCC here is lower beyond chance (Holm-adjusted p < 0.05).
+        not_worse_than_best: No metric is better beyond chance than this one.
+    """
+
+    facts: dict[str, Any]
+    rows: list[BenchmarkRow]
+    agreement: Correlations
+    intervals: dict[str, tuple[float, float] | None]
+    better_than: list[str] = field(default_factory=list)
+    not_worse_than_best: bool = False
+
+    @property
+    def metric(self) -> str:
+        return str(self.facts["metric"])
+
+    @property
+    def dataset(self) -> str:
+        return str(self.facts["dataset"])
+
+    @property
+    def problem(self) -> str | None:
+        """Why there is not a single row, or no correlation."""
+        return self.facts.get("problem") or self.agreement.problem
+
+    @property
+    def scored(self) -> list[BenchmarkRow]:
+        return [row for row in self.rows if row.score is not None]
+
+    @property
+    def failures(self) -> list[tuple[str, int]]:
+        """Reasons why images failed and how many did for each, most frequent first."""
+        return Counter(row.error or "not scored yet" for row in self.rows if row.score is None).most_common()
+
+    @property
+    def seconds(self) -> float | None:
+        """Median seconds per image; in a run with batches, an image's share of its batch."""
+        times = [row.seconds for row in self.rows if row.seconds is not None]
+        return median(times) if times else None
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Of the metric alone, at the batch size of the run."""
+        times = [row.seconds for row in self.rows if row.seconds is not None]
+        return len(times) / sum(times) if times and sum(times) > 0 else None
+
+    def oriented(self, rows: Sequence[BenchmarkRow]) -> tuple[Floats, Floats]:
+        """Scores and opinions of `rows`, each (N,) and higher = better."""
+        signs = (-1 if self.facts["lower_better"] else 1, -1 if self.facts["dataset_facts"]["lower_better"] else 1)
+        values = [[row.score for row in rows], [row.mos for row in rows]]
+        scores, mos = (sign * np.array(column, np.float64) for sign, column in zip(signs, values, strict=True))
+        return scores, mos
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two metrics compared on the images of a dataset that both scored.
+
+    Attributes:
+        difference: SRCC of `first` minus SRCC of `second`.
+        p: Two-sided, paired bootstrap (see `bootstrap.compare`).
+        adjusted: `p` adjusted for the number of pairs of this dataset (Holm).
+    """
+
+    dataset: str
+    first: str
+    second: str
+    images: int
+    difference: float
+    p: float
+    adjusted: float
+
+    @property
+    def better(self) -> str | None:
+        """The metric that is better beyond chance."""
+        if self.adjusted >= SIGNIFICANCE:
+            return None
+        return self.first if self.difference > 0 else self.second
+
+
+@dataclass
+class Leaderboard:
+    """All entries, by dataset in the order of their names and best SRCC first; and all comparisons."""
+
+    entries: list[Entry]
+    pairs: list[Pair]
+    resamples: int
+    seed: int
+
+    @property
+    def datasets(self) -> list[str]:
+        return list(dict.fromkeys(entry.dataset for entry in self.entries))
+
+    @property
+    def metrics(self) -> list[str]:
+        """Best mean SRCC first."""
+        found: dict[str, list[float]] = {}
+        for entry in self.entries:
+            found.setdefault(entry.metric, []).extend([] if entry.agreement.srcc is None else [entry.agreement.srcc])
+        return sorted(found, key=lambda name: (-(sum(found[name]) / len(found[name])) if found[name] else 2, name))
+
+    def of(self, dataset: str) -> list[Entry]:
+        return [entry for entry in self.entries if entry.dataset == dataset]
+
+
+def read_leaderboard(output: Path, resamples: int = RESAMPLES, seed: int = 0) -> Leaderboard:
+    """Compute the leaderboard of everything that was scored into an output folder.
+
+    Args:
+        resamples, seed: of the bootstrap; the same ones give the same numbers.
+
+    Raises:
+        InputError: nothing was scored there, or a file is not of a benchmark.
+    """
+    entries = []
+    for path in sorted((output / "scores").glob("*/*.json")):
+        facts = read_facts(path)
+        table = path.with_suffix(".csv")
+        rows = [row for row in read_rows(table, BenchmarkRow) if row.mos is not None] if table.exists() else []
+        entries.append(_entry(facts, rows, resamples, seed))
+    if not entries:
+        raise InputError(f"{output} holds no results: run pyiqa-qscorer benchmark with this output first")
+    worst = -2.0  # what has no SRCC stands last
+    entries.sort(key=lambda e: (e.dataset, -(worst if e.agreement.srcc is None else e.agreement.srcc), e.metric))
+    pairs = []
+    for dataset in dict.fromkeys(entry.dataset for entry in entries):
+        among = [entry for entry in entries if entry.dataset == dataset]
+        found = _compared(dataset, among, resamples, seed)
+        pairs += found
+        for entry in among:
+            wins = [pair for pair in found if pair.better == entry.metric]
+            entry.better_than = [pair.second if pair.first == entry.metric else pair.first for pair in wins]
+        beaten = {metric for entry in among for metric in entry.better_than}
+        for entry in among:
+            entry.not_worse_than_best = entry.agreement.srcc is not None and entry.metric not in beaten
+    return Leaderboard(entries, pairs, resamples, seed)
+
+
+def _entry(facts: dict[str, Any], rows: list[BenchmarkRow], resamples: int, seed: int) -> Entry:
+    entry = Entry(facts, rows, Correlations(0), {})
+    scores, mos = entry.oriented(entry.scored)
+    entry.agreement = correlations(scores, mos)
+    fit = entry.agreement.fit
+    entry.intervals = intervals(scores, mos, None if fit is None else fit(scores), resamples, seed)
+    return entry
+
+
+def _compared(dataset: str, entries: Sequence[Entry], resamples: int, seed: int) -> list[Pair]:
+    """Every pair of metrics, on the images that both scored."""
+    drawn: dict[tuple[str, frozenset[str]], tuple[Floats, float]] = {}
+
+    def of(entry: Entry, shared: frozenset[str]) -> tuple[Floats, float] | None:
+        """SRCC of every draw and of all shared images. The draws are the same for all metrics on these images."""
+        key = (entry.metric, shared)
+        if key not in drawn:
+            rows = sorted((row for row in entry.scored if row.path in shared), key=lambda row: row.path)
+            scores, mos = entry.oriented(rows)
+            if undefined(scores, mos) is not None:
+                return None
+            drawn[key] = resampled_srcc(scores, mos, resamples, seed), srcc(scores, mos)
+        return drawn[key]
+
+    found = []
+    paths = {entry.metric: frozenset(row.path for row in entry.scored) for entry in entries}
+    for first, second in combinations(entries, 2):
+        shared = paths[first.metric] & paths[second.metric]
+        if len(shared) < MINIMUM_IMAGES_FOR_COMPARISON:
+            continue
+        sides = of(first, shared), of(second, shared)
+        if sides[0] is None or sides[1] is None:
+            continue
+        result = comparison(sides[0][1] - sides[1][1], sides[0][0], sides[1][0])
+        found.append((first.metric, second.metric, len(shared), result))
+    adjusted = holm([result.p for *_, result in found])
+    return [
+        Pair(dataset, first, second, images, result.difference, result.p, p)
+        for (first, second, images, result), p in zip(found, adjusted, strict=True)
+    ]

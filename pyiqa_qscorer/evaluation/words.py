@@ -1,0 +1,30 @@
+"""Numbers as the reports show them; a dash where there is none."""
+
+from __future__ import annotations
+
+NONE = "–"  # noqa: RUF001  (an en dash)
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def number_with_interval(value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None or interval is None:
+        return number(value)
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def seconds_words(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return f"{value:.2f}" if value >= 1 else f"{value:.2g}"
+
+
+def bytes_words(value: int | None) -> str:
+    if value is None:
+        return NONE
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.1f} {unit}"
+    return f"{value} B"
