@@ -140,9 +140,7 @@ def add_benchmark(app: typer.Typer, clean_errors: Callable[[bool], AbstractConte
         ] = True,
         check_published: Annotated[
             bool,
-            typer.Option(
-                "--check-published", help="compare qscorer with its published figures; exit code 1 if it differs"
-            ),
+            typer.Option("--check-published", help="qscorer beside its published figures; exit code 1 if they differ"),
         ] = False,
         debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
     ) -> None:
@@ -328,9 +326,7 @@ def print_leaderboard(board: Leaderboard) -> None:
     from pyiqa_qscorer.evaluation.words import number, number_with_interval, seconds_words
 
     for dataset in board.datasets:
-        table = Table(
-            title=Text(printable(dataset)), title_justify="left", box=None, pad_edge=False, header_style="dim"
-        )
+        table = _plain_table(dataset)
         for name in ("metric", "kind", "SRCC [95 %]", "PLCC", "fitted", "KRCC", "images", "s/image"):
             table.add_column(name, justify="left" if name in ("metric", "kind") else "right", no_wrap=True)
         for entry in board.of(dataset):
@@ -348,6 +344,10 @@ def print_leaderboard(board: Leaderboard) -> None:
                 seconds_words(entry.seconds),
             )
         cli_output.out.print(table)
+
+
+def _plain_table(title: str) -> Table:
+    return Table(title=Text(printable(title)), title_justify="left", box=None, pad_edge=False, header_style="dim")
 
 
 def print_problems(board: Leaderboard, problems: Sequence[Problem]) -> bool:
@@ -374,7 +374,7 @@ def print_published(differences: Sequence[PublishedDifference]) -> bool:
             "--check-published compares qscorer, qscorer_8bit or qscorer_4bit on koniq10k, spaq, kadid10k, livec, "
             "agiqa3k or csiq, and this output has none of these; an own CSV file can be called so with agiqa3k=FILE.csv"
         )
-    table = Table(title=f"Published: {SOURCE}", title_justify="left", box=None, pad_edge=False, header_style="dim")
+    table = _plain_table(f"Published: {SOURCE}")
     for name in ("metric", "dataset", "measure", "published", "here", "difference", "images", ""):
         table.add_column(name, justify="left" if name in ("metric", "dataset", "measure", "") else "right")
     for one in differences:

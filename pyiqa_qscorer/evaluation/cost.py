@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+
 class PeakMemory:
     """Bytes that a metric needed at its peak, above what the process held before it was built.
 

@@ -65,7 +65,7 @@ def _section(board: Leaderboard, dataset: str, thumbnails: bool) -> dict[str, An
         "rows": [_row(entry) for entry in shown],
         "published": [_published_row(result) for result in published_results() if result.dataset == dataset],
         "not_run": [(entry.metric, entry.facts["problem"]) for entry in entries if not entry.rows and entry.problem],
-        "failures": [(entry.metric, count, reason) for entry in shown for reason, count in entry.failures],
+        "failures": _failures(shown),
         "undefined": [
             (entry.metric, entry.agreement.problem or entry.agreement.fit_problem)
             for entry in shown
@@ -91,6 +91,15 @@ def _section(board: Leaderboard, dataset: str, thumbnails: bool) -> dict[str, An
             if pair.dataset == dataset
         ],
     }
+
+
+def _failures(entries: Sequence[Entry]) -> list[tuple[list[str], int, str]]:
+    """Metrics, number of images, reason; metrics that failed alike stand together."""
+    metrics: dict[tuple[int, str], list[str]] = {}
+    for entry in entries:
+        for reason, count in entry.failures:
+            metrics.setdefault((count, reason), []).append(entry.metric)
+    return [(names, count, reason) for (count, reason), names in metrics.items()]
 
 
 _COLUMNS = (

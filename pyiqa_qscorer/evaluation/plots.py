@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from ..errors import ImageError
@@ -70,7 +71,7 @@ def accuracy_against_cost(entries: Sequence[Entry]) -> str | None:
     points = [(e.seconds, e.agreement.srcc, e) for e in entries if e.seconds and e.agreement.srcc is not None]
     if len(points) < 2:
         return None
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    figure = Figure(figsize=(5.0, 3.6), layout="constrained")
     axes = figure.add_subplot()
     for mode, color in (("NR", BLUE), ("FR", RED)):
         of_mode = [(seconds, srcc, entry) for seconds, srcc, entry in points if entry.facts["mode"] == mode]
@@ -83,6 +84,7 @@ def accuracy_against_cost(entries: Sequence[Entry]) -> str | None:
         label = "no reference" if mode == "NR" else "full reference"
         axes.errorbar(x, y, yerr=bars, fmt="o", color=color, ecolor=color, elinewidth=1, alpha=0.85, label=label)
     axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axes.margins(x=0.18, y=0.08)
     axes.set_xlabel("milliseconds per image (median)")
     axes.set_ylabel("SRCC (bars: 95 % interval)")

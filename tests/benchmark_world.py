@@ -1,0 +1,131 @@
+"""A small world for the leaderboard's tests: quick stand-ins for metrics, datasets on disk, and, run as a program, the
+command line with those metrics.
+
+Environment of the program: FAKE_SECONDS_PER_IMAGE slows the metrics down, FAKE_LOG is a file that gets a line per
+scored image, FAKE_FILE_SIZE_LIMIT fills the "disk": no file can grow beyond that many bytes.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pyiqa_qscorer.errors import QScorerError
+from pyiqa_qscorer.evaluation.metrics import MetricDescription, MetricFacts
+from pyiqa_qscorer.names import nearest
+
+DESCRIPTIONS = {
+    "brightness": MetricDescription("NR", False),
+    "darkness": MetricDescription("NR", True),
+    "distance": MetricDescription("FR", True),
+    "broken": MetricDescription("NR", False),
+    "picky": MetricDescription("NR", False),
+    "undefined": MetricDescription("NR", False),
+    "constant": MetricDescription("NR", False),
+    "mixing": MetricDescription("NR", False),
+}
+
+
+class FakeMetrics:
+    """Scores that are means of pixels, and metrics that fail in every way there is; `batches` are their sizes."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def describe(self, name: str) -> MetricDescription:
+        if name not in DESCRIPTIONS:
+            raise QScorerError(f"pyiqa has no metric {name!r}; {nearest(name, DESCRIPTIONS)}")
+        return DESCRIPTIONS[name]
+
+    def build(self, name: str, device: torch.device, options: dict[str, Any]) -> FakeMetric:
+        if name == "broken":
+            raise OSError("the weights are gone")
+        return FakeMetric(name, options, self.batches)
+
+
+class FakeMetric:
+    def __init__(self, name: str, options: dict[str, Any], batches: list[int]) -> None:
+        self.name, self.batches = name, batches
+        self.facts = MetricFacts(f"{name}-{options.get('version', 1)}", 0, 0, 0, {"fake": "1"})
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float().div(255)
+
+    def score(self, images: Tensor, references: Tensor | None) -> list[float]:
+        self.batches.append(len(images))
+        time.sleep(float(os.environ.get("FAKE_SECONDS_PER_IMAGE", "0")) * len(images))
+        means = images.double().mean((1, 2, 3)).tolist()
+        if "FAKE_LOG" in os.environ:
+            with open(os.environ["FAKE_LOG"], "a") as file:
+                file.writelines(f"{self.name} {mean!r}\n" for mean in means)
+        if self.name == "distance":
+            assert references is not None
+            return (images - references).double().abs().mean((1, 2, 3)).tolist()
+        assert references is None
+        if self.name == "picky" and max(means) > 0.6:
+            raise RuntimeError("too bright\nfor me")
+        if self.name == "mixing":
+            return [mean + 10 * len(means) for mean in means]
+        if self.name == "constant":
+            return [3.0] * len(means)
+        return [float("nan") if self.name == "undefined" and mean < 0.3 else mean for mean in means]
+
+
+def picture(level: int, size: tuple[int, int] = (24, 20), seed: int = 0) -> Image.Image:
+    """Noise around a gray level."""
+    noise = np.random.default_rng([seed, level]).integers(-20, 21, (size[1], size[0], 3))
+    return Image.fromarray(np.clip(noise + level, 0, 255).astype(np.uint8))
+
+
+def write_dataset(
+    folder: Path, levels: Sequence[int], *, sizes: Sequence[tuple[int, int]] = ((24, 20),), references: bool = False
+) -> Path:
+    """Images whose MOS grows with their brightness, not quite in order; returns the CSV file."""
+    images = folder / "images"
+    images.mkdir(parents=True)
+    rows = []
+    for index, level in enumerate(levels):
+        size = sizes[index % len(sizes)]
+        name = f"{index:04}.png"
+        picture(level, size, seed=index).save(images / name)
+        mos = level / 50 + (0.5 if index % 3 == 0 else 0)
+        row = [name, mos, 0.5]
+        if references:
+            if not (images / f"ref_{size[0]}.png").exists():
+                picture(250, size, seed=999).save(images / f"ref_{size[0]}.png")
+            row.append(f"ref_{size[0]}.png")
+        rows.append(row)
+    table = folder / "opinions.csv"
+    write_csv(table, [["file", "mos", "std", *(["reference"] if references else [])], *rows])
+    return table
+
+
+def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+
+
+if __name__ == "__main__":
+    import resource
+
+    from pyiqa_qscorer import cli
+    from pyiqa_qscorer.plugin import metrics
+
+    metrics.PyiqaMetrics = FakeMetrics  # type: ignore[assignment,misc]
+    torch.set_num_threads(1)
+    limit = int(os.environ.get("FAKE_FILE_SIZE_LIMIT", resource.RLIM_INFINITY))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    try:
+        cli.main()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)  # others write at exit, too: coverage
