@@ -72,8 +72,8 @@ def markdown(board: Leaderboard) -> str:
         facts = entries[0].facts["dataset_facts"]
         lines += [f"## {dataset}", "", f"{facts['images']} images. {' '.join(_notes(entries))}".strip(), ""]
         lines.append(
-            "| metric | kind | SRCC | PLCC | PLCC fitted | KRCC | RMSE fitted | images | s/image | images/s | batch | memory "
-            "| parameters | download |"
+            "| metric | kind | SRCC | PLCC | PLCC fitted | KRCC | RMSE fitted | images | s/image | images/s | batch "
+            "| memory | parameters | download |"
         )
         lines.append("| --- | --- | " + " | ".join(["---:"] * 12) + " |")
         lines += [_markdown_row(entry) for entry in entries if entry.rows]

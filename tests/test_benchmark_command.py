@@ -1,0 +1,301 @@
+"""`pyiqa-qscorer benchmark`: what the user types, runs that are stopped or multiplied, and pyiqa's own names."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from benchmark_world import FakeMetrics, write_csv, write_dataset
+from tiny_checkpoint import published_folders
+from typer.testing import CliRunner
+
+from pyiqa_qscorer import cli
+from pyiqa_qscorer.cli_benchmark import dataset_specs, metric_specs, spread
+from pyiqa_qscorer.evaluation.scoring import BenchmarkRow
+from pyiqa_qscorer.plugin import metrics as plugin_metrics
+from pyiqa_qscorer.row_files import read_rows
+from pyiqa_qscorer.score_files import InputError
+
+TESTS = Path(__file__).parent
+PROGRAM = [sys.executable, str(TESTS / "benchmark_world.py")]
+LEVELS = range(40, 220, 6)
+
+
+class Result:
+    def __init__(self, *arguments: object) -> None:
+        result = CliRunner().invoke(cli.app, ["benchmark", *map(str, arguments)])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        self.code, self.out, self.err = result.exit_code, result.stdout, result.stderr
+
+
+@pytest.fixture
+def quick_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plugin_metrics, "PyiqaMetrics", FakeMetrics)
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`data/opinions.csv` with its images in `data/images`; the folder above is the working folder."""
+    write_dataset(tmp_path / "data", LEVELS)
+    monkeypatch.chdir(tmp_path)
+    return Path("data/opinions.csv")
+
+
+def program(**environment: object) -> dict:
+    variables = {name: str(value) for name, value in environment.items()}
+    variables |= {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    return {"env": os.environ | variables, "text": True}
+
+
+def rows(metric: str, output: str = "benchmark", dataset: str = "opinions") -> list[BenchmarkRow]:
+    return read_rows(Path(output, "scores", dataset, f"{metric}.csv"), BenchmarkRow)
+
+
+def scores(metric: str, output: str = "benchmark") -> list[tuple]:
+    return [(row.path, row.score, row.error, row.mos, row.identity) for row in rows(metric, output)]
+
+
+# --- what the user types ----------------------------------------------------------------------------------------------
+
+
+def test_several_values_behind_one_flag() -> None:
+    typed = ["-m", "a", "b", "--dataset", "c.csv", "d", "-o", "out", "-m", "e", "--dmos"]
+    expected = ["-m", "a", "--metric", "b", "--dataset", "c.csv", "--dataset", "d", "-o", "out", "-m", "e", "--dmos"]
+    assert spread(typed) == expected and spread(expected) == expected
+    assert spread(["--metric=a", "b"]) == ["--metric=a", "b"] and spread([]) == []
+
+
+def test_labels_and_settings() -> None:
+    specs = metric_specs(
+        ["mine=qscorer", "piqe"], ["mine.checkpoint=DIR", "mine.clamp=false", "mine.local-files-only=true"]
+    )
+    assert [(one.label, one.name) for one in specs] == [("mine", "qscorer"), ("piqe", "piqe")]
+    assert (
+        specs[0].options == {"checkpoint": "DIR", "clamp": False, "local_files_only": True} and specs[1].options == {}
+    )
+    own, named = dataset_specs(["agiqa3k=x/y.csv", "koniq10k"], Path("i"), None, ["mos=m"], True)
+    assert (own.label, own.csv, own.images, own.columns, own.lower_better) == (
+        "agiqa3k", Path("x/y.csv"), Path("i"), {"mos": "m"}, True,
+    )  # fmt: skip
+    assert (named.label, named.name, named.csv, named.lower_better) == ("koniq10k", "koniq10k", None, False)
+    for call, words in (
+        (lambda: metric_specs([], []), "no metric"),
+        (lambda: metric_specs(["piqe"], ["piqe=1"]), "METRIC.OPTION=VALUE"),
+        (lambda: metric_specs(["piqe"], ["pique.x=1"]), "pique, which -m does not name"),
+        (lambda: dataset_specs([], None, None, [], False), "no dataset"),
+        (lambda: dataset_specs(["a.csv"], None, None, ["mos"], False), "ROLE=COLUMN"),
+        (lambda: dataset_specs(["koniq10k"], None, None, [], True), "are for CSV files"),
+    ):
+        with pytest.raises(InputError, match=words):
+            call()
+
+
+def test_a_run_and_its_reports(quick_metrics: None, table: Path) -> None:
+    result = Result("-m", "brightness", "darkness", "-d", table, "--images", "data/images")
+    assert result.code == 0, result.err
+    assert re.search(r"brightness +NR +0\.9\d\d \[0\.", result.out) and "30/30" in result.out
+    written = {path.name for path in Path("benchmark").iterdir()}
+    assert written == {"scores", "leaderboard.csv", "leaderboard.md", "leaderboard.json", "report.html"}
+    before = Path("benchmark/leaderboard.json").read_bytes()
+    again = Result("-m", "brightness", "darkness", "-d", table, "--images", "data/images")
+    assert again.code == 0 and "0 images to score, 30 scored before" in again.err
+    Path("benchmark/leaderboard.json").unlink()
+    assert Result("--report-only").code == 0
+    kept = [json.loads(text)["entries"] for text in (before, Path("benchmark/leaderboard.json").read_bytes())]
+    assert [one["agreement"] for one in kept[0]] == [one["agreement"] for one in kept[1]]
+
+
+def test_what_fails_is_said_and_counts(quick_metrics: None, table: Path) -> None:
+    (Path("data/images") / "0003.png").write_bytes(b"nothing")
+    result = Result("-m", "brightness", "broken", "distance", "-d", table, "--images", "data/images")
+    assert result.code == 1 and "Traceback" not in result.err
+    assert "broken on opinions: not run: cannot be built: OSError: the weights are gone" in result.err
+    assert "distance on opinions: not run: dataset opinions names no reference images" in result.err
+    assert "brightness: 1 failed: it is not an image" in result.err and "29/30" in result.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["-m", "britness"], "no metric 'britness'; did you mean 'brightness'"),
+        (["-d", "koniq10"], "no dataset 'koniq10'; did you mean 'koniq10k'"),
+        (
+            ["-d", "spaq", "--data-root", "nowhere"],
+            "dataset spaq: nowhere/meta_info/meta_info_SPAQDataset.csv is missing",
+        ),
+        (["-d", "none.csv"], "csv none.csv does not exist"),
+        (["--images", "none"], "images: the folder none does not exist"),
+        (["--columns", "mos=opinion"], "mos_column 'opinion' is not in data/opinions.csv; its columns are"),
+        (["--device", "gpu"], "device must be like 'cpu'"),
+        (["--check-published"], "this output has none of these"),
+    ],
+)
+def test_wrong_usage(quick_metrics: None, table: Path, arguments: list[str], words: str) -> None:
+    given = {"-m": ["brightness"], "-d": [table], "--images": ["data/images"]}
+    if "-d" in arguments:
+        given.pop("--images")
+    for flag in given.keys() & set(arguments):
+        given.pop(flag)
+    result = Result(*[part for flag, values in given.items() for part in (flag, *values)], *arguments)
+    assert words in " ".join(result.err.split()) and result.code == 2 and "Traceback" not in result.err
+
+
+# --- runs that are stopped, filled up, multiplied ---------------------------------------------------------------------
+
+
+def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 240
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_killed_and_interrupted_runs_resume_to_the_same_table(quick_metrics: None, table: Path) -> None:
+    arguments = ["-m", "brightness", "darkness", "-d", str(table), "--images", "data/images"]
+    assert Result(*arguments, "-o", "expected").code == 0
+    command = [*PROGRAM, "benchmark", *arguments, "--workers", "2"]
+    log = Path("log.txt")
+    slow = program(FAKE_SECONDS_PER_IMAGE=0.05, FAKE_LOG=log)
+    partial = Path("benchmark/scores/opinions/brightness.csv.partial.jsonl")
+
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **slow)
+    wait_for_lines(partial, 8, process)
+    process.kill()
+    assert process.wait(timeout=60) == -signal.SIGKILL
+    with partial.open("ab") as file:
+        file.write(b'{"path": "torn')
+
+    partial = partial.with_name("darkness.csv.partial.jsonl")
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **slow)
+    wait_for_lines(partial, 8, process)
+    process.send_signal(signal.SIGINT)
+    message = process.communicate(timeout=120)[1]
+    assert process.returncode == 130 and "repeat the command to go on" in message and "Traceback" not in message
+
+    done = subprocess.run(command, capture_output=True, timeout=300, **slow)
+    assert done.returncode == 0, done.stderr
+    for metric in ("brightness", "darkness"):
+        assert scores(metric) == scores(metric, "expected")
+    scored = log.read_text().splitlines()
+    assert len(set(scored)) == 2 * len(LEVELS)
+    # Only the image in work when the process was stopped is scored again.
+    assert len(scored) <= 2 * len(LEVELS) + 2
+    assert {path.suffix for path in partial.parent.iterdir()} == {".csv", ".json"}
+
+
+@pytest.mark.slow
+def test_full_disk_keeps_what_was_scored(quick_metrics: None, table: Path) -> None:
+    arguments = ["-m", "brightness", "-d", str(table), "--images", "data/images"]
+    done = subprocess.run(
+        [*PROGRAM, "benchmark", *arguments], capture_output=True, timeout=300, **program(FAKE_FILE_SIZE_LIMIT=3000)
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert re.search(r"error: cannot write .*brightness\.csv\.partial\.jsonl: File too large", done.stderr)
+    result = Result(*arguments)
+    assert result.code == 0 and re.search(r"\d images to score, [1-9]\d? scored before", result.err)
+    assert len(scores("brightness")) == len(LEVELS) == sum(row.score is not None for row in rows("brightness"))
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_images_and_one_merges_them(quick_metrics: None, table: Path) -> None:
+    Path("data/images/0005.png").write_bytes(b"nothing")
+    arguments = ["-m", "brightness", "broken", "picky", "-d", str(table), "--images", "data/images"]
+    assert Result(*arguments, "-o", "expected").code == 1
+    log = Path("log.txt")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "2", "--cpu"]
+    launch += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
+    command = [*launch, *PROGRAM[1:], "benchmark", *arguments]
+    # What a killed run of three processes left behind is taken over.
+    expected = rows("brightness", "expected")
+    left = Path("benchmark/scores/opinions/brightness.part-2.jsonl.partial.jsonl")
+    left.parent.mkdir(parents=True)
+    left.write_text(json.dumps({name: getattr(expected[7], name) for name in BenchmarkRow.__dataclass_fields__}) + "\n")
+    done = subprocess.run(command, capture_output=True, timeout=500, **program(FAKE_LOG=log))
+    assert "broken on opinions: not run" in done.stderr, done.stderr
+    for metric in ("brightness", "picky"):
+        assert scores(metric) == scores(metric, "expected")
+    assert json.loads(Path("benchmark/scores/opinions/brightness.json").read_text())["processes"] == 2
+    lines = [line for line in log.read_text().splitlines() if line.startswith("brightness")]
+    assert len(lines) == len(set(lines)) == len(LEVELS) - 2
+    assert {path.suffix for path in left.parent.iterdir()} == {".csv", ".json"}
+
+
+# --- pyiqa's metrics and datasets -------------------------------------------------------------------------------------
+
+
+def test_pyiqas_metrics_on_a_dataset_of_pyiqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    table = write_dataset(tmp_path / "CSIQ", range(40, 240, 20), sizes=[(64, 48)], references=True)
+    Path("CSIQ/images").rename("CSIQ/dst_imgs")
+    Path("CSIQ/src_imgs").mkdir()
+    Path("CSIQ/dst_imgs/ref_64.png").rename("CSIQ/src_imgs/ref_64.png")
+    Path("meta_info").mkdir()
+    given = [line.split(",") for line in table.read_text().split()[1:]]
+    write_csv(
+        Path("meta_info/meta_info_CSIQDataset.csv"),
+        [["ref_name", "dist_name", "dmos", "std"], *[[row[3], row[0], 1 - float(row[1]) / 6, 0.1] for row in given]],
+    )
+    result = Result("-m", "psnr", "gmsd", "entropy", "-d", "csiq", "--data-root", ".", "--batch-size", "4")
+    assert result.code == 0, result.err
+    import pyiqa
+
+    psnr = pyiqa.create_metric("psnr", device="cpu")
+    for row in rows("psnr", dataset="csiq"):
+        assert row.score == pytest.approx(psnr(row.path, "CSIQ/src_imgs/ref_64.png").item(), abs=1e-4)
+    content = json.loads(Path("benchmark/leaderboard.json").read_text())
+    by_name = {one["metric"]: one for one in content["entries"]}
+    assert by_name["psnr"]["mode"] == "FR" and by_name["gmsd"]["lower_better"]
+    assert by_name["psnr"]["dataset_facts"]["lower_better"] and by_name["psnr"]["agreement"]["srcc"] > 0.9
+
+
+def test_our_name_in_pyiqas_benchmark_loop_and_in_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """pyiqa's benchmark builds metric and dataset from their options, takes one image a time, and correlates."""
+    monkeypatch.chdir(tmp_path)
+    table = write_dataset(tmp_path / "data", range(40, 240, 20), sizes=[(40, 30), (64, 64)])
+    lora, base, _ = published_folders(tmp_path)
+    from pyiqa.data import build_dataloader, build_dataset
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+    from pyiqa.metrics import calculate_krcc, calculate_plcc, calculate_srcc
+    from pyiqa.models.inference_model import InferenceModel
+
+    config = DEFAULT_CONFIGS["qscorer"]
+    options = {**config["metric_opts"], "checkpoint": str(lora), "base": str(base), "dtype": "float32"}
+    model = InferenceModel("qscorer", metric_mode=config["metric_mode"], device="cpu", **options)
+    data = {
+        "name": "own", "type": "GeneralNRDataset", "phase": "test", "meta_info_file": str(table),
+        "dataroot_target": str(table.parent / "images"), "prefetch_mode": "cpu", "num_prefetch_queue": 2,
+    }  # fmt: skip
+    predicted, opinions = [], []
+    for batch in build_dataloader(build_dataset(data), data, num_gpu=0):
+        predicted.append(model(batch["img"]).item())
+        opinions.append(batch["mos_label"].item())
+    cell = "/".join(
+        str(round(float(measure(predicted, opinions)), 4))
+        for measure in (calculate_plcc, calculate_srcc, calculate_krcc)
+    )
+
+    settings = [
+        f"--set=qscorer.{name}={value}" for name, value in options.items() if name in ("checkpoint", "base", "dtype")
+    ]
+    result = Result(
+        "-m", "qscorer", "-d", f"koniq10k={table}", "--images", "data/images", *settings, "--batch-size", "3"
+    )
+    assert result.code == 0, result.err
+    assert [row.score for row in rows("qscorer", dataset="koniq10k")] == pytest.approx(predicted, abs=1e-4)
+    assert Path("benchmark/leaderboard.csv").read_text().splitlines()[1] == f"qscorer,{cell}"
+    facts = json.loads(Path("benchmark/scores/koniq10k/qscorer.json").read_text())
+    files = sum(path.stat().st_size for folder in (lora, base) for path in folder.iterdir())
+    assert facts["download_bytes"] == files and facts["parameters"] > 1000 and facts["options"]["base"] == str(base)
+
+    checked = Result("--report-only", "--check-published")
+    assert checked.code == 1 and re.search(r"qscorer +koniq10k +SRCC +0\.948 ", checked.out)
+    assert "differs by more than" in checked.out

@@ -1,0 +1,191 @@
+"""The reports: pyiqa's CSV, Markdown, JSON, and one HTML page that needs nothing from elsewhere."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from benchmark_world import FakeMetrics, write_dataset
+from PIL import Image
+
+from pyiqa_qscorer.evaluation.datasets import DatasetSpec, open_dataset
+from pyiqa_qscorer.evaluation.leaderboard import MetricSpec, run_benchmark
+from pyiqa_qscorer.evaluation.processes import OneProcess
+from pyiqa_qscorer.evaluation.published import check_published, published_results
+from pyiqa_qscorer.evaluation.report import write_reports
+from pyiqa_qscorer.evaluation.results import read_leaderboard
+
+LEVELS = range(40, 220, 9)
+EVIL = "<script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """Tags with attributes, texts of table cells by row, and everything that a page could fetch."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self._cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self._cell = True
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._cell:
+            self.rows[-1][-1] += data.strip()
+
+    def fetched(self) -> list[str]:
+        names = ("src", "href", "srcset", "data", "action", "poster")
+        return [value or "" for _, attributes in self.tags for key, value in attributes.items() if key in names]
+
+
+@pytest.fixture(scope="module")
+def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two datasets, one called like a published one; metrics that fail, and names that are not safe in HTML."""
+    root = tmp_path_factory.mktemp("report")
+    table = write_dataset(root / "data", LEVELS, references=True)
+    broken = table.parent / "images" / "0004.png"
+    broken.write_bytes(b"no image")
+    datasets = [
+        open_dataset(DatasetSpec(label, csv=table, images=table.parent / "images", lower_better=dmos), root, None)  # type: ignore[arg-type]
+        for label, dmos in (("koniq10k", False), ("a & b (DMOS)", True))
+    ]
+    names = ("brightness", "darkness", "distance", "picky", "broken")
+    specs = [MetricSpec(name, name) for name in names]
+    specs.append(MetricSpec("a & b", "constant"))
+    run_benchmark(specs, datasets[:1], root / "out", FakeMetrics(), OneProcess("cpu"))
+    run_benchmark(specs[:3], datasets[1:], root / "out", FakeMetrics(), OneProcess("cpu"))
+    facts = root / "out/scores/koniq10k/brightness.json"
+    facts.write_text(facts.read_text().replace('"name": "brightness"', '"name": "qscorer"'))
+    picky = root / "out/scores/koniq10k/picky.csv"
+    picky.write_text(picky.read_text().replace("too bright for me", EVIL))
+    write_reports(read_leaderboard(root / "out", resamples=50), root / "out")
+    return root / "out"
+
+
+def test_csv_has_the_form_of_pyiqas_tables(output: Path) -> None:
+    lines = [line.split(",") for line in (output / "leaderboard.csv").read_text().splitlines()]
+    assert lines[0][0] == "Metric name" and "koniq10k(PLCC/SRCC/KRCC)" in lines[0]
+    column = lines[0].index("koniq10k(PLCC/SRCC/KRCC)")
+    cells = {line[0]: line[column] for line in lines[1:]}
+    entry = next(e for e in read_leaderboard(output, resamples=2).of("koniq10k") if e.metric == "brightness")
+    found = entry.agreement
+    written = [float(part) for part in cells["brightness"].split("/")]
+    assert written == [round(value, 4) for value in (found.plcc, found.srcc, found.krcc)]
+    assert cells["broken"] == cells["a & b"] == ""
+
+
+def test_json_holds_every_number(output: Path) -> None:
+    content = json.loads((output / "leaderboard.json").read_text(), parse_constant=lambda name: pytest.fail(name))
+    by_name = {one["metric"]: one for one in content["entries"] if one["dataset"] == "koniq10k"}
+    assert by_name["brightness"]["scored"] == 19 and by_name["brightness"]["images"] == 20
+    assert by_name["brightness"]["agreement"]["srcc"] > 0.9 and by_name["brightness"]["intervals"]["srcc"][0] < 1
+    assert by_name["broken"]["problem"].startswith("cannot be built") and by_name["a & b"]["agreement"]["srcc"] is None
+    assert len(content["published"]["results"]) == 6 and "README" in content["published"]["source"]
+
+
+def test_markdown_says_what_failed_and_what_was_published(output: Path) -> None:
+    text = (output / "leaderboard.md").read_text()
+    assert "| **brightness** | NR | 0.9" in text and "19 of 20" in text
+    assert "broken: not run: cannot be built: OSError: the weights are gone" in text
+    assert "Published, not run here" in text and "| Q-Scorer (5 tokens) | in-domain | 0.948 | 0.959 |" in text
+
+
+def test_page_needs_nothing_from_elsewhere(output: Path) -> None:
+    text = (output / "report.html").read_text()
+    page = Page(text)
+    assert page.fetched() and all(value.startswith(("data:image/", "#dataset-")) for value in page.fetched())
+    assert not re.search(r"https?:|//[a-z]|url\(|@import|\bfetch\(|XMLHttp", re.sub(r"data:image/[^\"]*", "", text))
+    assert not [tag for tag, attributes in page.tags if tag in ("link", "iframe", "object", "base")]
+    metas = [attributes for tag, attributes in page.tags if tag == "meta"]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in metas
+    assert any("default-src 'none'" in str(meta.get("content")) for meta in metas)
+
+
+def test_page_shows_tables_plots_and_disagreements(output: Path) -> None:
+    text = (output / "report.html").read_text()
+    page = Page(text)
+    row = next(row for row in page.rows if row and row[0] == "brightness" and len(row) > 5)
+    assert row[1] == "NR" and row[2].startswith("0.9") and row[8:10] == ["19", "1"]
+    published = [row for row in page.rows if row and "(published, not run here)" in row[0]]
+    assert len(published) == 6 and published[0][1] == "NR, in-domain"
+    images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
+    sizes = [Image.open(io.BytesIO(base64.b64decode(str(uri).partition(",")[2]))).size for uri in images]
+    plots = [size for size in sizes if size[0] > 400]
+    # A scatter for each metric that has a correlation, and a cost plot per dataset; six thumbnails beside each scatter.
+    assert len(plots) == 4 + 3 + 2 and len(sizes) - len(plots) == 6 * 7
+    assert text.count('<table class="sortable">') == 5 and "not defined: all 19 scores are 3" in text
+
+
+def test_page_escapes_what_others_named(output: Path) -> None:
+    text = (output / "report.html").read_text()
+    assert EVIL not in text and "&lt;script&gt;alert(1)&lt;/script&gt;" in text and "a &amp; b" in text
+
+
+def test_no_thumbnails(output: Path, tmp_path: Path) -> None:
+    write_reports(read_leaderboard(output, resamples=2), tmp_path, thumbnails=False)
+    assert "data:image/jpeg" not in (tmp_path / "report.html").read_text()
+    assert "data:image/jpeg" in (output / "report.html").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_page_in_a_browser(output: Path, tmp_path: Path, width: int) -> None:
+    """The page does not overflow, its script runs, and a click sorts."""
+    browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if browser is None:
+        pytest.skip("needs a Chromium")
+    probe = """<script>
+      const head = document.querySelectorAll("table.sortable thead")[1].rows[0].cells[2];
+      head.querySelector("button").click(); head.querySelector("button").click();
+      const first = document.querySelectorAll("table.sortable")[1].tBodies[0].rows[0].cells[2].textContent;
+      const fits = document.documentElement.scrollWidth <= innerWidth;
+      document.title = [fits, head.getAttribute("aria-sort"), first].join();
+    </script>"""
+    page = tmp_path / "probed.html"
+    page.write_text((output / "report.html").read_text().replace("</body>", f"{probe}</body>"))
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
+    command += [f"--window-size={width},900", "--dump-dom", page.as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title is not None, done.stderr
+    fits, sort, first = title[1].split(",")
+    assert fits == "true" and sort == "ascending" and float(first) < 0.5
+
+
+# --- published figures ------------------------------------------------------------------------------------------------
+
+
+def test_published_figures_are_those_of_the_source(shared: Path) -> None:
+    lines = (shared / "published_results.csv").read_text().splitlines()
+    shown = [f"{r.method},{r.dataset},{r.setting},{r.plcc:.3f},{r.srcc:.3f}" for r in published_results()]
+    assert lines[1:] == shown
+
+
+def test_check_published(output: Path) -> None:
+    entries = read_leaderboard(output, resamples=2).entries
+    srcc, plcc = check_published(entries)
+    assert (srcc.metric, srcc.dataset, srcc.measure, srcc.published, srcc.images) == (
+        "brightness", "koniq10k", "SRCC", 0.948, 19,
+    )  # fmt: skip
+    entry = next(one for one in entries if one.metric == "brightness" and one.dataset == "koniq10k")
+    assert srcc.difference == entry.agreement.srcc - 0.948 and plcc.here == entry.agreement.plcc_fitted
+    assert srcc.agrees == (abs(srcc.difference) <= 0.005)
