@@ -38,7 +38,7 @@ from pyiqa_qscorer.image_files import open_image
 from pyiqa_qscorer.preprocessing import PAD_COLOR
 from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.run import train
-from pyiqa_qscorer.training.trainer import correlations
+from pyiqa_qscorer.training.trainer import agreement
 
 RESULTS = Path(__file__).resolve().parent / "results"
 FORMULATIONS = ("score_token", "level_onehot", "level_soft")
@@ -120,7 +120,7 @@ def one_run(
         low, high = scale["mos_range"]
         target = 1 + 4 * (np.array([float(row["mos"]) for row in some]) - low) / (high - low)
         target = 6 - target if scale.get("lower_better") else target
-        return correlations(scorer.score([work / row["img_name"] for row in some]), target)
+        return agreement(scorer.score([work / row["img_name"] for row in some]), target)
 
     history = json.loads((folder / "training.json").read_text())["curves"]
     curve = [(entry["epoch"], entry["train_srcc"]) for entry in history if "train_srcc" in entry]

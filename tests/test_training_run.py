@@ -23,7 +23,7 @@ from pyiqa_qscorer.checkpoints.weights import read_shard
 from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.run import train
-from pyiqa_qscorer.training.trainer import TrainingFailedError, correlations, last_complete_state
+from pyiqa_qscorer.training.trainer import TrainingFailedError, agreement, last_complete_state
 
 PROGRAM = Path(__file__).with_name("train_in_subprocess.py")
 
@@ -143,7 +143,7 @@ def test_it_learns_and_leaves_a_metric(pictures: Path, tmp_path: Path) -> None:
     files = sorted(pictures.glob("*.png"))
     seen = [index for index in range(len(files)) if index % 4 != 3]
     scores = scorer.score([files[index] for index in seen])
-    assert correlations(scores, np.array(seen))["srcc"] > 0.95
+    assert agreement(scores, np.array(seen))["srcc"] > 0.95
     facts = json.loads((folder / "training.json").read_text())
     assert facts["data"]["train"][0]["mos_range"] == [0, 100]
     assert facts["data"]["train"][0]["images"] == 18
@@ -299,9 +299,9 @@ def test_a_loss_that_is_not_finite_stops(pictures: Path, tmp_path: Path) -> None
         train(parse_config(content))
 
 
-def test_correlations_of_constant_or_single_values() -> None:
+def test_agreement_of_constant_or_single_values() -> None:
     for scores in ([1.0, 1.0, 1.0], [2.0]):
-        found = correlations(np.array(scores), np.arange(len(scores)))
+        found = agreement(np.array(scores), np.arange(len(scores)))
         assert (found["srcc"], found["plcc"], found["krcc"]) == (0, 0, 0)
         assert np.isfinite(found["rmse"])
 
