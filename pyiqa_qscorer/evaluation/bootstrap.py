@@ -139,7 +139,8 @@ def compare(
 def comparison(difference: float, first: Floats, second: Floats) -> Comparison:
     """`Comparison` from the difference on all images and the (resamples,) SRCC of both on the same draws."""
     spread = first - second
-    error = float(np.std(spread[np.isfinite(spread)], ddof=1))
+    defined = spread[np.isfinite(spread)]
+    error = float(np.std(defined, ddof=1)) if len(defined) > 1 else 0.0
     if error < 1e-12:  # equal ranks, or so few images that no draw ever differs
         return Comparison(difference, error, 1.0 if abs(difference) < 1e-12 else 1 / (1 + len(spread)))
     return Comparison(difference, error, float(2 * norm.sf(abs(difference) / error)))

@@ -74,6 +74,6 @@ class Metrics(Protocol):
         ...
 
 
-def pixel_bytes(tensors: Sequence[Tensor]) -> int:
+def tensor_bytes(tensors: Sequence[Tensor]) -> int:
     """Memory of tensors."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from pyiqa_qscorer import __version__
 from pyiqa_qscorer.checkpoints import plan_checkpoint
 from pyiqa_qscorer.errors import QScorerError
-from pyiqa_qscorer.evaluation.metrics import MetricDescription, MetricFacts, pixel_bytes
+from pyiqa_qscorer.evaluation.metrics import MetricDescription, MetricFacts, tensor_bytes
 from pyiqa_qscorer.metric import QScorer
 from pyiqa_qscorer.names import METRICS, nearest, resolve_metric_options
 from pyiqa_qscorer.preprocessing import pixels_from_pil
@@ -65,7 +65,7 @@ class PyiqaMetric:
         self.facts = MetricFacts(
             identity=net.identity[:16] if isinstance(net, QScorer) else _identity(name, net, options),
             parameters=sum(parameter.numel() for parameter in net.parameters()),
-            weight_bytes=pixel_bytes(tensors),
+            weight_bytes=tensor_bytes(tensors),
             download_bytes=_download_bytes(name, options, tensors),
             versions={
                 "python": platform.python_version(),
