@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -216,16 +217,17 @@ def test_two_processes_share_the_images_and_one_merges_them(quick_metrics: None,
     command = [*launch, *PROGRAM[1:], "benchmark", *arguments]
     # What a killed run of three processes left behind is taken over.
     expected = rows("brightness", "expected")
-    left = Path("benchmark/scores/opinions/brightness.part-2.jsonl.partial.jsonl")
+    left = Path("benchmark/scores/opinions/brightness.part-1.jsonl.partial.jsonl")
     left.parent.mkdir(parents=True)
-    left.write_text(json.dumps({name: getattr(expected[7], name) for name in BenchmarkRow.__dataclass_fields__}) + "\n")
+    for part, row in ((left, expected[7]), (left.with_name("brightness.part-2.jsonl"), expected[11])):
+        part.write_text(json.dumps(dataclasses.asdict(row)) + "\n")
     done = subprocess.run(command, capture_output=True, timeout=500, **program(FAKE_LOG=log))
     assert "broken on opinions: not run" in done.stderr, done.stderr
     for metric in ("brightness", "picky"):
         assert scores(metric) == scores(metric, "expected")
     assert json.loads(Path("benchmark/scores/opinions/brightness.json").read_text())["processes"] == 2
     lines = [line for line in log.read_text().splitlines() if line.startswith("brightness")]
-    assert len(lines) == len(set(lines)) == len(LEVELS) - 2
+    assert len(lines) == len(set(lines)) == len(LEVELS) - 3  # the broken image, and the two that were left
     assert {path.suffix for path in left.parent.iterdir()} == {".csv", ".json"}
 
 

@@ -14,7 +14,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -157,18 +157,16 @@ class _Pair:
 
     def run(self, memory: PeakMemory, batch_size: int, workers: int, overwrite: bool, progress: Progress) -> None:
         processes, first = self.processes, self.processes.index == 0
-        if first:
-            try:
-                self.table_path.parent.mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                raise OutputError(f"cannot make the folder {self.table_path.parent}: {error.strerror}") from error
-        processes.gather(None)
-        path = self.table_path if first else self._part(processes.index)
-        resume = first and not overwrite
-        with ScoreTable(path, resume, not resume, BenchmarkRow).open(self.spec.label, self.identity) as table:
+        with ExitStack() as stack:
+            todo: list[OpinionRow] = []
             if first:
+                table = stack.enter_context(self._open(self.table_path, resume=not overwrite))
                 self._absorb(table, overwrite)
-            todo: list[OpinionRow] = processes.gather(self._unfinished(table) if first else [])[0]
+                todo = self._unfinished(table)
+            # The others open theirs only now, since it may have rows of a killed run, which process 0 has taken over.
+            todo = processes.gather(todo)[0]
+            if not first:
+                table = stack.enter_context(self._open(self._part(processes.index), resume=False))
             share = todo[processes.index :: processes.count]
             watch = progress if first else _nobody_watches
             with watch(self.spec.label, self.dataset.label, len(share), len(self.dataset.rows) - len(todo)) as advance:
@@ -193,6 +191,13 @@ class _Pair:
                 run = {"batch_size": batch_size, "processes": processes.count, "device": _device_name(processes.device)}
                 self._write_facts(run | {"peak_memory_bytes": max(peaks, default=None)} if todo else {})
         processes.gather(None)
+
+    def _open(self, path: Path, resume: bool) -> ScoreTable[BenchmarkRow]:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+        return ScoreTable(path, resume, not resume, BenchmarkRow).open(self.spec.label, self.identity)
 
     def _part(self, index: int) -> Path:
         return self.table_path.with_suffix(f".part-{index}.jsonl")
