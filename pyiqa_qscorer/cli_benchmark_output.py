@@ -71,12 +71,12 @@ def print_published(differences: Sequence[PublishedDifference]) -> bool:
             "--check-published compares qscorer, qscorer_8bit or qscorer_4bit on koniq10k, spaq, kadid10k, livec, "
             "agiqa3k or csiq, and this output has none of these; an own CSV file can be called so with agiqa3k=FILE.csv"
         )
-    table = _plain_table(f"Published: {SOURCE}")
+    table = _plain_table(f"Published figures ({SOURCE}); agrees: within {TOLERANCE}")
     for name in ("metric", "dataset", "measure", "published", "here", "difference", "images", ""):
         table.add_column(name, justify="left" if name in ("metric", "dataset", "measure", "") else "right")
     for one in differences:
         difference = "–" if one.difference is None else f"{one.difference:+.4f}"  # noqa: RUF001
-        verdict = Text("agrees", "green") if one.agrees else Text(f"differs by more than {TOLERANCE}", "red")
+        verdict = Text("agrees", "green") if one.agrees else Text("differs", "red")
         cells = [one.metric, one.dataset, one.measure, f"{one.published:.3f}", number(one.here, 4), difference]
         table.add_row(*(Text(printable(cell)) for cell in cells), str(one.images), verdict)
     cli_output.out.print(table)

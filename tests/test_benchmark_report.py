@@ -123,7 +123,7 @@ def test_page_needs_nothing_from_elsewhere(output: Path) -> None:
 def test_page_shows_tables_plots_and_disagreements(output: Path) -> None:
     text = (output / "report.html").read_text()
     page = Page(text)
-    of_brightness = [row for row in page.rows if row and row[0] == "brightness" and len(row) > 5]
+    of_brightness = [row for row in page.rows if row and row[0] == "brightness" and len(row) > 10]
     assert [row[2][:3] for row in of_brightness] == ["-0.", "0.9"]  # DMOS, MOS
     assert of_brightness[1][1] == "NR" and of_brightness[1][8:10] == ["19", "1"]
     published = [row for row in page.rows if row and "(published, not run here)" in row[0]]

@@ -47,7 +47,7 @@ class OneProcess:
 
 
 class AcceleratedProcesses:
-    """Processes that `accelerate launch` (or torchrun) started: one per GPU, or several on the CPU."""
+    """Processes that `accelerate launch` started, one per GPU, or torchrun, also on the CPU."""
 
     def __init__(self) -> None:
         from accelerate import PartialState
