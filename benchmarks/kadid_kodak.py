@@ -23,7 +23,9 @@ from rich.progress import track
 
 from pyiqa_qscorer.image_files import open_image
 from pyiqa_qscorer.score_files import find_images
-from pyiqa_qscorer.training.distortions import KADID_LEVELS, KADID_TYPES, kadid_distortion
+from pyiqa_qscorer.training.distortions import KADID_TYPES, kadid_distortion
+
+LEVELS = range(1, 6)
 
 
 def opinions(table: Path) -> dict[tuple[int, int], tuple[float, float]]:
@@ -64,7 +66,7 @@ def main(
         if not (output / reference).exists():
             write_png(output / reference, pristine)
         for kind in kinds:
-            for level in range(1, KADID_LEVELS + 1):
+            for level in LEVELS:
                 name = f"{Path(path).stem}_{kind:02}_{level:02}.png"
                 if not (output / name).exists():
                     own_seed = seed + zlib.crc32(reference.encode())  # other noise in every photo

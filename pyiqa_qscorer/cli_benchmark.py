@@ -168,6 +168,7 @@ def add_benchmark(app: typer.Typer, clean_errors: Callable[[bool], AbstractConte
                 wanted = [with_split(spec, split, phase, original_size) for spec in wanted]
                 group = started(device)
                 problems = score(specs, wanted, output, data_root, group, batch_size, workers, overwrite)
+                group.finish()
             if group is not None and group.index:
                 raise typer.Exit(0)
             board = read_leaderboard(output)

@@ -33,6 +33,10 @@ class Processes(Protocol):
         """The values of all processes, by index, in every process; waits for all of them."""
         ...
 
+    def finish(self) -> None:
+        """Leave the group; call it last, in every process."""
+        ...
+
 
 class OneProcess:
     """No other process."""
@@ -44,6 +48,9 @@ class OneProcess:
 
     def gather(self, value: Value) -> list[Value]:
         return [value]
+
+    def finish(self) -> None:
+        """Nothing to leave."""
 
 
 class AcceleratedProcesses:
@@ -63,6 +70,10 @@ class AcceleratedProcesses:
 
         found: list[Value] = gather_object([value])
         return found
+
+    def finish(self) -> None:
+        self._state.wait_for_everyone()
+        self._state.destroy_process_group()  # else its threads end the interpreter with an error
 
 
 def processes(device: str | None = None) -> Processes:
