@@ -116,7 +116,7 @@ def add_benchmark(app: typer.Typer, clean_errors: Callable[[bool], AbstractConte
             bool,
             typer.Option(
                 "--original-size",
-                help="leave out the resizing of pyiqa's dataset options (spaq), as the published evaluation",
+                help="leave out the resizing of pyiqa's dataset options (spaq to 448)",
                 rich_help_panel=DATA,
             ),
         ] = False,

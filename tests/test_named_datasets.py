@@ -64,6 +64,23 @@ def test_lower_better_with_references(root: Path) -> None:
     assert part.scale.lower_better
 
 
+def test_one_file_name_in_two_folders_and_references(root: Path) -> None:
+    rows = [["refimgs/a.bmp", f"{folder}/img1.bmp", 20, std] for folder, std in (("jp2k", 3.0), ("jpeg", 7.0))]
+    header = ["ref_name", "dist_name", "mos", "std"]
+    write(root, "meta_info_LIVEIQADataset.csv", header, rows, [f"LIVEIQA_release2/{row[1]}" for row in rows])
+    found, _ = pyiqa_dataset("live", root, {})
+    assert [row.std for row in found] == [3.0, 7.0]
+    assert {Path(row.reference or "") for row in found} == {root / "LIVEIQA_release2/refimgs/a.bmp"}
+
+
+def test_transform_of_the_dataset_options(root: Path) -> None:
+    write(root, "meta_info_SPAQDataset.csv", ["name", "mos"], [["1.jpg", 50]], ["SPAQ/TestImage/1.jpg"])
+    [row], info = pyiqa_dataset("spaq", root, {"phase": "test"})
+    [resized] = info["transform"]([Image.new("RGB", (896, 600))])
+    assert row.reference is None and min(resized.size) == 448
+    assert "transform" not in pyiqa_dataset("live", root, {})[1]
+
+
 def test_own_range_goes_over_the_stated_one(root: Path) -> None:
     part = read(root, dataset="koniq10k", split="official_split", mos_range=[0, 100])
     assert part.images[0].mos == pytest.approx(1.4)

@@ -85,7 +85,7 @@ def accuracy_against_cost(entries: Sequence[Entry]) -> str | None:
         axes.errorbar(x, y, yerr=bars, fmt="o", color=color, ecolor=color, elinewidth=1, alpha=0.85, label=label)
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.margins(x=0.18, y=0.08)
+    axes.margins(x=0.25, y=0.08)
     axes.set_xlabel("milliseconds per image (median)")
     axes.set_ylabel("SRCC (bars: 95 % interval)")
     axes.legend(loc="best", frameon=False, fontsize=8)
@@ -132,7 +132,8 @@ def _name_points(axes: Axes, points: Sequence[tuple[float, float, str]]) -> None
     free = -np.inf
     for x, y, name in sorted(points, key=lambda point: point[1]):
         free = max(free + step, y)
-        axes.annotate(name, (x, y), (x * 1.1, free), fontsize=8, va="center", color="#111827")
+        text = axes.annotate(name, (x, y), (x * 1.1, free), fontsize=8, va="center", color="#111827")
+        text.set_in_layout(False)  # a long name must not squeeze the axes away
 
 
 def _tidy(axes: Axes) -> None:

@@ -67,10 +67,11 @@ def pyiqa_dataset(
     )
     if table is not None and spread_column is not None:
         for row_name, spread in zip(table.iloc[:, _target_column(dataset)], table[spread_column], strict=True):
-            spread_of[os.path.basename(str(row_name))] = float(spread)
+            spread_of[os.path.normpath(str(row_name))] = float(spread)
     read = _ROWS[info["type"]]
+    root = dataset.opt["dataroot_target"]  # relative to it, since LIVE has jp2k/img1.bmp and jpeg/img1.bmp
     rows = [
-        OpinionRow(path, mos, spread_of.get(os.path.basename(path)), reference)
+        OpinionRow(path, mos, spread_of.get(os.path.relpath(path, root)), reference)
         for path, mos, reference in (read(dataset, item) for item in dataset.paths_mos)
     ]
     if info.get("augment"):
