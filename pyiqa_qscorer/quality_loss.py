@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .metric import QScorer
-from .names import SCORE_RANGE, resolve_metric_options
+from .names import DEFAULT_METRIC, SCORE_RANGE, resolve_metric_options
 from .scoring import resolve_device
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -46,7 +46,7 @@ class QScorerLoss(nn.Module):
 
     def __init__(
         self,
-        metric: str | QScorer = "qscorer",
+        metric: str | QScorer = DEFAULT_METRIC,
         loss_weight: float = 1.0,
         reduction: str = "mean",
         target: float | None = None,
