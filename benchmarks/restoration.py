@@ -37,6 +37,7 @@ import pyiqa
 import torch
 import typer
 from PIL import Image, ImageFilter
+from rich import box
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -359,16 +360,16 @@ def name_of(anchor: float | None) -> str:
 
 
 def show(runs: list[Run], trained: list[Run], costs: list[dict[str, Any]]) -> None:
-    table = Table(title="QScorerLoss + anchor x L1: before -> after")
-    for column in ("optimised", "distortion", "anchor", "score", "PSNR", "SSIM", "verdict"):
-        table.add_column(column, justify="left" if column in ("optimised", "distortion", "verdict") else "right")
+    table = Table(title="QScorerLoss + anchor x L1: before -> after", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("optimised", "anchor", "score", "PSNR", "SSIM", "verdict"):
+        table.add_column(column, justify="left" if column in ("optimised", "verdict") else "right")
     for what, group in (("pixels", runs), ("denoiser", trained)):
         for run in group:
             cells = [
-                f"{run.curve[name][0]:.{digits}f} -> {run.curve[name][-1]:.{digits}f}"
+                f"{run.curve[name][0]:.{digits}f}->{run.curve[name][-1]:.{digits}f}"
                 for name, digits in (("score", 2), ("psnr", 1), ("ssim", 3))
             ]
-            table.add_row(what, run.distortion, name_of(run.anchor), *cells, run.verdict)
+            table.add_row(f"{what}, {run.distortion}", name_of(run.anchor), *cells, run.verdict)
     Console().print(table)
     table = Table(title="Loss and gradient of one picture")
     for column in ("loss", "seconds", "range", "peak memory"):
