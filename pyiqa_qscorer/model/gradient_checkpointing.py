@@ -13,6 +13,9 @@ def enable_gradient_checkpointing(model: Any) -> None:
     # The name changed within transformers 5.
     renamed = getattr(model, "activation_checkpointing_enable", None)
     (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    backbone = getattr(model.get_submodule("model.vision_model"), "backbone", None)
+    if backbone is not None:
+        backbone.set_grad_checkpointing(True)  # a network of timm, which does it itself
 
 
 def checkpoint_in_eval_mode(model: nn.Module) -> None:
