@@ -13,13 +13,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
 from pyiqa_qscorer.training.calibration import BEST_OPINION, REFERENCE_METRICS, Calibration, fit_calibration
 from pyiqa_qscorer.training.distortions import Step, apply_chain
 from pyiqa_qscorer.training.opinions import KADID_OPINIONS, kadid_opinion, typical_spread
-from pyiqa_qscorer.training.synthetic import Recipe, SyntheticDataError, find_photos, render, tone_of
+from pyiqa_qscorer.training.synthetic import (
+    Recipe,
+    SyntheticDataError,
+    compare_as_seen,
+    find_photos,
+    render,
+    tone_of,
+)
 
 PHOTOS = Path(__file__).with_name("photos")
 COMPARE = ReferenceMetrics(REFERENCE_METRICS)
@@ -181,3 +188,21 @@ def test_wrong_arguments_are_named(photos: list[Path], tmp_path: Path) -> None:
         find_photos([tmp_path / "nowhere"])
     with pytest.raises(ValueError, match="compare must be given"):
         render(Recipe("chains", 2, {}), photos, tmp_path / "set", workers=1)
+
+
+def test_pictures_are_compared_at_one_size() -> None:
+    """Enlarged damage of an enlarged photo is judged like the damage of the photo."""
+    photo = Image.open(PHOTOS / "coffee.jpg").convert("RGB").resize((512, 384), Image.Resampling.LANCZOS)
+    blurred = photo.filter(ImageFilter.GaussianBlur(2))
+    larger = [np.asarray(p.resize((1024, 768), Image.Resampling.LANCZOS)) for p in (blurred, photo)]
+    same = CALIBRATION.opinion(compare_as_seen(COMPARE, np.asarray(blurred), np.asarray(photo)))
+    assert float(CALIBRATION.opinion(compare_as_seen(COMPARE, *larger))) == pytest.approx(float(same), abs=0.05)
+    assert float(CALIBRATION.opinion(COMPARE(*larger))) > same + 0.1
+
+
+def test_longer_sides_follow_the_kind(photos: list[Path], tmp_path: Path) -> None:
+    table = render(Recipe("kadid", 3, {}), photos, tmp_path / "kadid", workers=1)
+    sizes = [Image.open(table.parent / "images" / row["file"]).size for row in rows_of(table)]
+    assert {max(size) for size in sizes} == {512}
+    assert Recipe("chains", 3, {}).sides == (448, 768)
+    assert Recipe("chains", 3, {}, longer_sides=(100, 120)).sides == (100, 120)

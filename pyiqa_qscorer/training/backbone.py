@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..errors import CheckpointError
-from .data import QualityDataset
+from .data import LabelledImages, QualityDataset
 
 if TYPE_CHECKING:
     from ..model.features import FeatureEncoder
@@ -76,23 +76,28 @@ def _weights_file(source: str) -> Path:
 class CachedStatistics(Dataset[dict[str, Any]]):
     """A dataset whose images are replaced by the statistics that a frozen feature network gives of them.
 
-    `pixel_values` of an item are the statistics, (1 + cells, channels) float32; they are kept as float16 in a file that
-    is computed once, and again where images or network have changed.
+    `pixel_values` of an item are the statistics, (1 + cells, channels) float32; they are kept as float16, one file for
+    each of the datasets, that is computed once, and again where images or network have changed.
 
     Args:
         data: the images.
         encoder: frozen.
-        folder: of the file.
+        folder: of the files.
         workers: threads that read images.
     """
 
     def __init__(self, data: QualityDataset, encoder: FeatureEncoder, folder: Path, workers: int = 2) -> None:
         self.data, self.parts = data, data.parts
         folder.mkdir(parents=True, exist_ok=True)
-        file = folder / f"{_digest(data, encoder)}.npy"
-        if not file.exists():
-            _compute(data, encoder, file, workers)
-        self.statistics = np.load(file, mmap_mode="r")
+        self.statistics: list[np.ndarray] = []
+        start = 0
+        for part in data.parts:
+            indices = range(start, start + len(part.images))
+            file = folder / f"{_digest(part, encoder)}.npy"
+            if not file.exists():
+                _compute(data, indices, encoder, file, workers)
+            self.statistics += list(np.load(file, mmap_mode="r"))
+            start = indices.stop
 
     def __len__(self) -> int:
         return len(self.data)
@@ -103,9 +108,9 @@ class CachedStatistics(Dataset[dict[str, Any]]):
         return {**facts, "pixel_values": torch.from_numpy(self.statistics[index].astype(np.float32))}
 
 
-def _digest(data: QualityDataset, encoder: FeatureEncoder) -> str:
+def _digest(part: LabelledImages, encoder: FeatureEncoder) -> str:
     digest = hashlib.sha256(repr(encoder.config.to_dict()).encode())
-    for image in data.images:
+    for image in part.images:
         state = os.stat(image.path)
         digest.update(f"{image.path} {state.st_size} {state.st_mtime_ns}".encode())
     for value in encoder.backbone.state_dict().values():
@@ -125,7 +130,7 @@ def _batches(data: QualityDataset, indices: range, size: int, workers: int) -> I
             yield torch.stack(pixels)
 
 
-def _compute(data: QualityDataset, encoder: FeatureEncoder, file: Path, workers: int) -> None:
+def _compute(data: QualityDataset, indices: range, encoder: FeatureEncoder, file: Path, workers: int) -> None:
     from tqdm import tqdm
 
     device = next(encoder.parameters()).device
@@ -133,11 +138,11 @@ def _compute(data: QualityDataset, encoder: FeatureEncoder, file: Path, workers:
     size = 1 if device.type == "cpu" else 32  # large feature maps of several images leave the cache of a CPU
     array: np.memmap[Any, Any] | None = None
     start = 0
-    with torch.no_grad(), tqdm(total=len(data), desc="statistics of the feature network", unit="image") as bar:
-        for pixels in _batches(data, range(len(data)), size, workers):
+    with torch.no_grad(), tqdm(total=len(indices), desc="statistics of the feature network", unit="image") as bar:
+        for pixels in _batches(data, indices, size, workers):
             values = encoder.statistics(pixels.to(device)).half().cpu().numpy()
             if array is None:
-                array = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(data), *values.shape[1:]))
+                array = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(indices), *values.shape[1:]))
             array[start : start + len(values)] = values
             start += len(values)
             bar.update(len(values))

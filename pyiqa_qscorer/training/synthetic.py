@@ -33,6 +33,7 @@ CompareToReference = Callable[[np.ndarray, np.ndarray], dict[str, float]]
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 CALIBRATION_FILE = "calibration.json"
+SEEN_SIDE = 512  # longer side of KADID-10k's pictures
 COLUMNS = ("file", "mos", "std", "photo", "distortion")
 
 
@@ -51,7 +52,7 @@ class Recipe:
         type_shares: how often a KADID type is drawn against the others, by type; 1 where not named.
         smallest_crop: side of the part of a photo that is distorted, as a share of the photo's, drawn from here to 1.
         longer_sides: pixels that the longer side of that part is resized to before it is distorted, drawn between the
-            two. The network sees every picture at one size, so it has to know the same damage at several scales.
+            two; None: 512, as in KADID-10k, for `kadid`, and 448 to 768 for `chains`.
         calibration_photos: photos that the calibration of chains is fitted on.
         seed: of everything random.
     """
@@ -60,7 +61,7 @@ class Recipe:
     count: int
     type_shares: Mapping[int, float]
     smallest_crop: float = 0.8
-    longer_sides: tuple[int, int] = (448, 768)
+    longer_sides: tuple[int, int] | None = None
     calibration_photos: int = 24
     seed: int = 0
 
@@ -73,7 +74,12 @@ class Recipe:
     def digest(self) -> dict[str, Any]:
         """As JSON keeps it."""
         shares = {str(kind): share for kind, share in self.type_shares.items()}
-        return {**asdict(self), "type_shares": shares, "longer_sides": list(self.longer_sides)}
+        return {**asdict(self), "type_shares": shares, "longer_sides": list(self.sides)}
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """`longer_sides` with its default."""
+        return self.longer_sides or ((SEEN_SIDE, SEEN_SIDE) if self.kind == "kadid" else (448, 768))
 
 
 def find_photos(folders: Sequence[Path]) -> list[Path]:
@@ -173,7 +179,7 @@ def _render_one(
         assert compare is not None and calibration is not None  # by `render`
         steps = random_chain(seed)
         picture = apply_chain(photo, steps, seed)
-        mos = float(calibration.opinion(compare(picture, apply_chain(photo, tone_of(steps), seed))))
+        mos = float(calibration.opinion(compare_as_seen(compare, picture, apply_chain(photo, tone_of(steps), seed))))
         std = float(typical_spread(mos))
         what = {"chain": [asdict(step) for step in steps]}
     encoded = io.BytesIO()
@@ -213,9 +219,16 @@ def _part(photo: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.nda
     top, left = (int(rng.integers(full - part + 1)) for full, part in zip(photo.shape, (height, width), strict=False))
     part = photo[top : top + height, left : left + width]
     part = part[:, ::-1] if rng.random() < 0.5 else part
-    scale = rng.uniform(*recipe.longer_sides) / max(height, width)
+    return _resized(np.ascontiguousarray(part), rng.uniform(*recipe.sides))
+
+
+def _resized(picture: np.ndarray, longer_side: float) -> np.ndarray:
+    height, width = picture.shape[:2]
+    scale = longer_side / max(height, width)
     size = (max(1, round(scale * width)), max(1, round(scale * height)))
-    return np.asarray(Image.fromarray(np.ascontiguousarray(part)).resize(size, Image.Resampling.LANCZOS))
+    if size == (width, height):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
 
 
 def _calibration(
@@ -236,7 +249,16 @@ def _calibration(
 
 def _compare_cell(path: Path, kind: int, level: int, compare: CompareToReference) -> dict[str, float]:
     photo = np.asarray(open_image(path))
-    return compare(kadid_distortion(photo, kind, level, level), photo)
+    return compare_as_seen(compare, kadid_distortion(photo, kind, level, level), photo)
+
+
+def compare_as_seen(compare: CompareToReference, distorted: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """The metrics of both pictures resized to the size at which KADID-10k's were judged, longer side 512.
+
+    The network sees every picture at one size, too. Compared at their own sizes, pictures that look the same to it
+    would have different labels.
+    """
+    return compare(*(_resized(picture, SEEN_SIDE) for picture in (distorted, reference)))
 
 
 def _in_order(
