@@ -79,6 +79,9 @@ class FeatureEncoder(nn.Module):
         size = self.config.image_size
         if pixel_values.shape[1:] != (3, size, size):
             raise ValueError(f"pixel_values must have shape (B, 3, {size}, {size}), got {tuple(pixel_values.shape)}")
+        if pixel_values.device.type == "cpu" and len(pixel_values) > 1 and not torch.is_grad_enabled():
+            # Feature maps of several images are given back to the system and fetched again at every layer.
+            return torch.cat([self.statistics(image) for image in pixel_values.split(1)])
         grid = size // self.config.patch_size
         # Convolutions of this kind run three times faster on the CPU with channels last.
         pixels = self._renormalised(pixel_values).contiguous(memory_format=torch.channels_last)
