@@ -165,7 +165,7 @@ def test_killed_and_interrupted_runs_resume_to_the_same_table(quick_metrics: Non
     assert Result(*arguments, "-o", "expected").code == 0
     command = [*PROGRAM, "benchmark", *arguments, "--workers", "2"]
     log = Path("log.txt")
-    slow = program(FAKE_SECONDS_PER_IMAGE=0.05, FAKE_LOG=log)
+    slow = program(FAKE_SECONDS_PER_IMAGE=0.2, FAKE_LOG=log)
     partial = Path("benchmark/scores/opinions/brightness.csv.partial.jsonl")
 
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **slow)
