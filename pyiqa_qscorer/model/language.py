@@ -7,6 +7,7 @@ the whole process.
 from __future__ import annotations
 
 from functools import partial
+from inspect import signature
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from .attention import KERNELS_FOR_LAST, attend, mask_of_last, split_heads
 from .config import QScorerConfig
 from .linear import apply_linear
 from .multiway import Multiway, VisualSpan
+
+# Its name changed within transformers 5; the old one warns in every process that scores.
+CACHE_ARGUMENT = "cache" if "cache" in signature(create_causal_mask).parameters else "past_key_values"
 
 
 class RMSNorm(nn.Module):
@@ -171,7 +175,7 @@ class Decoder(nn.Module):
             config=self.config,
             inputs_embeds=embeddings,
             attention_mask=attention_mask,
-            past_key_values=cache,
+            **{CACHE_ARGUMENT: cache},
         )
         head_dim = self.config.hidden_size // self.config.num_attention_heads
         rotary = rotary_tables(positions, head_dim, self.config.rope_base, embeddings.dtype)
