@@ -143,7 +143,7 @@ def _row(entry: Entry) -> dict[str, Any]:
             (str(failed), failed),
             (seconds_words(entry.seconds), _sort_value(entry.seconds)),
             (number(speed, 1), _sort_value(speed)),
-            (str(facts["batch_size"]), facts["batch_size"]),
+            (str(facts["batch_size"] or NONE), _sort_value(facts["batch_size"])),
             (bytes_words(memory), _sort_value(memory)),
             (f"{facts['parameters']:,}", facts["parameters"]),
             (bytes_words(facts.get("download_bytes")), _sort_value(facts.get("download_bytes"))),

@@ -18,7 +18,7 @@ from .files import write_text
 from .page import html_page
 from .published import SOURCE, PublishedResult, published_results
 from .results import Entry, Leaderboard
-from .words import bytes_words, number, number_with_interval, seconds_words
+from .words import NONE, bytes_words, number, number_with_interval, seconds_words
 
 
 def write_reports(board: Leaderboard, output: Path, thumbnails: bool = True) -> list[Path]:
@@ -115,7 +115,7 @@ def _markdown_row(entry: Entry) -> str:
         f"{found.images} of {len(entry.rows)}" if found.images < len(entry.rows) else str(found.images),
         seconds_words(entry.seconds),
         number(entry.images_per_second, 1),
-        str(facts["batch_size"]),
+        str(facts["batch_size"] or NONE),
         bytes_words(facts.get("peak_memory_bytes")),
         f"{facts['parameters']:,}",
         bytes_words(facts.get("download_bytes")),
