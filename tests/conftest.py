@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
+
+if TYPE_CHECKING:
+    from pyiqa_qscorer.metric import QScorer
 
 TESTS = Path(__file__).resolve().parent
 GOLDEN = TESTS / "golden"
@@ -28,3 +32,18 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs ../shared, which is not beside this checkout")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint for 56 x 56 pixels, which is fast."""
+    from tiny_checkpoint import own_folder
+
+    return own_folder(tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture
+def small(own: Path) -> QScorer:
+    from pyiqa_qscorer.metric import QScorer
+
+    return QScorer(own)

@@ -13,7 +13,7 @@ import pytest
 import torch
 from golden_data import GOLDEN, IMAGE_NAMES, SCORE_TOLERANCE, table
 from PIL import Image
-from tiny_checkpoint import own_folder, published_folders
+from tiny_checkpoint import published_folders
 from torch import Tensor, nn
 
 from pyiqa_qscorer.errors import CheckpointError, ImageError, QScorerError
@@ -32,17 +32,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]
 @pytest.fixture(scope="module")
 def metric(folders: tuple[Path, Path, Path]) -> Any:
     return create(folders[2])
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint for 56 x 56 pixels, which is fast."""
-    return own_folder(tmp_path_factory.mktemp("own"))
-
-
-@pytest.fixture
-def small(own: Path) -> QScorer:
-    return QScorer(own)
 
 
 def create(checkpoint: Path, **options: Any) -> Any:

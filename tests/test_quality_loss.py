@@ -17,7 +17,7 @@ import yaml
 from pictures import to_tensor
 from pyiqa.utils import registry
 from test_features import ARCHITECTURE
-from tiny_checkpoint import own_folder, published_folders
+from tiny_checkpoint import published_folders
 from tiny_training import make_pictures
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -69,17 +69,6 @@ def create(options_of: Any) -> Any:
         return pyiqa.create_metric(metric, **{"device": "cpu", **options, **more})
 
     return build
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint for 56 x 56 pixels, which is fast."""
-    return own_folder(tmp_path_factory.mktemp("own"))
-
-
-@pytest.fixture
-def small(own: Path) -> QScorer:
-    return QScorer(own)
 
 
 def photo(height: int = 90, width: int = 120, count: int = 1) -> Tensor:
