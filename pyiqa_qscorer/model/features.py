@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..preprocessing import MEAN, STD
+from .batch_norms import fold_batch_norms
 from .config import QScorerVisionConfig
 from .linear import apply_linear
 
@@ -39,7 +40,7 @@ class Standardise(nn.Module):
 class FeatureEncoder(nn.Module):
     """(B, 3, image_size, image_size) pixels -> (B, 1 + cells, width), cls token first.
 
-    The feature network keeps its batch statistics, also in training mode.
+    The batch norms of the feature network are part of its convolutions, also in training.
     """
 
     backbone: Any
@@ -48,15 +49,21 @@ class FeatureEncoder(nn.Module):
     def __init__(self, config: QScorerVisionConfig) -> None:
         super().__init__()
         self.config = config
-        assert config.backbone is not None  # by the configuration
-        self.backbone = timm.create_model(config.backbone, num_classes=0, pretrained=False).eval()
         self.indices = list(config.stages)
-        self.backbone.prune_intermediate_layers(self.indices, prune_norm=True, prune_head=True)
+        self.backbone = self.new_backbone()
+        fold_batch_norms(self.backbone)
         channels = 2 * sum(self.backbone.feature_info[index]["num_chs"] for index in self.indices)
         self.standardise = Standardise(channels)
         self.patch_projection = nn.Linear(channels, config.hidden_size)
         self.cls_projection = nn.Linear(channels, config.hidden_size)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def new_backbone(self) -> Any:
+        """timm's network up to the last stage that is read, with random weights and its batch norms as layers."""
+        assert self.config.backbone is not None  # by the configuration
+        network: Any = timm.create_model(self.config.backbone, num_classes=0, pretrained=False).eval()
+        network.prune_intermediate_layers(list(self.config.stages), prune_norm=True, prune_head=True)
+        return network
 
     def train(self, mode: bool = True) -> FeatureEncoder:
         super().train(mode)
@@ -85,9 +92,7 @@ class FeatureEncoder(nn.Module):
         grid = size // self.config.patch_size
         # Convolutions of this kind run three times faster on the CPU with channels last.
         pixels = self._renormalised(pixel_values).contiguous(memory_format=torch.channels_last)
-        layers = self.backbone.forward_intermediates(
-            pixels, indices=self.indices, stop_early=True, intermediates_only=True
-        )
+        layers = self.layers(self.backbone, pixels)
         means, deviations = [], []
         for layer in layers:
             wide = layer if layer.dtype == torch.float64 else layer.float()  # squares overflow in half precision
@@ -97,10 +102,17 @@ class FeatureEncoder(nn.Module):
             deviations.append((moments[1] - moments[0] ** 2).clamp(min=0).add(SMALLEST_VARIANCE).sqrt())
         return torch.cat(means + deviations, dim=-1).to(pixel_values.dtype)
 
+    def layers(self, backbone: Any, pixels: Tensor) -> list[Tensor]:
+        """Outputs of the stages that are read, of this encoder's network or another of its kind."""
+        layers: list[Tensor] = backbone.forward_intermediates(
+            pixels, indices=self.indices, stop_early=True, intermediates_only=True
+        )
+        return layers
+
     def _renormalised(self, pixel_values: Tensor) -> Tensor:
         """From the normalisation of Q-Scorer's pixels to the one that the feature network was trained with."""
         wanted = self.backbone.pretrained_cfg
-        mean, std, wanted_mean, wanted_std = (
-            pixel_values.new_tensor(values)[:, None, None] for values in (MEAN, STD, wanted["mean"], wanted["std"])
-        )
-        return pixel_values * (std / wanted_std) + (mean - wanted_mean) / wanted_std
+        channels = list(zip(MEAN, STD, wanted["mean"], wanted["std"], strict=True))
+        factor = pixel_values.new_tensor([std / wanted_std for _, std, _, wanted_std in channels])
+        offset = pixel_values.new_tensor([(mean - other) / std for mean, _, other, std in channels])
+        return pixel_values * factor[:, None, None] + offset[:, None, None]
