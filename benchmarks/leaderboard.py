@@ -23,7 +23,7 @@ METRICS = ["qscorer-mini", "piqe", "entropy", "ssim", "fsim", "vif", "gmsd", "ps
 
 
 def main(
-    data: Annotated[Path, typer.Option(help="folder with live_jpeg, labels, photos")] = DATA,
+    data: Annotated[Path, typer.Option(help="folder with live_jpeg and photos")] = DATA,
     output: Annotated[Path, typer.Option(help="scores, distorted photos, reports")] = Path("leaderboard"),
     metrics: Annotated[list[str] | None, typer.Option("--metric", "-m", help=", ".join(METRICS))] = None,
     photos: Annotated[int, typer.Option(help="Kodak photos, at most 24", min=1)] = 24,
@@ -31,9 +31,8 @@ def main(
 ) -> None:
     """Distort, score, report."""
     kodak = output / "kodak"
-    labels = data / "labels" / "meta_info_KADID10kDataset.csv"
     chosen = [part for kind in types or () for part in ("--type", str(kind))]
-    run(HERE / "kadid_kodak.py", data / "photos" / "kodak", labels, kodak, "--photos", photos, *chosen)
+    run(HERE / "kadid_kodak.py", data / "photos" / "kodak", kodak, "--photos", photos, *chosen)
     command = ["-m", "pyiqa_qscorer.cli", "benchmark", "-m", *(metrics or METRICS), "-o", output]
     live = data / "live_jpeg"
     codes = [

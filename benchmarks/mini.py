@@ -25,16 +25,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from kadid_kodak import distort
+from PIL import ImageOps
 from rich.console import Console
 from rich.table import Table
 from scipy import ndimage, stats
 
 from pyiqa_qscorer import Scorer
+from pyiqa_qscorer.evaluation.bootstrap import intervals
+from pyiqa_qscorer.evaluation.correlation import correlations
+from pyiqa_qscorer.image_files import open_image
 from pyiqa_qscorer.names import MINI_CHECKPOINT
 from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
 from pyiqa_qscorer.training.calibration import REFERENCE_METRICS
-from pyiqa_qscorer.training.distortions import CHAIN_STEPS, KADID_TYPES, apply_chain, kadid_distortion, single_step
+from pyiqa_qscorer.training.distortions import CHAIN_STEPS, KADID_TYPES, apply_chain, single_step
 from pyiqa_qscorer.training.opinions import kadid_opinion
 from pyiqa_qscorer.training.synthetic import CALIBRATION_FILE, Recipe, find_photos, render, tone_of
 
@@ -48,13 +52,13 @@ out = Console()
 
 @dataclass
 class TestSet:
-    """Pictures with opinions, higher is better; `references` where there are undistorted ones."""
+    """Pictures with opinions, higher is better; undistorted ones and (KADID type, level) where there are any."""
 
     name: str
     files: list[Path]
     opinions: np.ndarray
     references: list[Path] = field(default_factory=list)
-    facts: list[dict[str, Any]] = field(default_factory=list)
+    cells: list[tuple[int, int]] = field(default_factory=list)
 
 
 def live(shared: Path) -> TestSet:
@@ -87,20 +91,13 @@ def kodak_chains(photos: Sequence[Path], work: Path) -> TestSet:
 
 def kodak_kadid(photos: Sequence[Path], work: Path) -> TestSet:
     """Every type and level of KADID-10k on Kodak, labelled by the human mean of the cell."""
-    folder = work / "kadid"
-    folder.mkdir(exist_ok=True)
-    cells = [(photo, kind, level) for photo in photos for kind in KADID_TYPES for level in range(1, 6)]
-    files = [folder / f"{photo.stem}_{kind:02d}_{level}.png" for photo, kind, level in cells]
-    for file, (photo, kind, level) in zip(files, cells, strict=True):
-        if not file.exists():
-            picture = kadid_distortion(np.asarray(Image.open(photo).convert("RGB")), kind, level, 10 * kind + level)
-            Image.fromarray(picture).save(file, compress_level=1)
+    pictures = distort(photos, work / "kadid")
     return TestSet(
         "Kodak, KADID distortions",
-        files,
-        np.array([kadid_opinion(kind, level)[0] for _, kind, level in cells]),
-        [photo for photo, _, _ in cells],
-        [{"photo": photo.stem, "kind": kind, "level": level} for photo, kind, level in cells],
+        [picture.file for picture in pictures],
+        np.array([kadid_opinion(picture.kind, picture.level)[0] for picture in pictures]),
+        [picture.reference for picture in pictures],
+        [(picture.kind, picture.level) for picture in pictures],
     )
 
 
@@ -149,7 +146,7 @@ def ridge(photos: Sequence[Path], work: Path) -> Callable[[np.ndarray], float]:
 
 
 def read(file: Path) -> np.ndarray:
-    return np.asarray(Image.open(file).convert("RGB"))
+    return np.asarray(open_image(file))
 
 
 def pyiqa_scores(name: str, files: Iterable[Path], references: Sequence[Path] = ()) -> np.ndarray:
@@ -163,16 +160,11 @@ def pyiqa_scores(name: str, files: Iterable[Path], references: Sequence[Path] = 
 
 def agreement(scores: np.ndarray, opinions: np.ndarray) -> dict[str, Any]:
     """SRCC with its bootstrap 95 % interval over pictures, and PLCC."""
-    random = np.random.default_rng(0)
-    resampled = []
-    for _ in range(RESAMPLES):
-        rows = random.integers(len(scores), size=len(scores))
-        resampled.append(stats.spearmanr(scores[rows], opinions[rows]).statistic)
-    low, high = np.percentile(resampled, [2.5, 97.5])
+    found = correlations(scores, opinions, fit=False)
     return {
-        "srcc": float(stats.spearmanr(scores, opinions).statistic),
-        "interval": [float(low), float(high)],
-        "plcc": float(stats.pearsonr(scores, opinions).statistic),
+        "srcc": found.srcc,
+        "interval": intervals(scores, opinions, resamples=RESAMPLES)["srcc"],
+        "plcc": found.plcc,
         "images": len(scores),
     }
 
@@ -183,8 +175,8 @@ def agreement(scores: np.ndarray, opinions: np.ndarray) -> dict[str, Any]:
 def monotonic(scores: np.ndarray, kadid: TestSet) -> dict[str, Any]:
     """Share of neighbouring levels whose mean score over the photos falls where people's clearly does."""
     means: dict[tuple[int, int], list[float]] = {}
-    for score, fact in zip(scores, kadid.facts, strict=True):
-        means.setdefault((fact["kind"], fact["level"]), []).append(float(score))
+    for score, cell in zip(scores, kadid.cells, strict=True):
+        means.setdefault(cell, []).append(float(score))
     wrong, pairs = [], 0
     for kind in KADID_TYPES:
         for level in range(1, 5):
@@ -198,7 +190,7 @@ def monotonic(scores: np.ndarray, kadid: TestSet) -> dict[str, Any]:
 
 def robustness(scorer: Scorer, photos: Sequence[Path], files: Sequence[Path]) -> dict[str, Any]:
     """Mean change of score by mirroring and by a crop of 2 %, largest of file against tensor, fall under each step."""
-    pictures = [Image.open(file).convert("RGB") for file in files]
+    pictures = [open_image(file) for file in files]
     crops = [picture.crop(_inner(picture.size, 0.02)) for picture in pictures]
     plain = scorer.score(pictures)
     tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 for picture in pictures]

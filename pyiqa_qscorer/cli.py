@@ -9,19 +9,36 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from pyiqa_qscorer import __version__, cli_errors, cli_output
-from pyiqa_qscorer.cli_benchmark import add_benchmark
-from pyiqa_qscorer.cli_output import count, say
-from pyiqa_qscorer.errors import QScorerError
-from pyiqa_qscorer.names import DEFAULT_METRIC, METRICS, OPTIONS, PUBLISHED_METRIC, resolve_metric_options
+from pyiqa_qscorer import __version__, cli_output
+from pyiqa_qscorer.cli_benchmark import ListCommand, benchmark
+from pyiqa_qscorer.cli_doctor_output import print_report
+from pyiqa_qscorer.cli_errors import errors
+from pyiqa_qscorer.cli_options import (
+    AttnImplementation,
+    Base,
+    BaseRevision,
+    CacheDir,
+    Checkpoint,
+    Clamp,
+    Compile,
+    Debug,
+    Dtype,
+    LocalFilesOnly,
+    Metric,
+    Prompt,
+    Revision,
+    ScoreMetric,
+    option,
+)
+from pyiqa_qscorer.cli_output import clean_errors, count, say
+from pyiqa_qscorer.cli_train import train
+from pyiqa_qscorer.names import DEFAULT_METRIC, PUBLISHED_METRIC, resolve_metric_options
 
 if TYPE_CHECKING:
     from pyiqa_qscorer.score_files import ScoreRow
@@ -42,48 +59,6 @@ def main() -> None:
     app()
 
 
-# --- options that several commands share, spelled as in `create_metric` and `Scorer` -------------
-
-
-def _option(help: str, *flags: str, metavar: str = "", **settings: Any) -> Any:
-    """An option with help in the style of `names.OPTIONS`; no `metavar` for a flag."""
-    return typer.Option(*flags, help=help.replace("[", r"\["), metavar=metavar, **settings)
-
-
-def _model_option(name: str, metavar: str = "", *flags: str) -> Any:
-    panel = {"rich_help_panel": "Model", "show_default": False}
-    return _option(OPTIONS[name], *flags, metavar=metavar, **panel)
-
-
-Metric = Annotated[
-    str,
-    _option(", ".join(METRICS), "--metric", "-m", metavar="NAME", rich_help_panel="Model"),
-]
-ScoreMetric = Annotated[
-    str | None,
-    _option(
-        ", ".join(METRICS),
-        "--metric",
-        "-m",
-        metavar="NAME",
-        rich_help_panel="Model",
-        show_default=f"{DEFAULT_METRIC}; {PUBLISHED_METRIC} with --checkpoint",
-    ),
-]
-Checkpoint = Annotated[str | None, _model_option("checkpoint", "ID|DIR")]
-Base = Annotated[str | None, _model_option("base", "ID|DIR")]
-Revision = Annotated[str | None, _model_option("revision", "REV")]
-BaseRevision = Annotated[str | None, _model_option("base_revision", "REV")]
-CacheDir = Annotated[str | None, _model_option("cache_dir", "DIR")]
-LocalFilesOnly = Annotated[bool, _model_option("local_files_only", "", "--local-files-only")]
-Dtype = Annotated[str | None, _model_option("dtype", "TYPE")]
-Prompt = Annotated[str | None, _model_option("prompt", "TEXT")]
-Clamp = Annotated[bool | None, _model_option("clamp", "", "--clamp/--no-clamp")]
-AttnImplementation = Annotated[str | None, _model_option("attn_implementation", "NAME")]
-Compile = Annotated[bool, _model_option("compile", "", "--compile")]
-Debug = Annotated[bool, _option("show the traceback of an error", "--debug")]
-
-
 class SavedLayout(str, Enum):
     """Checkpoint layouts that `merge` writes."""
 
@@ -101,7 +76,7 @@ def _show_version(asked: bool) -> None:
 def _main(
     version: Annotated[
         bool,
-        _option("show the version and exit", "--version", callback=_show_version, is_eager=True),
+        option("show the version and exit", "--version", callback=_show_version, is_eager=True),
     ] = False,
 ) -> None:
     pass
@@ -123,18 +98,18 @@ def score(
     metric: ScoreMetric = None,
     output: Annotated[
         Path | None,
-        _option("write a table: .csv, .jsonl or .parquet", "--output", "-o", metavar="FILE", show_default=False),
+        option("write a table: .csv, .jsonl or .parquet", "--output", "-o", metavar="FILE", show_default=False),
     ] = None,
-    resume: Annotated[bool, _option("go on from an interrupted or finished --output", "--resume")] = False,
-    overwrite: Annotated[bool, _option("replace an existing --output", "--overwrite")] = False,
+    resume: Annotated[bool, option("go on from an interrupted or finished --output", "--resume")] = False,
+    overwrite: Annotated[bool, option("replace an existing --output", "--overwrite")] = False,
     device: Annotated[
         str | None,
-        _option("cpu, cuda, cuda:1, ...", metavar="DEVICE", show_default="cuda if there, else cpu"),
+        option("cpu, cuda, cuda:1, ...", metavar="DEVICE", show_default="cuda if there, else cpu"),
     ] = None,
-    batch_size: Annotated[int, _option("images per pass of the model", min=1, metavar="N")] = 16,
+    batch_size: Annotated[int, option("images per pass of the model", min=1, metavar="N")] = 16,
     workers: Annotated[
         int | None,
-        _option(
+        option(
             "threads that read images",
             min=1,
             metavar="N",
@@ -178,7 +153,7 @@ def score(
         "local_files_only": local_files_only or None,
         "cache_dir": cache_dir,
     }
-    with _clean_errors(debug):
+    with clean_errors(debug):
         from pyiqa_qscorer.score_files import InputError, file_key, find_images, score_files
         from pyiqa_qscorer.score_table import ScoreTable
 
@@ -229,66 +204,9 @@ def score(
     raise typer.Exit(1 if any(row.score is None for row in rows) else 0)
 
 
-# --- train ---------------------------------------------------------------------------------------
-
-
-@app.command(no_args_is_help=True)
-def train(
-    config: Annotated[
-        Path, typer.Argument(help="YAML file, or the name of an example of this package (koniq.yaml)", metavar="CONFIG")
-    ],
-    changes: Annotated[
-        list[str] | None,
-        _option("change a setting of the file, e.g. optimisation.seed=1; repeatable", "--set", metavar="KEY=VALUE"),
-    ] = None,
-    photos: Annotated[
-        Path | None,
-        _option("folder that the photo folders of synthetic data are below (data.photos)", metavar="DIR"),
-    ] = None,
-    resume: Annotated[
-        bool, _option("go on from the newest complete state in the output folder", "--resume/--no-resume")
-    ] = True,
-    debug: Debug = False,
-) -> None:
-    """Train a Q-Scorer, or go on with an interrupted training.
-
-    Repeat the same command after an interruption: it goes on where it
-    stopped. Several processes: torchrun --nproc-per-node 2 -m pyiqa_qscorer.cli train ...
-
-    [bold]Examples[/bold]
-    $ pyiqa-qscorer train koniq.yaml --set data.train.0.data_root=/data/iqa
-    $ pyiqa-qscorer train my.yaml --set optimisation.batch_size=4
-    $ pyiqa-qscorer train mini.yaml --photos photos/
-    """
-    with _clean_errors(debug):
-        import yaml
-
-        from pyiqa_qscorer.plugin.datasets import pyiqa_dataset
-        from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
-        from pyiqa_qscorer.training.calibration import REFERENCE_METRICS
-        from pyiqa_qscorer.training.config import read_config
-        from pyiqa_qscorer.training.run import train as run
-
-        pairs = dict(_key_and_value(change) for change in changes or ())
-        overrides = {key: yaml.safe_load(value) for key, value in pairs.items()}
-        if photos is not None:
-            overrides["data.photos"] = str(photos)
-        compare = ReferenceMetrics(REFERENCE_METRICS)
-        result = run(read_config(config, overrides), resume=resume, named_datasets=pyiqa_dataset, compare=compare)
-        cli_output.print_training(result)
-    raise typer.Exit(0 if result.finished else 130)
-
-
-def _key_and_value(change: str) -> tuple[str, str]:
-    key, equals, value = change.partition("=")
-    if not equals:
-        raise ValueError(f"--set takes KEY=VALUE, got {change!r}")
-    return key, value
-
-
-# --- errors --------------------------------------------------------------------------------------
-
-app.command(no_args_is_help=True)(cli_errors.errors)
+app.command(no_args_is_help=True, cls=ListCommand)(benchmark)
+app.command(no_args_is_help=True)(errors)
+app.command(no_args_is_help=True)(train)
 
 
 # --- download, merge, doctor --------------------------------------------------------------------
@@ -313,7 +231,7 @@ def download(
     $ pyiqa-qscorer download
     $ pyiqa-qscorer download --cache-dir /big/disk
     """
-    with _clean_errors(debug):
+    with clean_errors(debug):
         source = _source(metric, checkpoint, base, revision, base_revision, False, cache_dir)
 
         from pyiqa_qscorer.checkpoints import download_checkpoint, plan_checkpoint
@@ -328,12 +246,12 @@ def download(
 def merge(
     output: Annotated[
         Path,
-        _option("new or empty folder", "--output", "-o", metavar="DIR"),
+        option("new or empty folder", "--output", "-o", metavar="DIR"),
     ],
     layout: Annotated[
-        SavedLayout, _option("for this package, or for the published code", metavar="qscorer|published")
+        SavedLayout, option("for this package, or for the published code", metavar="qscorer|published")
     ] = SavedLayout.QSCORER,
-    dtype: Annotated[str, _option("precision to write: float16, bfloat16 or float32", metavar="TYPE")] = "float16",
+    dtype: Annotated[str, option("precision to write: float16, bfloat16 or float32", metavar="TYPE")] = "float16",
     metric: Metric = PUBLISHED_METRIC,
     checkpoint: Checkpoint = None,
     base: Base = None,
@@ -351,7 +269,7 @@ def merge(
     $ pyiqa-qscorer merge -o merged/
     $ pyiqa-qscorer score photo.jpg --checkpoint merged/
     """
-    with _clean_errors(debug):
+    with clean_errors(debug):
         source = _source(metric, checkpoint, base, revision, base_revision, local_files_only, cache_dir)
 
         from pyiqa_qscorer.checkpoints import merge_checkpoint
@@ -363,7 +281,7 @@ def merge(
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, _option("print the facts as JSON", "--json")] = False,
+    as_json: Annotated[bool, option("print the facts as JSON", "--json")] = False,
     cache_dir: CacheDir = None,
     debug: Debug = False,
 ) -> None:
@@ -371,14 +289,14 @@ def doctor(
 
     Asks no server. Exit code 1 if something is wrong with the installation.
     """
-    with _clean_errors(debug):
+    with clean_errors(debug):
         from pyiqa_qscorer.doctor import examine
 
         report = examine(cache_dir)
         if as_json:
             print(json.dumps(report.as_dict(), indent=2))
         else:
-            cli_output.print_report(report)
+            print_report(report)
     raise typer.Exit(1 if report.problems else 0)
 
 
@@ -402,25 +320,6 @@ def _source(
     }
     options = resolve_metric_options(metric, given)
     return {name: options[name] for name in given if name in options}
-
-
-@contextmanager
-def _clean_errors(debug: bool) -> Iterator[None]:
-    """What the package raises on purpose becomes one message and exit code 2."""
-    cli_output.use_stderr_for_notices()
-    try:
-        yield
-    except KeyboardInterrupt:
-        say(("Interrupted.", "bold yellow"))
-        raise typer.Exit(130) from None
-    except (QScorerError, ValueError) as error:
-        if debug:
-            raise
-        cli_output.say_error(error)
-        raise typer.Exit(2) from error
-
-
-add_benchmark(app, _clean_errors)
 
 
 if __name__ == "__main__":

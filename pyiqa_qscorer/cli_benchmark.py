@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from pyiqa_qscorer import cli_output
 from pyiqa_qscorer.cli_benchmark_output import print_leaderboard, print_problems, print_published
-from pyiqa_qscorer.cli_output import count, say
+from pyiqa_qscorer.cli_output import clean_errors, count, say
 from pyiqa_qscorer.score_files import InputError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 DATA, MODEL = "Data", "Metrics"
 
 
-class _ListCommand(TyperCommand):
+class ListCommand(TyperCommand):
     """Takes several values after one `-m` or `-d`, as pyiqa's own benchmark script does."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -46,139 +46,133 @@ def spread(arguments: Sequence[str]) -> list[str]:
     return found
 
 
-def add_benchmark(app: typer.Typer, clean_errors: Callable[[bool], AbstractContextManager[None]]) -> None:
-    """Add the command to the program."""
+def benchmark(
+    metrics: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--metric",
+            "-m",
+            metavar="NAME...",
+            help="metrics of pyiqa, ours among them; LABEL=NAME calls one otherwise",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    datasets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--dataset",
+            "-d",
+            metavar="NAME|CSV...",
+            help="datasets of pyiqa, or CSV files of your own; LABEL=NAME calls one otherwise",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="METRIC.OPTION=VALUE",
+            help="an option of a metric, e.g. qscorer.checkpoint=DIR; repeatable",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="scores and reports; a later run goes on with it")
+    ] = Path("benchmark"),
+    data_root: Annotated[
+        Path, typer.Option(metavar="DIR", help="folder of pyiqa's datasets", rich_help_panel=DATA)
+    ] = Path("datasets"),
+    images: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="images of the CSV files; default beside them", rich_help_panel=DATA),
+    ] = None,
+    references: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="reference images; default as --images", rich_help_panel=DATA),
+    ] = None,
+    columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ROLE=COLUMN",
+            help="column of a CSV file for file, mos, std, reference or split; repeatable",
+            rich_help_panel=DATA,
+        ),
+    ] = None,
+    dmos: Annotated[
+        bool, typer.Option("--dmos", help="opinions in the CSV files: lower is better", rich_help_panel=DATA)
+    ] = False,
+    split: Annotated[
+        str | None,
+        typer.Option(metavar="NAME|N", help="split of pyiqa's datasets: column or number", rich_help_panel=DATA),
+    ] = None,
+    phase: Annotated[
+        str | None, typer.Option(metavar="NAME", help="part of the split: test, val, train", rich_help_panel=DATA)
+    ] = None,
+    original_size: Annotated[
+        bool,
+        typer.Option(
+            "--original-size",
+            help="leave out the resizing of pyiqa's dataset options (spaq to 448)",
+            rich_help_panel=DATA,
+        ),
+    ] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...", show_default="cuda if there, else cpu"),
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="images per pass; 1 as pyiqa's benchmark")] = 1,
+    workers: Annotated[int, typer.Option(min=1, metavar="N", help="threads that read images")] = 4,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="score again what was scored before")] = False,
+    report_only: Annotated[
+        bool, typer.Option("--report-only", help="write the reports of --output anew, score nothing")
+    ] = False,
+    thumbnails: Annotated[
+        bool, typer.Option("--thumbnails/--no-thumbnails", help="small copies of images in the HTML page")
+    ] = True,
+    check_published: Annotated[
+        bool,
+        typer.Option("--check-published", help="qscorer beside its published figures; exit code 1 if they differ"),
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+) -> None:
+    """Compare metrics with human opinions on datasets: a leaderboard.
 
-    @app.command(cls=_ListCommand, no_args_is_help=True)
-    def benchmark(
-        metrics: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--metric",
-                "-m",
-                metavar="NAME...",
-                help="metrics of pyiqa, ours among them; LABEL=NAME calls one otherwise",
-                rich_help_panel=MODEL,
-            ),
-        ] = None,
-        datasets: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--dataset",
-                "-d",
-                metavar="NAME|CSV...",
-                help="datasets of pyiqa, or CSV files of your own; LABEL=NAME calls one otherwise",
-                rich_help_panel=DATA,
-            ),
-        ] = None,
-        settings: Annotated[
-            list[str] | None,
-            typer.Option(
-                "--set",
-                metavar="METRIC.OPTION=VALUE",
-                help="an option of a metric, e.g. qscorer.checkpoint=DIR; repeatable",
-                rich_help_panel=MODEL,
-            ),
-        ] = None,
-        output: Annotated[
-            Path, typer.Option("--output", "-o", metavar="DIR", help="scores and reports; a later run goes on with it")
-        ] = Path("benchmark"),
-        data_root: Annotated[
-            Path, typer.Option(metavar="DIR", help="folder of pyiqa's datasets", rich_help_panel=DATA)
-        ] = Path("datasets"),
-        images: Annotated[
-            Path | None,
-            typer.Option(metavar="DIR", help="images of the CSV files; default beside them", rich_help_panel=DATA),
-        ] = None,
-        references: Annotated[
-            Path | None,
-            typer.Option(metavar="DIR", help="reference images; default as --images", rich_help_panel=DATA),
-        ] = None,
-        columns: Annotated[
-            list[str] | None,
-            typer.Option(
-                metavar="ROLE=COLUMN",
-                help="column of a CSV file for file, mos, std, reference or split; repeatable",
-                rich_help_panel=DATA,
-            ),
-        ] = None,
-        dmos: Annotated[
-            bool, typer.Option("--dmos", help="opinions in the CSV files: lower is better", rich_help_panel=DATA)
-        ] = False,
-        split: Annotated[
-            str | None,
-            typer.Option(metavar="NAME|N", help="split of pyiqa's datasets: column or number", rich_help_panel=DATA),
-        ] = None,
-        phase: Annotated[
-            str | None, typer.Option(metavar="NAME", help="part of the split: test, val, train", rich_help_panel=DATA)
-        ] = None,
-        original_size: Annotated[
-            bool,
-            typer.Option(
-                "--original-size",
-                help="leave out the resizing of pyiqa's dataset options (spaq to 448)",
-                rich_help_panel=DATA,
-            ),
-        ] = False,
-        device: Annotated[
-            str | None,
-            typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...", show_default="cuda if there, else cpu"),
-        ] = None,
-        batch_size: Annotated[
-            int, typer.Option(min=1, metavar="N", help="images per pass; 1 as pyiqa's benchmark")
-        ] = 1,
-        workers: Annotated[int, typer.Option(min=1, metavar="N", help="threads that read images")] = 4,
-        overwrite: Annotated[bool, typer.Option("--overwrite", help="score again what was scored before")] = False,
-        report_only: Annotated[
-            bool, typer.Option("--report-only", help="write the reports of --output anew, score nothing")
-        ] = False,
-        thumbnails: Annotated[
-            bool, typer.Option("--thumbnails/--no-thumbnails", help="small copies of images in the HTML page")
-        ] = True,
-        check_published: Annotated[
-            bool,
-            typer.Option("--check-published", help="qscorer beside its published figures; exit code 1 if they differ"),
-        ] = False,
-        debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
-    ) -> None:
-        """Compare metrics with human opinions on datasets: a leaderboard.
+    Scores go image by image into tables in --output; repeat the command after
+    an interruption, or with more metrics: nothing is scored twice. Then
+    leaderboard.csv (pyiqa's form), .md, .json and report.html. Several GPUs:
+    accelerate launch -m pyiqa_qscorer.cli benchmark ... Exit code 0: all
+    scored, 1: something failed, 2: it could not start.
 
-        Scores go image by image into tables in --output; repeat the command after
-        an interruption, or with more metrics: nothing is scored twice. Then
-        leaderboard.csv (pyiqa's form), .md, .json and report.html. Several GPUs:
-        accelerate launch -m pyiqa_qscorer.cli benchmark ... Exit code 0: all
-        scored, 1: something failed, 2: it could not start.
+    [bold]Examples[/bold]
+    $ pyiqa-qscorer benchmark -m qscorer piqe -d koniq10k livec --data-root DIR
+    $ pyiqa-qscorer benchmark -m ssim vif -d my.csv --images DIR --dmos
+    """
+    with clean_errors(debug):
+        require_extra()
+        from pyiqa_qscorer.evaluation.processes import processes as started
+        from pyiqa_qscorer.evaluation.published import check_published as differences
+        from pyiqa_qscorer.evaluation.report import write_reports
+        from pyiqa_qscorer.evaluation.results import read_leaderboard
 
-        [bold]Examples[/bold]
-        $ pyiqa-qscorer benchmark -m qscorer piqe -d koniq10k livec --data-root DIR
-        $ pyiqa-qscorer benchmark -m ssim vif -d my.csv --images DIR --dmos
-        """
-        with clean_errors(debug):
-            require_extra()
-            from pyiqa_qscorer.evaluation.processes import processes as started
-            from pyiqa_qscorer.evaluation.published import check_published as differences
-            from pyiqa_qscorer.evaluation.report import write_reports
-            from pyiqa_qscorer.evaluation.results import read_leaderboard
-
-            problems: list[Problem] = []
-            group = None
-            if not report_only:
-                specs = metric_specs(metrics or [], settings or [])
-                wanted = dataset_specs(datasets or [], images, references, columns or [], dmos)
-                wanted = [with_split(spec, split, phase, original_size) for spec in wanted]
-                group = started(device)
-                problems = score(specs, wanted, output, data_root, group, batch_size, workers, overwrite)
-                group.finish()
-            if group is not None and group.index:
-                raise typer.Exit(0)
-            board = read_leaderboard(output)
-            for path in write_reports(board, output, thumbnails):
-                say(f"{path}", style="dim")
-            print_leaderboard(board)
-            failed = print_problems(board, problems)
-            if check_published:
-                failed |= not print_published(differences(board.entries))
-        raise typer.Exit(1 if failed else 0)
+        problems: list[Problem] = []
+        group = None
+        if not report_only:
+            specs = metric_specs(metrics or [], settings or [])
+            wanted = dataset_specs(datasets or [], images, references, columns or [], dmos)
+            wanted = [with_split(spec, split, phase, original_size) for spec in wanted]
+            group = started(device)
+            problems = score(specs, wanted, output, data_root, group, batch_size, workers, overwrite)
+            group.finish()
+        if group is not None and group.index:
+            raise typer.Exit(0)
+        board = read_leaderboard(output)
+        for path in write_reports(board, output, thumbnails):
+            say(f"{path}", style="dim")
+        print_leaderboard(board)
+        failed = print_problems(board, problems)
+        if check_published:
+            failed |= not print_published(differences(board.entries))
+    raise typer.Exit(1 if failed else 0)
 
 
 def score(

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pyiqa_qscorer import cli_output
-from pyiqa_qscorer.cli_output import printable, say
+from pyiqa_qscorer.cli_output import clean_errors, printable, say
 from pyiqa_qscorer.errors import QScorerError
 
 if TYPE_CHECKING:
@@ -84,9 +84,7 @@ def errors(
     $ pyiqa-qscorer errors --mos live.csv --range 0 100 --lower-better --levels 5,10,20
     $ pyiqa-qscorer errors --mos val.csv --data photos --checkpoint out/checkpoint_qscorer
     """
-    from pyiqa_qscorer.cli import _clean_errors  # which imports this module
-
-    with _clean_errors(debug):
+    with clean_errors(debug):
         _check_installed([*_NEEDED, *(["pydantic"] if checkpoint else [])])
         from pyiqa_qscorer.analysis.opinions import OpinionColumns, read_opinions
         from pyiqa_qscorer.analysis.study import study

@@ -103,6 +103,23 @@ def test_training_on_the_cache_equals_training_on_pictures(pictures: Path, tmp_p
         assert torch.equal(value, untrained.backbone.state_dict()[name])
 
 
+def test_feature_network_can_have_its_own_learning_rate(pictures: Path, tmp_path: Path) -> None:
+    """With next to none it stays what it was, while the rest trains; with the common one it changes."""
+    untrained = encoder()
+    load_backbone(untrained, str(pictures / "backbone.pth"))
+    changes = {}
+    for name, rate in (("own", 1e-12), ("common", None)):
+        optimisation = {"epochs": 1, "learning_rate": 1e-3, "vision_backbone_learning_rate": rate}
+        content = feature_settings(pictures, tmp_path / name, trainable={"everything": True}, optimisation=optimisation)
+        result = train(parse_config(content))
+        vision = Scorer(
+            "qscorer", checkpoint=str(result.folders["qscorer"]), device="cpu"
+        ).metric.network.model.vision_model
+        pairs = zip(vision.backbone.parameters(), untrained.backbone.parameters(), strict=True)
+        changes[name] = max(float((after - before).detach().abs().max()) for after, before in pairs)
+    assert changes["own"] < 1e-9 and changes["common"] > 1e-4
+
+
 def test_settings_that_contradict_are_refused(pictures: Path, tmp_path: Path) -> None:
     for changes in (
         {"data": {"cache_statistics": True}, "trainable": {"everything": True}},
@@ -110,6 +127,9 @@ def test_settings_that_contradict_are_refused(pictures: Path, tmp_path: Path) ->
     ):
         with pytest.raises(TrainingConfigError, match="cache_statistics needs"):
             parse_config(feature_settings(pictures, tmp_path / "run", **changes))
-    content = settings(pictures, tmp_path / "run", trainable={"vision_backbone": False})
-    with pytest.raises(TrainingFailedError, match="kind: features"):
-        train(parse_config(content))
+    for changes in (
+        {"trainable": {"vision_backbone": False}},
+        {"optimisation": {"vision_backbone_learning_rate": 1e-5}},
+    ):
+        with pytest.raises(TrainingFailedError, match="kind: features"):
+            train(parse_config(settings(pictures, tmp_path / "run", **changes)))

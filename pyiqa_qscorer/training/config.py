@@ -184,6 +184,7 @@ class OptimisationConfig(_Section):
     batch_size: int = Field(16, ge=1)  # per process
     gradient_accumulation: int = Field(1, ge=1)
     learning_rate: float = Field(2e-5, gt=0)
+    vision_backbone_learning_rate: float | None = Field(None, gt=0)  # of a pretrained feature network; None: the same
     schedule: str = "cosine"
     warmup: float = Field(0.03, ge=0)  # share of the steps below 1, else steps
     weight_decay: float = Field(0.0, ge=0)

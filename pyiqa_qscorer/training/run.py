@@ -236,10 +236,12 @@ def _choose_trained(model: QScorerForScoring, config: TrainConfig) -> PeftModel 
     for name, part in parts.items():
         if getattr(trainable, name):
             part.requires_grad_(True)
-    if not trainable.vision_backbone:
-        backbone = getattr(model.model.vision_model, "backbone", None)
-        if backbone is None:
-            raise TrainingFailedError("trainable.vision_backbone: false needs vision_config.kind: features")
+    backbone = getattr(model.model.vision_model, "backbone", None)
+    if backbone is None and not trainable.vision_backbone:
+        raise TrainingFailedError("trainable.vision_backbone: false needs vision_config.kind: features")
+    if backbone is None and config.optimisation.vision_backbone_learning_rate is not None:
+        raise TrainingFailedError("optimisation.vision_backbone_learning_rate needs vision_config.kind: features")
+    if backbone is not None and not trainable.vision_backbone:
         backbone.requires_grad_(False)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -304,6 +306,7 @@ def _trainer(
         enable_gradient_checkpointing(start.model)
     return QScorerTrainer(
         save_steps=settings.save_steps,
+        vision_backbone_rate=settings.vision_backbone_learning_rate,
         model=start.model,
         args=arguments,
         train_dataset=data,

@@ -50,14 +50,22 @@ class QScorerTrainer(Trainer):
         objective: parts and weights.
         prompt: prompt that the evaluation scores with.
         save_steps: write a resumable state every so many steps, besides the one of every epoch.
+        vision_backbone_rate: learning rate of the feature network inside the vision encoder, where it is another.
     """
 
     model: QScorerForScoring
 
     def __init__(
-        self, *args: Any, objective: ObjectiveConfig, prompt: PromptTokens, save_steps: int | None = None, **kwargs: Any
+        self,
+        *args: Any,
+        objective: ObjectiveConfig,
+        prompt: PromptTokens,
+        save_steps: int | None = None,
+        vision_backbone_rate: float | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
+        self.vision_backbone_rate = vision_backbone_rate
         self.objective: ObjectiveConfig = objective
         self.prompt = prompt
         self._parts: dict[str, list[Tensor]] = {}
@@ -72,6 +80,20 @@ class QScorerTrainer(Trainer):
         self.add_callback(StopOnSignal())
         if save_steps is not None:
             self.add_callback(SaveEvery(save_steps))
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """As transformers makes it, with the feature network in groups of their own if its learning rate is another."""
+        optimizer = super().create_optimizer(model)
+        if self.vision_backbone_rate is not None:
+            backbone = {
+                id(parameter) for parameter in self.model.get_submodule("model.vision_model.backbone").parameters()
+            }
+            for group in list(optimizer.param_groups):
+                slow = [parameter for parameter in group["params"] if id(parameter) in backbone]
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in backbone]
+                if slow:
+                    optimizer.add_param_group({**group, "params": slow, "lr": self.vision_backbone_rate})
+        return optimizer
 
     def compute_loss(
         self,
