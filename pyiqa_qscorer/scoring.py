@@ -10,28 +10,24 @@ from __future__ import annotations
 
 import math
 import os
-import threading
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
-from PIL import Image
 
-from pyiqa_qscorer import image_files, preprocessing
 from pyiqa_qscorer.errors import ImageError, QScorerError
+from pyiqa_qscorer.input_images import ImageLike, ImagePreparation, is_single, reason
 from pyiqa_qscorer.names import DEFAULT_METRIC
 from pyiqa_qscorer.staging import PreparedImage, StagedBatch, Stager
 
 if TYPE_CHECKING:
     from pyiqa_qscorer.metric import QScorer
-
-ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | torch.Tensor | np.ndarray"
 
 MAX_DEFAULT_WORKERS = 16
 FAILURES_IN_MESSAGE = 20
@@ -122,8 +118,7 @@ class Scorer:
             self.device = _device_of(metric) if device is None else resolve_device(device)
             built = metric
         self.metric = cast("QScorer", built.to(self.device).eval())
-        # One PIL image may stand in the input twice; it cannot be loaded by two threads at once.
-        self._pil_lock = threading.Lock()
+        self._prepare = ImagePreparation(self.metric.image_size)
 
     def __repr__(self) -> str:
         return (
@@ -148,7 +143,7 @@ class Scorer:
         """
         if on_error not in ("raise", "nan"):
             raise ValueError(f"on_error must be 'raise' or 'nan', not {on_error!r}")
-        many = cast("Iterable[ImageLike]", [images] if _is_single(images) else images)
+        many = cast("Iterable[ImageLike]", [images] if is_single(images) else images)
         results = list(self.score_iter(many))
         scores = np.array([np.nan if item.score is None else item.score for item in results], dtype=np.float32)
         failures = [item for item in results if item.error is not None]
@@ -162,7 +157,7 @@ class Scorer:
         An image that cannot be scored is a result with `error` and stops nothing. Raises what the
         model raises; and what `images` raises, once the images before that are scored.
         """
-        if _is_single(images):
+        if is_single(images):
             raise TypeError(f"score_iter takes an iterable of images, not a {type(images).__name__}: put it in a list")
         return self._score_iter(iter(images))
 
@@ -204,49 +199,6 @@ class Scorer:
             staging.shutdown(wait=True, cancel_futures=True)
             decoders.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, image: ImageLike) -> PreparedImage:
-        """Levels of one image; runs in a thread of its own."""
-        source = describe(image)
-        try:
-            with torch.no_grad():
-                if isinstance(image, torch.Tensor):
-                    return self._prepare_tensor(source, image)
-                return self._prepare_picture(source, image)
-        except ImageError as error:
-            return PreparedImage(source, error=_reason(error, source))
-        except MemoryError:
-            return PreparedImage(source, error="not enough memory to decode this image")
-
-    def _prepare_tensor(self, source: str, image: torch.Tensor) -> PreparedImage:
-        if image.ndim != 3:
-            raise ImageError(f"a tensor must have shape (3 or 1, H, W), not {tuple(image.shape)}")
-        batch = image.detach().unsqueeze(0)
-        preprocessing.check_images(batch)
-        if not preprocessing.values_in_range(batch).item():
-            low, high = batch.amin().item(), batch.amax().item()
-            raise ImageError(
-                f"values must be finite and in [0, 1], but go from {low:g} to {high:g}; "
-                "divide by 255 if they are 8-bit values"
-            )
-        levels = preprocessing.levels_from_tensor(batch, self.metric.image_size)[0]
-        return PreparedImage(source, levels, width=image.shape[2], height=image.shape[1])
-
-    def _prepare_picture(self, source: str, image: object) -> PreparedImage:
-        if isinstance(image, np.ndarray):
-            image = image_from_array(image)
-        if isinstance(image, Image.Image):
-            with self._pil_lock:
-                picture = image_files.open_image(image)
-        elif isinstance(image, (str, os.PathLike, bytes)):
-            picture = image_files.open_image(image)
-        else:
-            raise ImageError(
-                f"an image cannot be a {type(image).__name__}: give a path, bytes, a PIL image, "
-                "a tensor (3, H, W) in [0, 1] or a uint8 array (H, W, 3)"
-            )
-        levels = preprocessing.levels_from_pil(picture, self.metric.image_size)
-        return PreparedImage(source, levels, width=picture.width, height=picture.height)
-
     def _score_batch(self, batch: StagedBatch) -> list[float | str]:
         """Score of every image without an error, or why there is none."""
         pixels = batch.wait()
@@ -258,7 +210,7 @@ class Scorer:
         except QScorerError as error:
             # The metric refuses a batch with a score that is not finite. Its neighbours have one.
             if len(sources) == 1:
-                return [_reason(error, sources[0])]
+                return [reason(error, sources[0])]
             scores = [self._score_or_reason(pixels[row : row + 1], source) for row, source in enumerate(sources)]
         return [f"the model's score is {s}" if isinstance(s, float) and not math.isfinite(s) else s for s in scores]
 
@@ -266,7 +218,7 @@ class Scorer:
         try:
             return self._scores_of(pixels)[0]
         except QScorerError as error:
-            return _reason(error, source)
+            return reason(error, source)
 
     def _scores_of(self, pixels: torch.Tensor) -> list[float | str]:
         # Not inference_mode: what the metric caches may be needed by a loss later.
@@ -314,49 +266,11 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return resolved
 
 
-def image_from_array(array: np.ndarray) -> Image.Image:
-    """PIL image of a uint8 array (H, W), (H, W, 1), (H, W, 3) or (H, W, 4) in RGB(A) order."""
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[:, :, 0]
-    right_shape = array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))
-    if array.dtype != np.uint8 or not right_shape or 0 in array.shape:
-        raise ImageError(
-            f"an array must be uint8 (H, W), (H, W, 3) or (H, W, 4), not {array.dtype} "
-            f"{array.shape}; give values in [0, 1] as a torch tensor (3, H, W)"
-        )
-    return Image.fromarray(np.ascontiguousarray(array))
-
-
-def describe(image: object) -> str:
-    """A path as given; of an image in memory its kind and size."""
-    if isinstance(image, (str, os.PathLike)):
-        return os.fsdecode(image)
-    if isinstance(image, bytes):
-        return f"<{len(image)} bytes>"
-    if isinstance(image, Image.Image):
-        return f"<PIL image {image.width}x{image.height}>"
-    if isinstance(image, (torch.Tensor, np.ndarray)):
-        kind = "tensor" if isinstance(image, torch.Tensor) else "array"
-        return f"<{kind} {tuple(image.shape)}>"
-    return f"<{type(image).__name__}>"
-
-
 def _result(index: int, item: PreparedImage, result: float | str) -> ScoredImage:
     if isinstance(result, str):
         return ScoredImage(index, item.source, None, result, item.width, item.height)
     score = float(str(np.float32(result)))  # the shortest decimal: 3.302386, not 3.30238604545593
     return ScoredImage(index, item.source, score, None, item.width, item.height)
-
-
-def _reason(error: QScorerError, source: str) -> str:
-    """The message in one line, without the name of the image, which every report has anyway."""
-    return " ".join(str(error).removeprefix(f"image {source!r}: ").split())
-
-
-def _is_single(images: object) -> bool:
-    if isinstance(images, (torch.Tensor, np.ndarray)):
-        return images.ndim != 4
-    return isinstance(images, (str, os.PathLike, bytes, Image.Image))
 
 
 def _check_built(metric: object, options: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ from PIL import Image
 
 from pyiqa_qscorer import scoring
 from pyiqa_qscorer.errors import ImageError, QScorerError
+from pyiqa_qscorer.input_images import ImageLike
 from pyiqa_qscorer.preprocessing import pixels_from_pil
 from pyiqa_qscorer.score_files import InputError, file_key, find_images, score_files
 from pyiqa_qscorer.score_table import COLUMNS, OutputError, ScoreTable
@@ -102,7 +103,7 @@ def test_four_axes_are_many_images(scorer: Scorer) -> None:
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 4), (16, 2), (100, 1)])
 def test_order_and_values_do_not_depend_on_batching(batch_size: int, workers: int) -> None:
     chance = random.Random(batch_size)
-    images: list[scoring.ImageLike] = []
+    images: list[ImageLike] = []
     for seed in range(37):
         image = picture(seed, chance.randint(1, 90), chance.randint(1, 90))
         images.append(chance.choice([image, encoded(image), as_tensor(image), np.asarray(image)]))

@@ -5,38 +5,31 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase, TrainingArguments, set_seed
+from transformers import TrainingArguments, set_seed
 
 from .. import __version__
-from ..checkpoints import SavedLayout, download_checkpoint, save_folder, save_lora_folder
-from ..checkpoints.loading import load_tokenizer, quantise
-from ..checkpoints.starting import Formulation, StartingPoint, start_from_checkpoint, start_new
-from ..model import QScorerForScoring
+from ..checkpoints.starting import StartingPoint
 from ..model.gradient_checkpointing import enable_gradient_checkpointing
 from ..opinions import NamedDatasets
-from .backbone import CachedStatistics, fit_standardisation, load_backbone
-from .card import model_card
+from .backbone import CachedStatistics, fit_standardisation
 from .config import DataConfig, DatasetConfig, TrainConfig
 from .data import Collator, LabelledImages, QualityDataset, read_dataset, refuse_overlap, scale_facts
+from .starting_model import choose_trained, starting_point
 from .synthetic import CALIBRATION_FILE, CompareToReference, Recipe, find_photos, render
 from .text import TrainingText, training_text
-from .tokenizer import prompt_tokenizer
 from .trainer import QScorerTrainer, TrainingFailedError, evaluation_metrics, last_complete_state
+from .writing import write_checkpoints
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from ..model.features import FeatureEncoder
 
 logger = logging.getLogger("pyiqa_qscorer")
@@ -93,9 +86,9 @@ def train(
     for part in (*train_parts, *validation_parts):
         for path, reason in part.skipped:
             logger.warning("dataset %s: left out %s: %s", part.name, path, reason)
-    start = _starting_point(config)
+    start = starting_point(config)
     texts = _texts(config, start)
-    adapters = _choose_trained(start.model, config)
+    adapters = choose_trained(start.model, config)
     trainer = _trainer(config, start, texts, train_parts, validation_parts)
     try:
         trainer.train(resume_from_checkpoint=None if state is None else str(state))
@@ -118,7 +111,7 @@ def train(
     folders: dict[str, Path] = {}
     if trainer.is_world_process_zero():
         facts = _facts(config, trainer, train_parts, validation_parts, metrics)
-        folders = _write(config, start, adapters, facts)
+        folders = write_checkpoints(config, start, adapters, facts)
     return TrainingResult(folders, metrics, True)
 
 
@@ -163,90 +156,10 @@ def _disk_is_full(error: OSError | SafetensorError) -> bool:
     return any(f"os error {number}" in str(error) for number in FULL_DISK)  # safetensors keeps it in the text only
 
 
-def _formulation(config: TrainConfig) -> Formulation:
-    model = config.model
-    return Formulation(
-        model.formulation, model.levels, model.level_words, model.regressor, model.regressor_hidden_sizes
-    )
-
-
-def _from_checkpoint(config: TrainConfig, dtype: torch.dtype) -> StartingPoint:
-    model = config.model
-    assert model.checkpoint is not None  # by validation, where there is no architecture
-    folders = download_checkpoint(
-        model.checkpoint, model.base, revision=model.revision, base_revision=model.base_revision
-    )
-    base = folders[1] if len(folders) > 1 else None
-    return start_from_checkpoint(folders[0], base, _formulation(config), dtype, model.attn_implementation)
-
-
-def _starting_point(config: TrainConfig) -> StartingPoint:
-    model = config.model
-    if model.architecture is not None:
-        tokenizer = prompt_tokenizer(model.level_words) if model.tokenizer is None else load_tokenizer(model.tokenizer)
-        start = start_new(model.architecture, tokenizer, _formulation(config))
-        if model.backbone_weights is not None:
-            if start.model.config.vision_config.kind != "features":
-                raise TrainingFailedError(
-                    "model.backbone_weights needs an architecture with vision_config.kind: features"
-                )
-            load_backbone(start.model.model.vision_model, model.backbone_weights)
-    else:
-        # Frozen weights stay in 16 bit; what trains is widened to float32 below.
-        half = config.lora.enabled and config.optimisation.precision != "float32"
-        start = _from_checkpoint(config, getattr(torch, config.optimisation.precision) if half else torch.float32)
-        if config.lora.quantise_base is not None:
-            if config.device == "cpu" or not torch.cuda.is_available():
-                raise TrainingFailedError(
-                    "lora.quantise_base needs a CUDA GPU: on the CPU bitsandbytes gives wrong gradients; remove it"
-                )
-            start.model = quantise(start.model, config.lora.quantise_base, "cuda")
-    start.model.config.prompt = model.prompts[0]
-    return start
-
-
 def _texts(config: TrainConfig, start: StartingPoint) -> list[TrainingText]:
     network = start.model.config
     tokens = network.score_tokens or [word.removeprefix("▁") for word in network.level_tokens]
     return [training_text(start.tokenizer, prompt, tokens[0]) for prompt in config.model.prompts]
-
-
-def _choose_trained(model: QScorerForScoring, config: TrainConfig) -> PeftModel | None:
-    """Freeze everything but what the configuration trains; put adapters in."""
-    trainable, adapters = config.trainable, None
-    model.requires_grad_(trainable.everything)
-    if config.lora.enabled and not trainable.everything:
-        from peft import LoraConfig, get_peft_model  # takes seconds, and not every run has adapters
-
-        settings = LoraConfig(
-            r=config.lora.r,
-            lora_alpha=cast(int, config.lora.alpha),
-            lora_dropout=config.lora.dropout,
-            target_modules=config.lora.targets,
-            bias="none",
-        )
-        adapters = cast("PeftModel", get_peft_model(model, settings))
-    parts = {
-        "vision_model": model.model.vision_model,
-        "visual_abstractor": model.model.visual_abstractor,
-        "embed_tokens": model.model.embed_tokens,
-        "lm_head": model.lm_head,
-        "regressor": model.deepmlp,
-    }
-    for name, part in parts.items():
-        if getattr(trainable, name):
-            part.requires_grad_(True)
-    backbone = getattr(model.model.vision_model, "backbone", None)
-    if backbone is None and not trainable.vision_backbone:
-        raise TrainingFailedError("trainable.vision_backbone: false needs vision_config.kind: features")
-    if backbone is None and config.optimisation.vision_backbone_learning_rate is not None:
-        raise TrainingFailedError("optimisation.vision_backbone_learning_rate needs vision_config.kind: features")
-    if backbone is not None and not trainable.vision_backbone:
-        backbone.requires_grad_(False)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # steps of 2e-5 vanish in 16 bit
-    return adapters
 
 
 def _trainer(
@@ -341,66 +254,3 @@ def _facts(
         },
         "curves": trainer.state.log_history,
     }
-
-
-def _write(
-    config: TrainConfig, start: StartingPoint, adapters: PeftModel | None, facts: dict[str, Any]
-) -> dict[str, Path]:
-    """Write the asked-for layouts, each with `training.json` and a model card."""
-    folders: dict[str, Path] = {}
-    start.model.config.training_data = facts["data"]
-    dtype = torch.float32 if config.optimisation.precision == "float32" else torch.float16
-    if "published_lora" in config.layouts:
-        folders["published_lora"] = save_lora_folder(_target(config.output, "published_lora"), start.model, adapters)
-    others = tuple(layout for layout in get_args(SavedLayout) if layout in config.layouts)
-    if others:
-        model = _merged(config, start.model, dtype)
-        for layout in others:
-            folders[layout] = save_folder(
-                _target(config.output, layout),
-                model,
-                start.tokenizer,
-                layout=layout,
-                tokenizer_source=_tokenizer_folder(start.tokenizer),
-            )
-    for layout, folder in folders.items():
-        (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        (folder / "MODEL_CARD.md").write_text(model_card(facts, layout), encoding="utf-8")
-    return folders
-
-
-def _merged(config: TrainConfig, trained: QScorerForScoring, dtype: torch.dtype) -> QScorerForScoring:
-    """The trained model without adapters, in `dtype`.
-
-    Frozen weights are read from the starting checkpoint again: training may have held them in bfloat16 or quantised,
-    and what was not trained must come out as it went in.
-    """
-    if config.model.architecture is not None:
-        return nn.Module.to(trained, dtype)
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    model = _from_checkpoint(config, dtype).model
-    model.config.prompt, model.config.training_data = trained.config.prompt, trained.config.training_data
-    new_rows = -len(model.config.score_token_ids)
-    with torch.no_grad():
-        for name, parameter in trained.named_parameters():
-            if ".lora_" not in name and (parameter.requires_grad or name.startswith("deepmlp.")):
-                model.get_parameter(name.replace(".base_layer", "")).copy_(parameter)
-        if new_rows:  # drawn at random when training started
-            model.model.embed_tokens.weight[new_rows:] = trained.model.embed_tokens.weight[new_rows:].to(dtype).cpu()
-        for name, module in trained.named_modules():
-            if isinstance(module, BaseTunerLayer):
-                layer: Any = module
-                update: Tensor = layer.get_delta_weight("default")  # scaled product of the two factors
-                weight = model.get_parameter(f"{name}.weight")
-                weight.copy_(weight.float() + update.float().cpu())
-    return model
-
-
-def _target(output: Path, layout: str) -> Path:
-    return output / f"checkpoint_{layout}"
-
-
-def _tokenizer_folder(tokenizer: PreTrainedTokenizerBase) -> Path | None:
-    source = tokenizer.name_or_path
-    return Path(source) if source and os.path.isdir(source) else None

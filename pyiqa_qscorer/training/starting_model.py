@@ -1,0 +1,105 @@
+"""The model that a run starts from, and which of its parameters train."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, cast
+
+import torch
+
+from ..checkpoints import download_checkpoint
+from ..checkpoints.loading import load_tokenizer, quantise
+from ..checkpoints.starting import Formulation, StartingPoint, start_from_checkpoint, start_new
+from ..model import QScorerForScoring
+from .backbone import load_backbone
+from .config import TrainConfig
+from .tokenizer import prompt_tokenizer
+from .trainer import TrainingFailedError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def starting_point(config: TrainConfig) -> StartingPoint:
+    """What a run starts from: the checkpoint, or a new network with its pretrained feature network.
+
+    Raises:
+        CheckpointError, DownloadError, TrainingFailedError: what the configuration names cannot be used.
+    """
+    model = config.model
+    if model.architecture is not None:
+        tokenizer = prompt_tokenizer(model.level_words) if model.tokenizer is None else load_tokenizer(model.tokenizer)
+        start = start_new(model.architecture, tokenizer, _formulation(config))
+        if model.backbone_weights is not None:
+            if start.model.config.vision_config.kind != "features":
+                raise TrainingFailedError(
+                    "model.backbone_weights needs an architecture with vision_config.kind: features"
+                )
+            load_backbone(start.model.model.vision_model, model.backbone_weights)
+    else:
+        # Frozen weights stay in 16 bit; what trains is widened to float32 below.
+        half = config.lora.enabled and config.optimisation.precision != "float32"
+        start = from_checkpoint(config, getattr(torch, config.optimisation.precision) if half else torch.float32)
+        if config.lora.quantise_base is not None:
+            if config.device == "cpu" or not torch.cuda.is_available():
+                raise TrainingFailedError(
+                    "lora.quantise_base needs a CUDA GPU: on the CPU bitsandbytes gives wrong gradients; remove it"
+                )
+            start.model = quantise(start.model, config.lora.quantise_base, "cuda")
+    start.model.config.prompt = model.prompts[0]
+    return start
+
+
+def from_checkpoint(config: TrainConfig, dtype: torch.dtype) -> StartingPoint:
+    """Model and tokenizer of `model.checkpoint`, downloaded if need be, in `dtype`."""
+    model = config.model
+    assert model.checkpoint is not None  # by validation, where there is no architecture
+    folders = download_checkpoint(
+        model.checkpoint, model.base, revision=model.revision, base_revision=model.base_revision
+    )
+    base = folders[1] if len(folders) > 1 else None
+    return start_from_checkpoint(folders[0], base, _formulation(config), dtype, model.attn_implementation)
+
+
+def _formulation(config: TrainConfig) -> Formulation:
+    model = config.model
+    return Formulation(
+        model.formulation, model.levels, model.level_words, model.regressor, model.regressor_hidden_sizes
+    )
+
+
+def choose_trained(model: QScorerForScoring, config: TrainConfig) -> PeftModel | None:
+    """Freeze everything but what the configuration trains; put adapters in."""
+    trainable, adapters = config.trainable, None
+    model.requires_grad_(trainable.everything)
+    if config.lora.enabled and not trainable.everything:
+        from peft import LoraConfig, get_peft_model  # takes seconds, and not every run has adapters
+
+        settings = LoraConfig(
+            r=config.lora.r,
+            lora_alpha=cast(int, config.lora.alpha),
+            lora_dropout=config.lora.dropout,
+            target_modules=config.lora.targets,
+            bias="none",
+        )
+        adapters = cast("PeftModel", get_peft_model(model, settings))
+    parts = {
+        "vision_model": model.model.vision_model,
+        "visual_abstractor": model.model.visual_abstractor,
+        "embed_tokens": model.model.embed_tokens,
+        "lm_head": model.lm_head,
+        "regressor": model.deepmlp,
+    }
+    for name, part in parts.items():
+        if getattr(trainable, name):
+            part.requires_grad_(True)
+    backbone = getattr(model.model.vision_model, "backbone", None)
+    if backbone is None and not trainable.vision_backbone:
+        raise TrainingFailedError("trainable.vision_backbone: false needs vision_config.kind: features")
+    if backbone is None and config.optimisation.vision_backbone_learning_rate is not None:
+        raise TrainingFailedError("optimisation.vision_backbone_learning_rate needs vision_config.kind: features")
+    if backbone is not None and not trainable.vision_backbone:
+        backbone.requires_grad_(False)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()  # steps of 2e-5 vanish in 16 bit
+    return adapters

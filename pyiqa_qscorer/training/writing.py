@@ -1,0 +1,85 @@
+"""What a finished run leaves: a checkpoint in each layout asked for, with its history and a model card."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..checkpoints import SavedLayout, save_folder, save_lora_folder
+from ..checkpoints.starting import StartingPoint
+from ..model import QScorerForScoring
+from .card import model_card
+from .config import TrainConfig
+from .starting_model import from_checkpoint
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+
+def write_checkpoints(
+    config: TrainConfig, start: StartingPoint, adapters: PeftModel | None, facts: dict[str, Any]
+) -> dict[str, Path]:
+    """Write the asked-for layouts, each with `training.json` and a model card."""
+    folders: dict[str, Path] = {}
+    start.model.config.training_data = facts["data"]
+    dtype = torch.float32 if config.optimisation.precision == "float32" else torch.float16
+    if "published_lora" in config.layouts:
+        folders["published_lora"] = save_lora_folder(_target(config.output, "published_lora"), start.model, adapters)
+    others = tuple(layout for layout in get_args(SavedLayout) if layout in config.layouts)
+    if others:
+        model = _merged(config, start.model, dtype)
+        for layout in others:
+            folders[layout] = save_folder(
+                _target(config.output, layout),
+                model,
+                start.tokenizer,
+                layout=layout,
+                tokenizer_source=_tokenizer_folder(start.tokenizer),
+            )
+    for layout, folder in folders.items():
+        (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+        (folder / "MODEL_CARD.md").write_text(model_card(facts, layout), encoding="utf-8")
+    return folders
+
+
+def _merged(config: TrainConfig, trained: QScorerForScoring, dtype: torch.dtype) -> QScorerForScoring:
+    """The trained model without adapters, in `dtype`.
+
+    Frozen weights are read from the starting checkpoint again: training may have held them in bfloat16 or quantised,
+    and what was not trained must come out as it went in.
+    """
+    if config.model.architecture is not None:
+        return nn.Module.to(trained, dtype)
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = from_checkpoint(config, dtype).model
+    model.config.prompt, model.config.training_data = trained.config.prompt, trained.config.training_data
+    new_rows = -len(model.config.score_token_ids)
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if ".lora_" not in name and (parameter.requires_grad or name.startswith("deepmlp.")):
+                model.get_parameter(name.replace(".base_layer", "")).copy_(parameter)
+        if new_rows:  # drawn at random when training started
+            model.model.embed_tokens.weight[new_rows:] = trained.model.embed_tokens.weight[new_rows:].to(dtype).cpu()
+        for name, module in trained.named_modules():
+            if isinstance(module, BaseTunerLayer):
+                layer: Any = module
+                update: Tensor = layer.get_delta_weight("default")  # scaled product of the two factors
+                weight = model.get_parameter(f"{name}.weight")
+                weight.copy_(weight.float() + update.float().cpu())
+    return model
+
+
+def _target(output: Path, layout: str) -> Path:
+    return output / f"checkpoint_{layout}"
+
+
+def _tokenizer_folder(tokenizer: PreTrainedTokenizerBase) -> Path | None:
+    source = tokenizer.name_or_path
+    return Path(source) if source and os.path.isdir(source) else None
