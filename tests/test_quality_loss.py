@@ -16,9 +16,9 @@ import torch
 import yaml
 from pictures import to_tensor
 from pyiqa.utils import registry
+from pyiqa_training import train_in_pyiqa
 from test_features import ARCHITECTURE
 from tiny_checkpoint import published_folders
-from tiny_training import make_pictures
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -614,50 +614,21 @@ train_pipeline(sys.argv.pop(1))
 @pytest.mark.slow
 def test_trains_a_restorer_from_a_pyiqa_yaml(own: Path, tmp_path: Path) -> None:
     """pyiqa's own general model; images of one quality label, of which the loss takes no notice."""
-    pictures = make_pictures(tmp_path / "pictures", 12)
-    dataset = {
-        "name": "tiny",
-        "type": "GeneralNRDataset",
-        "dataroot_target": str(pictures),
-        "meta_info_file": str(pictures / "labels.csv"),
+    loss = {
+        "type": "QScorerLoss",
+        "checkpoint": str(own),
+        "clamp": False,
+        "loss_weight": 0.1,
+        "target": 5,
+        "gradient_checkpointing": True,
     }
-    loader = {"use_shuffle": True, "num_worker_per_gpu": 0, "batch_size_per_gpu": 4, "prefetch_mode": None}
-    options = {
-        "name": "restorer",
+    settings = {
         "model_type": "GeneralIQAModel",
-        "num_gpu": 0,
-        "manual_seed": 1,
-        "datasets": {
-            "train": {**dataset, **loader, "phase": "train", "augment": {"random_crop": 56}},
-            "val": {**dataset, "phase": "val"},
-        },
         "network": {"type": "SmallRestorer"},
-        "path": {},
-        "train": {
-            "optim": {"type": "Adam", "lr": 1e-3},
-            "scheduler": {"type": "CosineAnnealingLR", "T_max": 10},
-            "total_iter": 6,
-            "mos_loss_opt": {
-                "type": "QScorerLoss",
-                "checkpoint": str(own),
-                "clamp": False,
-                "loss_weight": 0.1,
-                "target": 5,
-                "gradient_checkpointing": True,
-            },
-        },
+        "train": {"mos_loss_opt": loss},
         "val": {"val_freq": 100, "save_img": False, "metrics": {}},
-        "logger": {"print_freq": 1, "save_latest_freq": 6, "save_checkpoint_freq": 100, "use_tb_logger": False},
     }
-    config = tmp_path / "restorer.yml"
-    config.write_text(yaml.safe_dump(options))
-    done = subprocess.run(
-        [sys.executable, "-c", TRAIN, str(tmp_path), "-opt", str(config)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        timeout=300,
-    )
+    done = train_in_pyiqa(TRAIN, tmp_path, settings)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Loss [QScorerLoss] is created" in done.stdout + done.stderr
     losses = [float(value) for value in re.findall(r"l_mos: (\S+)", done.stdout + done.stderr)]

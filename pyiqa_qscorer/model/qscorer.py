@@ -119,7 +119,7 @@ class QScorerPreTrainedModel(PreTrainedModel):
         std = self.config.initializer_range
         if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
             init.normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, (nn.LayerNorm, nn.BatchNorm2d, RMSNorm)):
+        elif isinstance(module, (nn.LayerNorm, RMSNorm)):
             init.ones_(module.weight)
         elif isinstance(module, VisionEmbeddings):
             init.normal_(module.cls_token, mean=0.0, std=std)
