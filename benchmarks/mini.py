@@ -2,8 +2,8 @@
 
     python benchmarks/mini.py --shared ../shared
 
-Kodak's photos were never trained on. Prints tables, writes `benchmarks/results/mini.json`,
-`mini.png` and `mini_training.png`.
+Kodak's photos were never trained on. Prints tables, writes `mini.json`, `mini.png` and `mini_training.png` into
+`benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -272,12 +272,8 @@ def plot_training(history: list[dict[str, Any]], batch_size: int, file: Path) ->
         ("eval_srcc", "validation: Kodak, chains and KADID distortions", {"marker": "o", "linewidth": 2}),
     ):
         entries = [entry for entry in history if name in entry]
-        axis.plot(
-            [entry["step"] * batch_size / 1000 for entry in entries],
-            [entry[name] for entry in entries],
-            label=label,
-            **style,
-        )
+        seen = [entry["step"] * batch_size / 1000 for entry in entries]
+        axis.plot(seen, [entry[name] for entry in entries], label=label, **style)
     axis.set_xlabel("thousand pictures seen")
     axis.set_ylabel("SRCC")
     axis.set_ylim(0.4, 1)
