@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
@@ -35,6 +36,7 @@ def save_folder(
     *,
     layout: SavedLayout = "qscorer",
     tokenizer_source: Path | None = None,
+    notes: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
     """Write a checkpoint that loads by itself.
 
@@ -43,6 +45,7 @@ def save_folder(
     Args:
         layout: `qscorer` (ours) or `published` (the merged layout that the published code reads; it needs LLaMA's
             `tokenizer.model`, taken from `tokenizer_source`).
+        notes: text files to put beside the weights, by name.
 
     Raises:
         CheckpointError: `output` exists and is not an empty folder, the disk is full, or the tokenizer file is missing.
@@ -58,6 +61,7 @@ def save_folder(
             _write_json(folder / "config.json", {**model.config.to_published(), "torch_dtype": _dtype(model)})
             _save_published_tokenizer(folder, model.config.score_tokens, model.config.score_token_ids, source)
         _write_json(folder / "preprocessor_config.json", image_settings(model.config.vision_config.image_size))
+        _write_notes(folder, notes)
     return output
 
 
@@ -155,12 +159,23 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def save_lora_folder(output: Path, model: QScorerForScoring, adapters: PeftModel | None) -> Path:
+def _write_notes(folder: Path, notes: Mapping[str, str]) -> None:
+    for name, text in notes.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def save_lora_folder(
+    output: Path,
+    model: QScorerForScoring,
+    adapters: PeftModel | None,
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
     """Write the published LoRA layout (layout 1): adapters in float32, other trained parts in bfloat16, no tokenizer.
 
     Args:
         model: with the adapters inside, not merged.
         adapters: the peft wrapper around it.
+        notes: text files to put beside the weights, by name.
 
     Raises:
         CheckpointError: there are no adapters, `output` is not empty, or the disk is full.
@@ -198,6 +213,7 @@ def save_lora_folder(output: Path, model: QScorerForScoring, adapters: PeftModel
                 "task_type": "CAUSAL_LM",
             },
         )
+        _write_notes(folder, notes)
     return output
 
 
@@ -208,7 +224,10 @@ def _new_folder(output: Path) -> Iterator[Path]:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         yield unfinished
-        unfinished.chmod(0o777 & ~_umask())
+        mask = _umask()
+        for file in unfinished.iterdir():  # safetensors makes files that only the owner can read
+            file.chmod(0o666 & ~mask)
+        unfinished.chmod(0o777 & ~mask)
         if output.exists():
             output.rmdir()
         unfinished.rename(output)

@@ -170,6 +170,7 @@ def _compute(data: QualityDataset, indices: range, encoder: FeatureEncoder, file
             bar.update(len(values))
     assert array is not None  # read_dataset refuses an empty dataset
     array.flush()
+    del array  # Windows renames no file that is mapped
     os.replace(temporary, file)
 
 

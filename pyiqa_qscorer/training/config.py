@@ -33,7 +33,7 @@ class DatasetConfig(_Section):
     """
 
     dataset: str | None = None
-    data_root: Path = Path("datasets")
+    data_root: Path = Path("datasets")  # where not given, that of the data section
     download: bool = False  # let pyiqa fetch a missing dataset
     split: str | int | None = None  # pyiqa's split column or index; None: the dataset's default
     folder: Path | None = None
@@ -70,6 +70,7 @@ class DatasetConfig(_Section):
 class DataConfig(_Section):
     train: list[DatasetConfig] = Field(min_length=1)
     validation: list[DatasetConfig] = []
+    data_root: Path = Path("datasets")  # folder of pyiqa's datasets
     on_error: Literal["stop", "skip"] = "stop"
     allow_overlap: bool = False  # of training and validation images
     flip: bool = False
@@ -78,6 +79,21 @@ class DataConfig(_Section):
     rendered: Path | None = None  # folder of rendered datasets and cached statistics; None: in the output folder
     render_workers: int = Field(2, ge=1)
     cache_statistics: bool = False  # of a frozen feature network, computed once; needs trainable.vision_backbone: false
+
+    @model_validator(mode="before")
+    @classmethod
+    def _root_of_every_part(cls, content: Any) -> Any:
+        if not isinstance(content, dict) or "data_root" not in content:
+            return content
+        filled = {
+            name: [
+                {"data_root": content["data_root"], **part} if isinstance(part, dict) and "dataset" in part else part
+                for part in content[name]
+            ]
+            for name in ("train", "validation")
+            if isinstance(content.get(name), list)
+        }
+        return {**content, **filled}
 
     @property
     def synthetic(self) -> bool:

@@ -25,13 +25,21 @@ if TYPE_CHECKING:
 def write_checkpoints(
     config: TrainConfig, start: StartingPoint, adapters: PeftModel | None, facts: dict[str, Any]
 ) -> dict[str, Path]:
-    """Write the asked-for layouts, each with `training.json` and a model card."""
-    folders: dict[str, Path] = {}
+    """Write the asked-for layouts, each with `training.json` and a model card; those that are there already stay."""
     start.model.config.training_data = facts["data"]
     dtype = torch.float32 if config.optimisation.precision == "float32" else torch.float16
-    if "published_lora" in config.layouts:
-        folders["published_lora"] = save_lora_folder(_target(config.output, "published_lora"), start.model, adapters)
-    others = tuple(layout for layout in get_args(SavedLayout) if layout in config.layouts)
+    folders = written_checkpoints(config)
+    missing = [layout for layout in config.layouts if layout not in folders]
+    history = json.dumps(facts, indent=2) + "\n"
+
+    def notes(layout: str) -> dict[str, str]:
+        return {"training.json": history, "MODEL_CARD.md": model_card(facts, layout)}
+
+    if "published_lora" in missing:
+        folders["published_lora"] = save_lora_folder(
+            _target(config.output, "published_lora"), start.model, adapters, notes("published_lora")
+        )
+    others = tuple(layout for layout in get_args(SavedLayout) if layout in missing)
     if others:
         model = _merged(config, start.model, dtype)
         for layout in others:
@@ -41,11 +49,15 @@ def write_checkpoints(
                 start.tokenizer,
                 layout=layout,
                 tokenizer_source=_tokenizer_folder(start.tokenizer),
+                notes=notes(layout),
             )
-    for layout, folder in folders.items():
-        (folder / "training.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-        (folder / "MODEL_CARD.md").write_text(model_card(facts, layout), encoding="utf-8")
     return folders
+
+
+def written_checkpoints(config: TrainConfig) -> dict[str, Path]:
+    """Folder by layout of what an earlier call wrote; a folder is there only when it is complete."""
+    targets = {layout: _target(config.output, layout) for layout in config.layouts}
+    return {layout: folder for layout, folder in targets.items() if (folder / "training.json").exists()}
 
 
 def _merged(config: TrainConfig, trained: QScorerForScoring, dtype: torch.dtype) -> QScorerForScoring:
