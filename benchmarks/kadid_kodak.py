@@ -3,8 +3,9 @@
     python benchmarks/kadid_kodak.py PHOTOS OUTPUT
     pyiqa-qscorer benchmark -m qscorer-mini piqe ssim vif -d kodak=OUTPUT/opinions.csv
 
-The MOS of an image is the mean of what people said of that distortion and level over the 81 photos of KADID-10k: an
-opinion of the distortion, not of the picture. `std` is the mean spread of the raters.
+Larger photos are shrunk to longer side 512 first: KADID-10k's distortions are given in pixels of that size. The MOS of an
+image is the mean of what people said of that distortion and level over the 81 photos of KADID-10k: an opinion of the
+distortion, not of the picture. `std` is the mean spread of the raters.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import csv
 import os
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +26,7 @@ from rich.progress import track
 from pyiqa_qscorer.image_files import open_image
 from pyiqa_qscorer.training.distortions import KADID_TYPES, kadid_distortion
 from pyiqa_qscorer.training.opinions import kadid_opinion
-from pyiqa_qscorer.training.synthetic import find_photos
+from pyiqa_qscorer.training.synthetic import at_most_seen_side, find_photos
 
 LEVELS = range(1, 6)
 
@@ -41,14 +42,14 @@ class DistortedPhoto:
 
 
 def distort(
-    photos: Sequence[Path], output: Path, kinds: Iterable[int] = tuple(KADID_TYPES), seed: int = 0
+    photos: Sequence[Path], output: Path, kinds: Sequence[int] = tuple(KADID_TYPES), seed: int = 0
 ) -> list[DistortedPhoto]:
     """Write every photo, and it with every type and level, as PNG; files that are there are kept."""
     output.mkdir(parents=True, exist_ok=True)
     written = []
     for path in track(photos, description="Distorting"):
         reference = output / f"{path.stem}.png"
-        pristine = np.asarray(open_image(path))
+        pristine = at_most_seen_side(np.asarray(open_image(path)))
         if not reference.exists():
             write_png(reference, pristine)
         own_seed = seed + zlib.crc32(reference.name.encode())  # other noise in every photo

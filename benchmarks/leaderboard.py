@@ -32,7 +32,8 @@ def main(
     """Distort, score, report."""
     kodak = output / "kodak"
     chosen = [part for kind in types or () for part in ("--type", str(kind))]
-    run(HERE / "kadid_kodak.py", data / "photos" / "kodak", kodak, "--photos", photos, *chosen)
+    if code := run(HERE / "kadid_kodak.py", data / "photos" / "kodak", kodak, "--photos", photos, *chosen):
+        raise typer.Exit(code)
     command = ["-m", "pyiqa_qscorer.cli", "benchmark", "-m", *(metrics or METRICS), "-o", output]
     live = data / "live_jpeg"
     codes = [
@@ -41,8 +42,10 @@ def main(
     ]
     board = json.loads((output / "leaderboard.json").read_text(encoding="utf-8"))
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE, check=True)
-    board["commit"] = commit.stdout.strip()
-    (HERE / "results" / "leaderboard.json").write_text(json.dumps(board, indent=2) + "\n", encoding="utf-8")
+    board["commit_of_the_report"] = commit.stdout.strip()  # a score may come from an earlier run
+    temporary = HERE / "results" / ".leaderboard.json"
+    temporary.write_text(json.dumps(board, indent=2) + "\n", encoding="utf-8")
+    temporary.replace(HERE / "results" / "leaderboard.json")
     raise typer.Exit(max(codes))
 
 

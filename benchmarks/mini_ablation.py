@@ -2,8 +2,9 @@
 
     python benchmarks/mini_ablation.py --photos ../shared/data/photos --work runs/ablation
 
-Short runs of the recipe of the mini with several seeds; pictures are rendered and their features computed once. Prints
-a table and writes `benchmarks/results/mini_ablation.json`.
+Short runs on the data and architecture of the mini with several seeds, its feature network frozen: pictures are rendered
+and their features computed once. Repeat the command to go on. Prints a table and writes
+`benchmarks/results/mini_ablation.json`.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import platform
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +32,23 @@ RESULTS = Path(__file__).with_name("results")
 MEASURES = ("srcc", "plcc", "rmse")
 
 
+FROZEN = {
+    "trainable.vision_backbone": False,
+    "data.cache_statistics": True,
+    "data.flip": False,
+    "data.workers": 0,
+    "optimisation.vision_backbone_learning_rate": None,
+    "optimisation.batch_size": 32,
+    "optimisation.learning_rate": 7e-4,
+    "optimisation.weight_decay": 0.3,
+    "optimisation.save_steps": None,
+}
+"""Changes to mini.yaml."""
+
+
 def one_run(arguments: argparse.Namespace, formulation: str, seed: int) -> dict[str, float]:
     changes: dict[str, Any] = {
+        **FROZEN,
         "output": str(arguments.work / f"{formulation}_{seed}"),
         "data.photos": str(arguments.photos),
         "data.rendered": str(arguments.rendered or arguments.work / "rendered"),
@@ -39,6 +57,8 @@ def one_run(arguments: argparse.Namespace, formulation: str, seed: int) -> dict[
         "optimisation.epochs": arguments.epochs,
     }
     result = train(read_config(Path("mini.yaml"), changes), compare=ReferenceMetrics(REFERENCE_METRICS))
+    if not result.finished:
+        raise SystemExit("stopped by a signal; repeat the command to go on")
     return {name: result.metrics[f"validation_{name}"] for name in MEASURES}
 
 
@@ -48,14 +68,14 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--rendered", type=Path, help="of an earlier run of mini.yaml, to save the rendering")
     parser.add_argument("--epochs", type=float, default=4)
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, default=3, choices=range(2, 100), metavar="N")
     arguments = parser.parse_args()
     started = time.monotonic()
     runs = {
         formulation: [one_run(arguments, formulation, seed) for seed in range(arguments.seeds)]
         for formulation in FORMULATIONS
     }
-    table = Table(title=f"Kodak, realistic chains: mean and spread over {arguments.seeds} seeds")
+    table = Table(title=f"Kodak, mean of chains and KADID distortions: mean and spread over {arguments.seeds} seeds")
     for column in ("formulation", *(name.upper() for name in MEASURES)):
         table.add_column(column)
     for formulation, found in runs.items():
@@ -65,7 +85,14 @@ def main() -> None:
             cells.append(f"{np.mean(values):.3f} ± {np.std(values, ddof=1):.3f}")
         table.add_row(formulation, *cells)
     Console().print(table)
-    facts = {"epochs": arguments.epochs, "runs": runs, "seconds": time.monotonic() - started, "cores": os.cpu_count()}
+    facts = {
+        "changes": FROZEN,
+        "epochs": arguments.epochs,
+        "runs": runs,
+        "seconds": time.monotonic() - started,
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "versions": {name: version(name) for name in ("pyiqa-qscorer", "torch", "transformers", "timm")},
+    }
     RESULTS.mkdir(exist_ok=True)
     temporary = RESULTS / ".mini_ablation.json"
     temporary.write_text(json.dumps(facts, indent=2) + "\n")

@@ -64,6 +64,8 @@ class QScorerVisionConfig(PreTrainedConfig):
             raise ValueError(
                 f"vision_config: backbone and stages go with kind 'features', got {kind!r} with {backbone!r}, {stages}"
             )
+        if self.stages != sorted(set(self.stages)):
+            raise ValueError(f"vision_config: stages must be in ascending order, each once, got {stages}")
         if kind == "vit":
             _check_heads("vision_config", hidden_size, num_attention_heads)
         if image_size % patch_size:

@@ -34,7 +34,8 @@ class Standardise(nn.Module):
         self.register_buffer("scale", torch.ones(channels))
 
     def forward(self, values: Tensor) -> Tensor:
-        return (values - self.mean) / self.scale
+        """In the dtype of the values: in 16 bit a mean far above its scale would leave few digits of the difference."""
+        return (values - self.mean.to(values.dtype)) / self.scale.to(values.dtype)
 
 
 class FeatureEncoder(nn.Module):
@@ -52,7 +53,14 @@ class FeatureEncoder(nn.Module):
         self.indices = list(config.stages)
         self.backbone = self.new_backbone()
         fold_batch_norms(self.backbone)
-        channels = 2 * sum(self.backbone.feature_info[index]["num_chs"] for index in self.indices)
+        stages = [self.backbone.feature_info[index] for index in self.indices]
+        for stage in stages:
+            if config.patch_size % stage["reduction"]:
+                raise ValueError(
+                    f"vision_config.patch_size must be a multiple of {stage['reduction']}, the pixels that one value of "
+                    f"{config.backbone}'s stage {stage['module']} stands for, got {config.patch_size}"
+                )
+        channels = 2 * sum(stage["num_chs"] for stage in stages)
         self.standardise = Standardise(channels)
         self.patch_projection = nn.Linear(channels, config.hidden_size)
         self.cls_projection = nn.Linear(channels, config.hidden_size)
@@ -71,9 +79,16 @@ class FeatureEncoder(nn.Module):
         return self
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Tokens of normalised pixels (B, 3, S, S), or of their `statistics` (B, 1 + cells, channels)."""
+        """Tokens of normalised pixels (B, 3, S, S), or of their `statistics` (B, 1 + cells, channels).
+
+        Raises:
+            ValueError: another shape.
+        """
         statistics = pixel_values if pixel_values.ndim == 3 else self.statistics(pixel_values)
-        values = self.standardise(statistics)
+        wanted = (1 + (self.config.image_size // self.config.patch_size) ** 2, len(self.standardise.mean))
+        if statistics.shape[1:] != wanted:
+            raise ValueError(f"statistics must have shape (B, {wanted[0]}, {wanted[1]}), got {tuple(statistics.shape)}")
+        values = self.standardise(statistics).to(self.patch_projection.weight.dtype)
         cls_token = apply_linear(self.cls_projection, values[:, :1])
         tokens = torch.cat([cls_token, apply_linear(self.patch_projection, values[:, 1:])], dim=1)
         return self.post_layernorm(tokens)
@@ -81,7 +96,7 @@ class FeatureEncoder(nn.Module):
     def statistics(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, S, S) normalised pixels -> (B, 1 + cells, channels): whole picture, then cells row by row.
 
-        Channels are the means of all layers' channels, then their standard deviations.
+        Channels are the means of all layers' channels, then their standard deviations; float32, float64 for float64.
         """
         size = self.config.image_size
         if pixel_values.shape[1:] != (3, size, size):
@@ -100,7 +115,7 @@ class FeatureEncoder(nn.Module):
             moments = [torch.cat([m.mean((2, 3))[:, None], m.flatten(2).transpose(1, 2)], 1) for m in (mean, square)]
             means.append(moments[0])
             deviations.append((moments[1] - moments[0] ** 2).clamp(min=0).add(SMALLEST_VARIANCE).sqrt())
-        return torch.cat(means + deviations, dim=-1).to(pixel_values.dtype)
+        return torch.cat(means + deviations, dim=-1)
 
     def layers(self, backbone: Any, pixels: Tensor) -> list[Tensor]:
         """Outputs of the stages that are read, of this encoder's network or another of its kind."""

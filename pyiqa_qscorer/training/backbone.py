@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
@@ -33,23 +36,25 @@ def load_backbone(encoder: FeatureEncoder, source: str) -> None:
 
     Args:
         source: file of a state dict (`torch.save` or safetensors), or name of an installed package that has one.
-            Names of parameters do not matter: the layers must come in the order of computation, as they do in every
-            port of a network, and every shape must be that of timm's network of the same name.
+            The names of parameters are timm's, or, in a file of `torch.save`, any: there the layers must come in the
+            order of computation, as they do in every port of a network. Every shape must be that of timm's network.
 
     Raises:
-        CheckpointError: no such file or package, or layers that do not fit.
+        CheckpointError: no such file or package, a file that cannot be read, or layers that do not fit.
     """
     import timm
 
     file = _weights_file(source)
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        stored = load_file(file)
-    else:
-        stored = torch.load(file, map_location="cpu", weights_only=True)
+    stored = _state_dict(file)
     name = str(encoder.config.backbone)
     whole = timm.create_model(name, pretrained=False).state_dict()
+    if stored.keys() == whole.keys():
+        stored = {key: stored[key] for key in whole}
+    elif file.suffix == ".safetensors":  # which sorts its tensors
+        raise CheckpointError(
+            f"model.backbone_weights: {file} names its tensors otherwise than timm's {name}, e.g. "
+            f"{next(iter(stored))}; rename them, or give a file of torch.save, where their order tells which is which"
+        )
     if [value.shape for value in stored.values()] != [value.shape for value in whole.values()]:
         raise CheckpointError(
             f"model.backbone_weights: {file} does not fit {name}: {len(stored)} tensors instead of {len(whole)}, or "
@@ -64,13 +69,23 @@ def load_backbone(encoder: FeatureEncoder, source: str) -> None:
     encoder.backbone.load_state_dict(folded.state_dict())
 
 
+def _state_dict(file: Path) -> dict[str, Tensor]:
+    try:
+        found = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"model.backbone_weights: {file} cannot be read: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"model.backbone_weights: {file} must be a state dict, tensors by name, and nothing else")
+    return found
+
+
 def _check_folding(encoder: FeatureEncoder, pretrained: nn.Module, folded: nn.Module) -> None:
     """Networks that apply their batch norms in another order than convolution, norm would come out changed."""
     picture = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         for before, after in zip(*(encoder.layers(network, picture) for network in (pretrained, folded)), strict=True):
             difference = float((before - after).abs().max() / before.abs().max().clamp(min=1e-12))
-            if difference > FOLDING_TOLERANCE:
+            if not difference <= FOLDING_TOLERANCE:  # nor a NaN
                 raise CheckpointError(
                     f"vision_config.backbone {encoder.config.backbone}: its batch norms cannot be made part of its "
                     f"convolutions, its output would change by {difference:.1%}; choose a network of the form "
@@ -163,6 +178,11 @@ def _compute(data: QualityDataset, indices: range, encoder: FeatureEncoder, file
     with torch.no_grad(), tqdm(total=len(indices), desc="statistics of the feature network", unit="image") as bar:
         for pixels in _batches(data, indices, size, workers):
             values = encoder.statistics(pixels.to(device)).half().cpu().numpy()
+            if not np.isfinite(values).all():
+                raise CheckpointError(
+                    "the feature network's statistics do not fit into float16, which data.cache_statistics keeps them "
+                    "in: set data.cache_statistics: false, or check model.backbone_weights"
+                )
             if array is None:
                 array = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(indices), *values.shape[1:]))
             array[start : start + len(values)] = values
@@ -177,12 +197,13 @@ def _compute(data: QualityDataset, indices: range, encoder: FeatureEncoder, file
 def fit_standardisation(encoder: FeatureEncoder, data: CachedStatistics | QualityDataset) -> None:
     """Set the encoder's per-channel mean and scale from up to 512 evenly spaced images of the training data."""
     indices = np.unique(np.linspace(0, len(data) - 1, IMAGES_FOR_SCALES).astype(int))
+    device = next(encoder.parameters()).device
     rows = []
     with torch.no_grad():
         for index in indices:
             pixels = data[int(index)]["pixel_values"]
-            values = pixels if pixels.ndim == 2 else encoder.statistics(pixels[None])[0]
-            rows.append(values.double())
+            values = pixels if pixels.ndim == 2 else encoder.statistics(pixels[None].to(device))[0]
+            rows.append(values.double().cpu())
     stacked = torch.cat(rows)
     encoder.standardise.mean.copy_(stacked.mean(dim=0))
     encoder.standardise.scale.copy_(stacked.std(dim=0).clamp(min=SMALLEST_SCALE))

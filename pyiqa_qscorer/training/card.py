@@ -5,6 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 
+def _start(model: dict[str, Any]) -> str:
+    if model["checkpoint"]:
+        return str(model["checkpoint"])
+    pretrained = model["backbone_weights"]
+    return f"new network, its feature network from {pretrained}" if pretrained else "new network"
+
+
 def model_card(facts: dict[str, Any], layout: str) -> str:
     """Markdown card from the content of `training.json`."""
     configuration = facts["configuration"]
@@ -14,7 +21,7 @@ def model_card(facts: dict[str, Any], layout: str) -> str:
         "",
         f"Trained with pyiqa-qscorer {facts['versions']['pyiqa-qscorer']}; layout `{layout}`.",
         "",
-        f"- start: {model['checkpoint'] or 'new network'}",
+        f"- start: {_start(model)}",
         f"- formulation: {model['formulation']}, {model['levels']} levels, regressor {model['regressor']}",
         f"- steps: {facts['steps']} on {facts['device']}, {facts['processes']} process(es), seed "
         f"{configuration['optimisation']['seed']}",

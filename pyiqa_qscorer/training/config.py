@@ -33,6 +33,7 @@ class DatasetConfig(_Section):
     """
 
     dataset: str | None = None
+    name: str | None = None  # in reports; default: the dataset's, the CSV file's, or what it is rendered from
     data_root: Path = Path("datasets")  # where not given, that of the data section
     download: bool = False  # let pyiqa fetch a missing dataset
     split: str | int | None = None  # pyiqa's split column or index; None: the dataset's default
@@ -64,6 +65,14 @@ class DatasetConfig(_Section):
             raise ValueError("csv needs folder (where the images are) and mos_range (the scale of the MOS)")
         if self.mos_range is not None and not self.mos_range[0] < self.mos_range[1]:
             raise ValueError(f"mos_range must be [low, high] with low < high, got {self.mos_range}")
+        if self.std_range is not None and not self.std_range[0] < self.std_range[1]:
+            raise ValueError(f"std_range must be [low, high] with low < high, got {self.std_range}")
+        if self.synthetic is None and {"count", "seed"} & self.model_fields_set:
+            raise ValueError("count and seed go with synthetic")
+        if self.synthetic != "kadid" and self.type_shares:
+            raise ValueError("type_shares goes with synthetic: kadid")
+        if any(share < 0 for share in self.type_shares.values()):
+            raise ValueError(f"type_shares must be >= 0, got {self.type_shares}")
         return self
 
 
@@ -230,9 +239,19 @@ class TrainConfig(_Section):
     device: Literal["auto", "cpu"] = "auto"
 
     @model_validator(mode="after")
-    def _new_networks_train_whole(self) -> TrainConfig:
+    def _settings_fit_together(self) -> TrainConfig:
         if self.model.architecture is not None and not self.trainable.everything:
             raise ValueError("model.architecture makes a network with nothing to keep: set trainable.everything: true")
+        if self.trainable.everything and self.lora.enabled and "lora" in self.model_fields_set:
+            raise ValueError("trainable.everything trains without adapters: set lora.enabled: false")
+        if "published_lora" in self.layouts and (self.trainable.everything or not self.lora.enabled):
+            raise ValueError("layout published_lora needs adapters: lora.enabled: true without trainable.everything")
+        if self.optimisation.vision_backbone_learning_rate is not None and not self.trainable.vision_backbone:
+            raise ValueError("vision_backbone_learning_rate needs trainable.vision_backbone: true, or nothing learns")
+        if not self.objective.weights(self.model.formulation):
+            raise ValueError(f"objective has no part with a weight above 0 in formulation {self.model.formulation}")
+        if any(part.weight != 1 for part in self.data.validation):
+            raise ValueError("weight goes with training datasets: every validation image counts once")
         if self.data.cache_statistics and (self.trainable.vision_backbone or self.data.flip):
             raise ValueError("data.cache_statistics needs trainable.vision_backbone: false and data.flip: false")
         return self

@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import ImageOps
-from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 
 from ..errors import ImageError, QScorerError
 from ..image_files import open_image
-from ..labels import level_index
 from ..opinions import NamedDatasets, OpinionRow, OpinionTableError, read_opinions
 from ..preprocessing import pixels_from_pil
+from .batches import drawn_number
 from .config import DatasetConfig
-from .text import TrainingText, pad_texts
 
 
 class TrainingDataError(QScorerError, ValueError):
@@ -166,7 +163,7 @@ def _own_rows(config: DatasetConfig, phase: str) -> tuple[str, MosScale, list[Op
         )
     except OpinionTableError as error:
         raise TrainingDataError(str(error)) from error
-    return config.csv.stem, MosScale(*config.mos_range, config.lower_better, config.std_range), rows
+    return config.name or config.csv.stem, MosScale(*config.mos_range, config.lower_better, config.std_range), rows
 
 
 def _named_rows(
@@ -184,7 +181,7 @@ def _named_rows(
     low, high = config.mos_range or info["mos_range"]
     lower_better = config.lower_better or bool(info.get("lower_better", False))
     std_range = config.std_range or ((1.0, 5.0) if name.startswith("koniq10k") else None)
-    return name, MosScale(low, high, lower_better, std_range), table
+    return config.name or name, MosScale(low, high, lower_better, std_range), table
 
 
 class QualityDataset(Dataset[dict[str, Any]]):
@@ -222,7 +219,7 @@ class QualityDataset(Dataset[dict[str, Any]]):
             raise TrainingDataError(
                 f"dataset {image.dataset}: {error}; mend it, or set on_error: skip to leave broken images out"
             ) from error
-        if self.flip and _hash(self.seed, epoch, index) % 2:
+        if self.flip and drawn_number(self.seed, epoch, index) % 2:
             picture = ImageOps.mirror(picture)
         return {**facts, "pixel_values": pixels_from_pil(picture, self.image_size)}
 
@@ -234,87 +231,27 @@ class QualityDataset(Dataset[dict[str, Any]]):
             "mos": image.mos,
             "std": math.nan if image.std is None else image.std,
             "dataset": self.part_of[index],
-            "text": (_hash(self.seed, epoch, index) // 2) % self.texts,
+            "text": (drawn_number(self.seed, epoch, index) // 2) % self.texts,
         }
-
-
-def _hash(*numbers: int) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
-
-
-class MixedSampler(Sampler[tuple[int, int]]):
-    """Shuffled (index, epoch) of one epoch: each image of a dataset floor(weight) times, and a drawn share once more.
-
-    Weight 1 is every image once, 2.5 every image twice and half of them a third time, 0.2 a fifth of them. A function
-    of (seed, epoch), so a resumed run sees the same order and every process of a distributed run agrees.
-    """
-
-    def __init__(self, parts: Sequence[LabelledImages], seed: int = 0) -> None:
-        self.sizes = [len(part.images) for part in parts]
-        self.weights = [part.weight for part in parts]
-        self.seed, self.epoch = seed, 0
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return sum(round(size * weight) for size, weight in zip(self.sizes, self.weights, strict=True))
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        generator = torch.Generator().manual_seed(_hash(self.seed, self.epoch) % 2**63)
-        indices: list[int] = []
-        start = 0
-        for size, weight in zip(self.sizes, self.weights, strict=True):
-            drawn = torch.randperm(size, generator=generator)[: round(size * weight) - int(weight) * size]
-            indices += list(range(start, start + size)) * int(weight) + (drawn + start).tolist()
-            start += size
-        order = torch.randperm(len(indices), generator=generator)
-        return iter([(indices[position], self.epoch) for position in order.tolist()])
-
-
-@dataclass
-class Collator:
-    """Samples -> batch: pads texts around the image, labels the quality token.
-
-    Attributes:
-        texts: question variants.
-        quality_ids: ids of the score (or level) tokens, lowest quality first.
-        level_of: [1, 5] MOS -> index into `quality_ids`.
-    """
-
-    texts: Sequence[TrainingText]
-    quality_ids: Sequence[int]
-
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        mos = torch.tensor([sample["mos"] for sample in samples], dtype=torch.float32)
-        levels = self.levels(mos)
-        batch = pad_texts(
-            [
-                self.texts[sample["text"]].with_quality(self.quality_ids[level])
-                for sample, level in zip(samples, levels, strict=True)
-            ]
-        )
-        return {
-            **batch,
-            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-            "mos": mos,
-            "mos_std": torch.tensor([sample["std"] for sample in samples], dtype=torch.float32),
-            "dataset": torch.tensor([sample["dataset"] for sample in samples]),
-        }
-
-    def levels(self, mos: Tensor) -> list[int]:
-        """Index of the equal interval of [1, 5] that each MOS falls into, 0 (worst) .. K - 1."""
-        return level_index(mos.numpy(), len(self.quality_ids)).tolist()
 
 
 def refuse_overlap(train: Sequence[LabelledImages], validation: Sequence[LabelledImages]) -> None:
     """Raise `TrainingDataError` where an image is both trained and validated on; the validation would flatter."""
-    seen = {image.path for part in train for image in part.images}
-    shared = [image.path for part in validation for image in part.images if image.path in seen]
+    refuse_common_files(
+        [image.path for part in train for image in part.images],
+        [image.path for part in validation for image in part.images],
+        "give the datasets a split",
+    )
+
+
+def refuse_common_files(train: Sequence[str | Path], validation: Sequence[str | Path], advice: str) -> None:
+    """Raise `TrainingDataError` where a file, by whatever path, is in both."""
+    seen = {os.path.realpath(path) for path in train}
+    shared = [str(path) for path in validation if os.path.realpath(path) in seen]
     if shared:
         raise TrainingDataError(
-            f"{len(shared)} images are in both training and validation data, e.g. {shared[0]}: give the datasets a "
-            "split, or set data.allow_overlap: true"
+            f"{len(shared)} images are in both training and validation data, e.g. {shared[0]}: {advice}, or set "
+            "data.allow_overlap: true"
         )
 
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import platform
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
-from safetensors import SafetensorError
 from tqdm import tqdm
 from transformers import TrainingArguments, set_seed
 
@@ -21,19 +19,24 @@ from ..checkpoints.starting import StartingPoint
 from ..model.gradient_checkpointing import enable_gradient_checkpointing
 from ..opinions import NamedDatasets
 from .backbone import CachedStatistics, fit_standardisation
-from .config import DataConfig, DatasetConfig, TrainConfig
-from .data import Collator, LabelledImages, QualityDataset, read_dataset, refuse_overlap, scale_facts
+from .batches import Collator
+from .config import DatasetConfig, TrainConfig
+from .data import LabelledImages, QualityDataset, read_dataset, refuse_common_files, refuse_overlap, scale_facts
+from .distortions import codec_versions
+from .output_folder import explained_failures, open_output
 from .starting_model import choose_trained, starting_point
 from .synthetic import CALIBRATION_FILE, CompareToReference, Recipe, find_photos, render
 from .text import TrainingText, training_text
-from .trainer import QScorerTrainer, TrainingFailedError, evaluation_metrics, last_complete_state
-from .writing import write_checkpoints
+from .trainer import QScorerTrainer, evaluation_metrics
+from .writing import check_targets, write_checkpoints, written_checkpoints
 
 if TYPE_CHECKING:
+    from peft import PeftModel
+
     from ..model.features import FeatureEncoder
 
+_DECIDING_PACKAGES = ("torch", "transformers", "peft", "pyiqa", "timm", "pillow", "numpy", "scipy")
 logger = logging.getLogger("pyiqa_qscorer")
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -69,43 +72,39 @@ def train(
     Raises:
         SyntheticDataError, TrainingDataError, CheckpointError, DownloadError: what the configuration names cannot be
             used.
-        TrainingFailedError: no memory, no disk, or a loss that is not finite; the last complete state stays.
+        TrainingFailedError: the folder holds a run of another configuration; no memory, no disk, or a loss that is not
+            finite. The last complete state stays.
     """
-    output = config.output
-    output.mkdir(parents=True, exist_ok=True)
-    state = last_complete_state(output)
-    if state is not None and not resume:
-        raise TrainingFailedError(f"output {output} holds the run {state.name}: resume it, or use a new folder")
+    state = open_output(config, resume)
+    written = written_checkpoints(config)
+    if state is not None and len(written) == len(config.layouts):  # nothing is left to do
+        history = json.loads((next(iter(written.values())) / "training.json").read_text())
+        return TrainingResult(written, history["metrics"], True)
+    # What can be wrong with tables and model comes before hours of rendering.
+    read = _Reader(config, named_datasets)
+    _check_photos(config)
     set_seed(config.optimisation.seed)
-    needs_std = config.objective.needs_std(config.model.formulation)
-    data, names = _with_rendered(config, compare), named_datasets
-    train_parts = [read_dataset(part, "train", data.on_error, needs_std, names) for part in data.train]
-    validation_parts = [read_dataset(part, "val", data.on_error, False, names) for part in data.validation]
-    if not data.allow_overlap:
-        refuse_overlap(train_parts, validation_parts)
-    for part in (*train_parts, *validation_parts):
-        for path, reason in part.skipped:
-            logger.warning("dataset %s: left out %s: %s", part.name, path, reason)
     start = starting_point(config)
     texts = _texts(config, start)
     adapters = choose_trained(start.model, config)
+    check_targets(config, start)
+    with explained_failures(config.output):
+        train_parts, validation_parts = read.with_rendered(compare)
+        return _run(config, start, adapters, texts, state, train_parts, validation_parts)
+
+
+def _run(
+    config: TrainConfig,
+    start: StartingPoint,
+    adapters: PeftModel | None,
+    texts: list[TrainingText],
+    state: Path | None,
+    train_parts: list[LabelledImages],
+    validation_parts: list[LabelledImages],
+) -> TrainingResult:
     trainer = _trainer(config, start, texts, train_parts, validation_parts)
-    try:
-        trainer.train(resume_from_checkpoint=None if state is None else str(state))
-    except torch.OutOfMemoryError as error:
-        raise TrainingFailedError(
-            f"not enough memory ({error}); lower optimisation.batch_size and raise optimisation.gradient_accumulation, "
-            "turn on model.gradient_checkpointing, train fewer parts (trainable.*), or set lora.quantise_base: 4bit"
-        ) from error
-    except (OSError, SafetensorError) as error:
-        if not _disk_is_full(error):
-            raise
-        raise TrainingFailedError(
-            f"the disk of {output} is full ({error}); make room and run the same command again: it goes on from "
-            f"{getattr(last_complete_state(output), 'name', 'the start')}"
-        ) from error
-    finished = trainer.state.global_step >= trainer.state.max_steps
-    if not finished:
+    trainer.train(resume_from_checkpoint=None if state is None else str(state))
+    if trainer.state.global_step < trainer.state.max_steps:
         return TrainingResult({}, {}, False)
     metrics = trainer.evaluate(metric_key_prefix="validation") if validation_parts else {}
     folders: dict[str, Path] = {}
@@ -115,45 +114,85 @@ def train(
     return TrainingResult(folders, metrics, True)
 
 
-def _with_rendered(config: TrainConfig, compare: CompareToReference | None) -> DataConfig:
-    """The data with every synthetic dataset rendered, as the folder and table it became."""
-    root = _rendered_folder(config)
+class _Reader:
+    """The datasets of a run: those on disk are read at once, synthetic ones when they have been rendered."""
 
-    def rendered(part: DatasetConfig, name: str) -> DatasetConfig:
-        if part.synthetic is None:
-            return part
-        recipe = Recipe(part.synthetic, part.count, part.type_shares, seed=part.seed)
-        photos = find_photos([config.data.photos / folder for folder in part.photos])
-        folder = root / f"{name}_{part.synthetic}"
-        with tqdm(total=part.count, desc=f"rendering {folder.name}", unit="picture") as bar:
-            table = render(
-                *(recipe, photos, folder, compare, root / CALIBRATION_FILE),
-                workers=config.data.render_workers,
-                progress=lambda done, total: bar.update(done - bar.n),
-            )
-        return DatasetConfig(
-            folder=folder / "images", csv=table, std_column="std", mos_range=(1, 5), weight=part.weight
-        )
-
-    def all_rendered(parts: list[DatasetConfig], name: str) -> list[DatasetConfig]:
-        return [rendered(part, f"{name}{number}") for number, part in enumerate(parts)]
-
-    return config.data.model_copy(
-        update={
-            "train": all_rendered(config.data.train, "train"),
-            "validation": all_rendered(config.data.validation, "validation"),
+    def __init__(self, config: TrainConfig, named_datasets: NamedDatasets | None) -> None:
+        self.config, self.named_datasets = config, named_datasets
+        self.parts = {
+            "train": [self._read(part, "train") for part in config.data.train],
+            "val": [self._read(part, "val") for part in config.data.validation],
         }
+        self._refuse_overlap()
+
+    def _read(self, part: DatasetConfig, phase: str) -> LabelledImages | None:
+        if part.synthetic is not None:
+            return None
+        config = self.config
+        needs_std = phase == "train" and config.objective.needs_std(config.model.formulation)
+        read = read_dataset(part, phase, config.data.on_error, needs_std, self.named_datasets)
+        for path, reason in read.skipped:
+            logger.warning("dataset %s: left out %s: %s", read.name, path, reason)
+        return read
+
+    def _refuse_overlap(self) -> None:
+        if not self.config.data.allow_overlap:
+            refuse_overlap(*([part for part in parts if part is not None] for parts in self.parts.values()))
+
+    def with_rendered(self, compare: CompareToReference | None) -> tuple[list[LabelledImages], list[LabelledImages]]:
+        """Training and validation data, the synthetic ones rendered, or what is missing of them."""
+        found: list[list[LabelledImages]] = []
+        for name, phase, configs in (
+            ("train", "train", self.config.data.train),
+            ("validation", "val", self.config.data.validation),
+        ):
+            parts = []
+            for number, (config, part) in enumerate(zip(configs, self.parts[phase], strict=True)):
+                read = part or self._read(_rendered(self.config, config, f"{name}{number}", compare), phase)
+                assert read is not None  # a rendered dataset is not synthetic any more
+                parts.append(read)
+            found.append(parts)
+        return found[0], found[1]
+
+
+def _rendered(config: TrainConfig, part: DatasetConfig, name: str, compare: CompareToReference | None) -> DatasetConfig:
+    """A synthetic dataset as the folder and table that it became."""
+    assert part.synthetic is not None
+    root = _rendered_folder(config)
+    folder = root / f"{name}_{part.synthetic}"
+    with tqdm(total=part.count, desc=f"rendering {folder.name}", unit="picture") as bar:
+        table = render(
+            Recipe(part.synthetic, part.count, part.type_shares, seed=part.seed),
+            *(_photos(config, part), folder, compare, root / CALIBRATION_FILE),
+            workers=config.data.render_workers,
+            progress=lambda done, total: bar.update(done - bar.n),
+        )
+    return DatasetConfig(
+        name=part.name or f"{part.synthetic} of {', '.join(path.name for path in part.photos)}",
+        folder=folder / "images",
+        csv=table,
+        std_column="std",
+        mos_range=(1, 5),
+        weight=part.weight,
     )
+
+
+def _check_photos(config: TrainConfig) -> None:
+    """Refuse folders without photos, and photos that are both trained and validated on."""
+    trained, validated = (
+        [path for part in parts for path in _photos(config, part)]
+        for parts in (config.data.train, config.data.validation)
+    )
+    if not config.data.allow_overlap:
+        refuse_common_files(trained, validated, "give the synthetic datasets other photos")
+
+
+def _photos(config: TrainConfig, part: DatasetConfig) -> list[Path]:
+    return find_photos([config.data.photos / folder for folder in part.photos]) if part.photos else []
 
 
 def _rendered_folder(config: TrainConfig) -> Path:
     return config.data.rendered or config.output / "rendered"
-
-
-def _disk_is_full(error: OSError | SafetensorError) -> bool:
-    if isinstance(error, OSError):
-        return error.errno in FULL_DISK
-    return any(f"os error {number}" in str(error) for number in FULL_DISK)  # safetensors keeps it in the text only
 
 
 def _texts(config: TrainConfig, start: StartingPoint) -> list[TrainingText]:
@@ -173,15 +212,6 @@ def _trainer(
     size = network.vision_config.image_size
     data: Any = QualityDataset(train_parts, size, len(texts), config.data.flip, settings.seed)
     validation: Any = QualityDataset(validation_parts, size) if validation_parts else None
-    if network.vision_config.kind == "features":
-        encoder = cast("FeatureEncoder", start.model.model.vision_model)
-        if config.data.cache_statistics:
-            data, validation = (
-                None if images is None else CachedStatistics(images, encoder, _rendered_folder(config) / "statistics")
-                for images in (data, validation)
-            )
-        if config.model.architecture is not None:
-            fit_standardisation(encoder, data)
     arguments = TrainingArguments(
         output_dir=str(config.output),
         num_train_epochs=settings.epochs,
@@ -215,6 +245,16 @@ def _trainer(
         fsdp=settings.fsdp,
         fsdp_config=None if settings.fsdp_settings is None else str(settings.fsdp_settings),
     )
+    if network.vision_config.kind == "features":
+        encoder = cast("FeatureEncoder", start.model.model.vision_model).to(arguments.device)
+        if config.data.cache_statistics:
+            folder = _rendered_folder(config) / "statistics"
+            data, validation = (
+                None if images is None else CachedStatistics(images, encoder, folder, max(1, config.data.workers))
+                for images in (data, validation)
+            )
+        if config.model.architecture is not None:
+            fit_standardisation(encoder, data)
     if config.model.gradient_checkpointing:
         enable_gradient_checkpointing(start.model)
     return QScorerTrainer(
@@ -225,7 +265,7 @@ def _trainer(
         train_dataset=data,
         eval_dataset=validation,
         data_collator=Collator(texts, network.quality_token_ids),
-        compute_metrics=evaluation_metrics,
+        compute_metrics=partial(evaluation_metrics, [part.name for part in validation_parts]),
         objective=config.objective,
         prompt=texts[0].prompt,
     )
@@ -250,7 +290,8 @@ def _facts(
         "versions": {
             "python": platform.python_version(),
             "pyiqa-qscorer": __version__,
-            **{name: version(name) for name in ("torch", "transformers", "peft", "pyiqa", "pillow", "numpy")},
+            **{name: version(name) for name in _DECIDING_PACKAGES},
+            **(codec_versions() if config.data.synthetic else {}),
         },
         "curves": trainer.state.log_history,
     }

@@ -37,7 +37,7 @@ def starting_point(config: TrainConfig) -> StartingPoint:
             load_backbone(start.model.model.vision_model, model.backbone_weights)
     else:
         # Frozen weights stay in 16 bit; what trains is widened to float32 below.
-        half = config.lora.enabled and config.optimisation.precision != "float32"
+        half = config.lora.enabled and not config.trainable.everything and config.optimisation.precision != "float32"
         start = from_checkpoint(config, getattr(torch, config.optimisation.precision) if half else torch.float32)
         if config.lora.quantise_base is not None:
             if config.device == "cpu" or not torch.cuda.is_available():

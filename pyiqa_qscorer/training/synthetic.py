@@ -112,8 +112,8 @@ def render(
         photos: undistorted pictures.
         folder: new, or of an earlier rendering of the same recipe.
         compare: the full-reference metrics; needed for chains.
-        calibration_file: where the calibration of chains is kept; fitted on the photos and written if it is not there.
-            Default: in `folder`. Sets that are to be compared share one.
+        calibration_file: where the calibration of chains is kept; fitted on these photos, whichever they are, and
+            written if it is not there. Default: in `folder`. Sets that are to be compared share one.
         workers: processes.
         progress: told how many of how many pictures are done.
 
@@ -121,24 +121,30 @@ def render(
         `labels.csv`: columns file (below `images/`), mos and std (1..5), photo, distortion (JSON).
 
     Raises:
-        SyntheticDataError: `folder` holds another recipe or other photos.
+        SyntheticDataError: `folder` holds another recipe, other photos, or labels of another calibration.
+        ValueError: chains without `compare`.
         ImageError: a photo that cannot be read.
     """
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    facts = {"recipe": recipe.digest(), "photos": [photo.name for photo in photos]}
+    calibration_file = calibration_file or folder / CALIBRATION_FILE
     recipe_file, table = folder / "recipe.json", folder / "labels.csv"
-    if recipe_file.exists() and json.loads(recipe_file.read_text()) != facts:
-        raise SyntheticDataError(f"{folder} holds another recipe or other photos; use a new folder, or remove this one")
-    _write(recipe_file, json.dumps(facts, indent=1).encode())
+    facts: dict[str, Any] = {
+        "recipe": recipe.digest(),
+        "photos": [[f"{photo.parent.name}/{photo.name}", photo.stat().st_size] for photo in photos],
+    }
     if table.exists():
+        _check_facts(facts, recipe_file, calibration_file, recipe)
         return table
+    if recipe.kind == "chains" and compare is None:
+        raise ValueError("compare must be given for kind 'chains': its labels come from full-reference metrics")
     context = get_context("spawn")  # torch and OpenCV hold threads, which a fork would break
     with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
         calibration = None
         if recipe.kind == "chains":
-            if compare is None:
-                raise ValueError("compare must be given for kind 'chains': its labels come from full-reference metrics")
-            calibration = _calibration(recipe, photos, calibration_file or folder / CALIBRATION_FILE, compare, pool)
+            assert compare is not None
+            calibration = _calibration(recipe, photos, calibration_file, compare, pool)
+        facts = _check_facts(facts, recipe_file, calibration_file, recipe)
+        _write(recipe_file, json.dumps(facts, indent=1).encode())
         jobs = ((recipe, index, photos, folder, compare, calibration) for index in range(recipe.count))
         rows = []
         for row in _in_order(pool, _render_one, jobs, 4 * workers):
@@ -150,6 +156,19 @@ def render(
     writer.writerows(rows)
     _write(table, text.getvalue().encode())
     return table
+
+
+def _check_facts(facts: dict[str, Any], file: Path, calibration_file: Path, recipe: Recipe) -> dict[str, Any]:
+    """The facts with the calibration that labels come from; refused where `file` has others."""
+    if recipe.kind == "chains" and calibration_file.exists():
+        fitted = json.loads(calibration_file.read_text())
+        facts = {**facts, "calibration": [*fitted["weights"], fitted["bias"]]}
+    if file.exists() and json.loads(file.read_text()) != facts:
+        raise SyntheticDataError(
+            f"{file.parent} holds another recipe, other photos or labels of another calibration; use a new folder, or "
+            f"remove this one (and {calibration_file}, for a new calibration)"
+        )
+    return facts
 
 
 def _render_one(
@@ -222,6 +241,11 @@ def _part(photo: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.nda
     return _resized(np.ascontiguousarray(part), rng.uniform(*recipe.sides))
 
 
+def at_most_seen_side(photo: np.ndarray) -> np.ndarray:
+    """A photo shrunk to KADID-10k's size, if it is larger: its distortions are given in pixels of that size."""
+    return _resized(photo, SEEN_SIDE) if max(photo.shape[:2]) > SEEN_SIDE else photo
+
+
 def _resized(picture: np.ndarray, longer_side: float) -> np.ndarray:
     height, width = picture.shape[:2]
     scale = longer_side / max(height, width)
@@ -248,7 +272,7 @@ def _calibration(
 
 
 def _compare_cell(path: Path, kind: int, level: int, compare: CompareToReference) -> dict[str, float]:
-    photo = np.asarray(open_image(path))
+    photo = at_most_seen_side(np.asarray(open_image(path)))
     return compare_as_seen(compare, kadid_distortion(photo, kind, level, level), photo)
 
 

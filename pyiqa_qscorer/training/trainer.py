@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import signal
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -29,11 +30,15 @@ from ..evaluation.correlation import correlations
 from ..model import QScorerConfig, QScorerForScoring
 from ..prompt import PromptTokens
 from .backbone import CachedStatistics
+from .batches import MixedSampler
 from .config import ObjectiveConfig
-from .data import MixedSampler, QualityDataset
+from .data import QualityDataset
 from .total import total_objective
 
 TRAINED_WEIGHTS = "trained.safetensors"
+REMEDY = (
+    "lower optimisation.learning_rate, or set optimisation.precision to bfloat16 or float32, with a new output folder"
+)
 STATE_FILE = "trainer_state.json"  # transformers writes it last, so a folder with a whole one is complete
 
 
@@ -116,10 +121,7 @@ class QScorerTrainer(Trainer):
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Adds the mean of each part, and the correlation over the images, since the last log."""
         if not math.isfinite(logs.get("loss", 0.0)):
-            raise TrainingFailedError(
-                f"the loss is {logs['loss']} at step {self.state.global_step}: lower optimisation.learning_rate, "
-                "or set optimisation.precision to bfloat16 or float32"
-            )
+            raise TrainingFailedError(f"the loss is {logs['loss']} at step {self.state.global_step}: {REMEDY}")
         if "loss" in logs and self._parts:
             logs.update({name: torch.stack(parts).float().mean().item() for name, parts in self._parts.items()})
             scores, mos = (torch.cat(kind).cpu().numpy() for kind in zip(*self._scores, strict=True))
@@ -134,11 +136,11 @@ class QScorerTrainer(Trainer):
         prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, Tensor, Tensor]:
-        """Scores of a batch by the scoring procedure itself, not by teacher forcing."""
+        """Scores (B,) by the scoring procedure itself, not by teacher forcing, and labels (B, 2): MOS, dataset."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.accelerator.autocast():
             output = self.model.score(inputs["pixel_values"], self.prompt.prefix, self.prompt.suffix, self.prompt.blank)
-        return None, output.raw_score.float(), inputs["mos"]
+        return None, output.raw_score.float(), torch.stack([inputs["mos"], inputs["dataset"].float()], dim=1)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixedSampler:
         return self.sampler
@@ -152,13 +154,20 @@ class QScorerTrainer(Trainer):
         folder.mkdir(parents=True, exist_ok=True)
         values = self.model.state_dict() if state_dict is None else state_dict
         trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        if odd := sorted(name for name in trained if not values[name].isfinite().all()):
+            raise TrainingFailedError(
+                f"the weights are not finite any more at step {self.state.global_step} (e.g. {odd[0]}), so no state "
+                f"was written: {REMEDY}"
+            )
         save_file({name: values[name].contiguous().cpu() for name in trained}, folder / TRAINED_WEIGHTS)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         trained = load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS)
         parameters = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        if trained.keys() != parameters.keys():
-            odd = sorted(trained.keys() ^ parameters.keys())
+        odd = sorted(trained.keys() ^ parameters.keys()) or sorted(
+            name for name, parameter in parameters.items() if parameter.shape != trained[name].shape
+        )
+        if odd:
             raise CheckpointError(
                 f"{resume_from_checkpoint} was written with other trained parameters: {', '.join(odd[:5])}; "
                 "resume with the configuration of that run, or use another output folder"
@@ -208,13 +217,16 @@ class StartEpoch(TrainerCallback):
 
 
 class SaveEvery(TrainerCallback):
-    """A resumable state every `steps` steps. Evaluation stays by epoch, which transformers cannot combine itself."""
+    """A resumable state every `steps` steps. Evaluation stays by epoch, which transformers cannot combine itself.
+
+    Not at the end of an epoch: the state that is written there comes after the evaluation, and knows its result.
+    """
 
     def __init__(self, steps: int) -> None:
         self.steps = steps
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % self.steps == 0:
+        if state.global_step % self.steps == 0 and not _epoch_is_complete(state):
             control.should_save = True
 
 
@@ -239,8 +251,25 @@ class StopOnSignal(TrainerCallback):
                 return
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.received is not None:
-            control.should_save = control.should_training_stop = True
+        if self._any_process_received(args):
+            control.should_training_stop = True
+            control.should_save = not _epoch_is_complete(state)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """An epoch that ends here by a signal is not evaluated: it would compete for the best state."""
+        if control.should_training_stop and not _epoch_is_complete(state):
+            control.should_evaluate = control.should_save = False
+
+    def _any_process_received(self, args: TrainingArguments) -> bool:
+        """All processes stop at the same step, or one would wait for the others for ever."""
+        received = self.received is not None
+        if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+            return received
+        flag = torch.tensor(int(received), device=args.device)
+        torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+        return bool(flag)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -252,20 +281,45 @@ class StopOnSignal(TrainerCallback):
             signal.signal(*self._previous.popitem())
 
 
+def _epoch_is_complete(state: TrainerState) -> bool:
+    return float(state.epoch or 0).is_integer()
+
+
 def agreement(scores: np.ndarray, mos: np.ndarray) -> dict[str, float]:
-    """SRCC, PLCC, KRCC and RMSE of (N,) scores against MOS; a correlation that is not defined counts as 0."""
+    """SRCC, PLCC, KRCC and RMSE of (N,) scores against MOS; a correlation that is not defined counts as 0.
+
+    Raises:
+        TrainingFailedError: a score is not finite.
+    """
+    if not np.isfinite(scores).all():
+        raise TrainingFailedError(
+            f"{np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores are not finite: {REMEDY}"
+        )
     found = correlations(scores, mos, fit=False)
     return {name: getattr(found, name) or 0.0 for name in ("srcc", "plcc", "krcc", "rmse")}
 
 
-def evaluation_metrics(prediction: EvalPrediction) -> dict[str, float]:
-    """`agreement` in the form that `Trainer` asks for."""
-    return agreement(np.asarray(prediction.predictions), np.asarray(prediction.label_ids))
+def evaluation_metrics(names: Sequence[str], prediction: EvalPrediction) -> dict[str, float]:
+    """`agreement` in the form that `Trainer` asks for, its first argument bound.
+
+    Opinions of different datasets are on scales that do not compare, so each dataset counts by itself: the mean over
+    them, and beside it, with several, each one's SRCC.
+
+    Args:
+        names: of the datasets; the second column of the labels counts them.
+    """
+    scores, labels = np.asarray(prediction.predictions), np.asarray(prediction.label_ids)
+    found = [agreement(scores[labels[:, 1] == part], labels[labels[:, 1] == part, 0]) for part in range(len(names))]
+    mean = {measure: float(np.mean([one[measure] for one in found])) for measure in found[0]}
+    if len(names) == 1:
+        return mean
+    return mean | {f"srcc_{number}_{names[number]}": one["srcc"] for number, one in enumerate(found)}
 
 
 def last_complete_state(output: Path) -> Path | None:
     """Newest resumable state of a run that was written to its end; a killed process leaves torn ones behind."""
-    states = sorted(output.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    numbered = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
+    states = sorted(numbered, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
     return next((state for state in states if _is_complete(state)), None)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..checkpoints import SavedLayout, save_folder, save_lora_folder
+from ..checkpoints.saving import check_output
 from ..checkpoints.starting import StartingPoint
 from ..model import QScorerForScoring
 from .card import model_card
@@ -52,6 +53,25 @@ def write_checkpoints(
                 notes=notes(layout),
             )
     return folders
+
+
+def check_targets(config: TrainConfig, start: StartingPoint) -> None:
+    """Raise what `write_checkpoints` would, before the training that it would lose.
+
+    Raises:
+        CheckpointError: a layout that this network cannot have, a folder in the way, or no `tokenizer.model`.
+    """
+    written = written_checkpoints(config)
+    for layout in config.layouts:
+        if layout != "qscorer" and start.model.config.vision_config.kind != "vit":
+            start.model.config.to_published()
+        if layout not in written:
+            published = layout == "published"
+            check_output(
+                _target(config.output, layout),
+                "published" if published else "qscorer",
+                _tokenizer_folder(start.tokenizer) if published else None,
+            )
 
 
 def written_checkpoints(config: TrainConfig) -> dict[str, Path]:

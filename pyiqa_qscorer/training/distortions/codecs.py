@@ -7,8 +7,9 @@ import math
 from typing import Any
 
 import av
+import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, features
 
 from .pictures import Picture, padded
 
@@ -17,6 +18,13 @@ VIDEO_CODECS = {"h264": "libx264", "mpeg4": "mpeg4", "mpeg2": "mpeg2video"}
 """Name -> FFmpeg's encoder; its decoder has FFmpeg's name of the format."""
 _DECODERS = {"h264": "h264", "mpeg4": "mpeg4", "mpeg2": "mpeg2video"}
 _MACROBLOCK = 16
+
+
+def codec_versions() -> dict[str, str]:
+    """Versions of the libraries that decide what a distorted picture looks like, beside Pillow and NumPy."""
+    inside_pillow = {"libjpeg": "jpg", "libwebp": "webp", "libavif": "avif", "openjpeg": "jpg_2000"}
+    found = {name: str(features.version(feature)) for name, feature in inside_pillow.items()}
+    return {**found, "av": av.__version__, "opencv": cv2.__version__}
 
 
 def _through(image: Picture, file_format: str, **options: Any) -> Picture:

@@ -1,0 +1,87 @@
+"""Order of the images in an epoch, and batches of them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from ..labels import level_index
+from .text import TrainingText, pad_texts
+
+if TYPE_CHECKING:
+    from .data import LabelledImages
+
+
+def drawn_number(*numbers: int) -> int:
+    """A number in [0, 2^64) that is a function of the arguments alone, so that a resumed run draws it again."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
+
+
+class MixedSampler(Sampler[tuple[int, int]]):
+    """Shuffled (index, epoch) of one epoch: each image of a dataset floor(weight) times, and a drawn share once more.
+
+    Weight 1 is every image once, 2.5 every image twice and half of them a third time, 0.2 a fifth of them. A function
+    of (seed, epoch), so a resumed run sees the same order and every process of a distributed run agrees.
+    """
+
+    def __init__(self, parts: Sequence[LabelledImages], seed: int = 0) -> None:
+        self.sizes = [len(part.images) for part in parts]
+        self.weights = [part.weight for part in parts]
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return sum(round(size * weight) for size, weight in zip(self.sizes, self.weights, strict=True))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        generator = torch.Generator().manual_seed(drawn_number(self.seed, self.epoch) % 2**63)
+        indices: list[int] = []
+        start = 0
+        for size, weight in zip(self.sizes, self.weights, strict=True):
+            drawn = torch.randperm(size, generator=generator)[: round(size * weight) - int(weight) * size]
+            indices += list(range(start, start + size)) * int(weight) + (drawn + start).tolist()
+            start += size
+        order = torch.randperm(len(indices), generator=generator)
+        return iter([(indices[position], self.epoch) for position in order.tolist()])
+
+
+@dataclass
+class Collator:
+    """Samples -> batch: pads texts around the image, labels the quality token.
+
+    Attributes:
+        texts: question variants.
+        quality_ids: ids of the score (or level) tokens, lowest quality first.
+    """
+
+    texts: Sequence[TrainingText]
+    quality_ids: Sequence[int]
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        mos = torch.tensor([sample["mos"] for sample in samples], dtype=torch.float32)
+        levels = self.levels(mos)
+        batch = pad_texts(
+            [
+                self.texts[sample["text"]].with_quality(self.quality_ids[level])
+                for sample, level in zip(samples, levels, strict=True)
+            ]
+        )
+        return {
+            **batch,
+            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
+            "mos": mos,
+            "mos_std": torch.tensor([sample["std"] for sample in samples], dtype=torch.float32),
+            "dataset": torch.tensor([sample["dataset"] for sample in samples]),
+        }
+
+    def levels(self, mos: Tensor) -> list[int]:
+        """Index of the equal interval of [1, 5] that each MOS falls into, 0 (worst) .. K - 1."""
+        return level_index(mos.numpy(), len(self.quality_ids)).tolist()
