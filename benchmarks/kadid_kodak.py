@@ -3,8 +3,8 @@
     python benchmarks/kadid_kodak.py PHOTOS OUTPUT
     pyiqa-qscorer benchmark -m qscorer-mini piqe ssim vif -d kodak=OUTPUT/opinions.csv
 
-Larger photos are shrunk to longer side 512 first: KADID-10k's distortions are given in pixels of that size. The MOS of an
-image is the mean of what people said of that distortion and level over the 81 photos of KADID-10k: an opinion of the
+Larger photos are shrunk to longer side 512 first: KADID-10k's distortions are given in pixels of that size. The MOS of
+an image is the mean of what people said of that distortion and level over the 81 photos of KADID-10k: an opinion of the
 distortion, not of the picture. `std` is the mean spread of the raters.
 """
 

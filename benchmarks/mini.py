@@ -2,8 +2,8 @@
 
     python benchmarks/mini.py --shared ../shared
 
-Kodak's photos were never trained on; other distortions of them chose the best epoch. Prints tables, writes `mini.json`, `mini.png` and `mini_training.png` into
-`benchmarks/results`.
+Kodak's photos were never trained on; other distortions of them chose the best epoch. Prints tables, and writes
+`mini.json`, `mini.png` and `mini_training.png` into `benchmarks/results`.
 """
 
 from __future__ import annotations

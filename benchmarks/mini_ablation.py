@@ -2,8 +2,8 @@
 
     python benchmarks/mini_ablation.py --photos ../shared/data/photos --work runs/ablation
 
-Short runs on the data and architecture of the mini with several seeds, its feature network frozen: pictures are rendered
-and their features computed once. Repeat the command to go on. Prints a table and writes
+Short runs on the data and architecture of the mini with several seeds, its feature network frozen: pictures are
+rendered and their features computed once. Repeat the command to go on. Prints a table and writes
 `benchmarks/results/mini_ablation.json`.
 """
 

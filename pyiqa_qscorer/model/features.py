@@ -57,8 +57,8 @@ class FeatureEncoder(nn.Module):
         for stage in stages:
             if config.patch_size % stage["reduction"]:
                 raise ValueError(
-                    f"vision_config.patch_size must be a multiple of {stage['reduction']}, the pixels that one value of "
-                    f"{config.backbone}'s stage {stage['module']} stands for, got {config.patch_size}"
+                    f"vision_config.patch_size must be a multiple of {stage['reduction']}, the pixels that one value "
+                    f"of {config.backbone}'s stage {stage['module']} stands for, got {config.patch_size}"
                 )
         channels = 2 * sum(stage["num_chs"] for stage in stages)
         self.standardise = Standardise(channels)
