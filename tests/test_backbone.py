@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 import timm
 import torch
-from PIL import Image
 from test_features import ARCHITECTURE, BACKBONE, encoder
 from tiny_training import make_pictures, settings
 
 from pyiqa_qscorer import Scorer
+from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.training.backbone import CachedStatistics, fit_standardisation, load_backbone
 from pyiqa_qscorer.training.config import TrainingConfigError, parse_config
 from pyiqa_qscorer.training.data import QualityDataset, read_dataset
@@ -54,22 +54,32 @@ def test_cache_holds_what_the_network_gives(pictures: Path, tmp_path: Path) -> N
             assert facts == {name: value for name, value in data[index].items() if name != "pixel_values"}
 
 
-def test_cache_is_kept_until_images_or_network_change(pictures: Path, tmp_path: Path) -> None:
+def test_cache_is_kept_until_images_or_network_change(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     data, network = dataset(pictures), encoder()
-    for _ in range(2):
+    CachedStatistics(data, network, tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(network, "statistics", lambda pixels: pytest.fail("computed again"))
         CachedStatistics(data, network, tmp_path)
-        assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == 1
     with torch.no_grad():
         next(network.backbone.parameters()).add_(0.1)
     CachedStatistics(data, network, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
     image = Path(data.images[0].path)
-    content = Image.open(image).convert("RGB")
-    content.putpixel((0, 0), (1, 2, 3))
-    content.save(image)
     os.utime(image, ns=(1, 1))
     CachedStatistics(data, network, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_statistics_beyond_float16_are_refused(pictures: Path, tmp_path: Path) -> None:
+    network = encoder()
+    with torch.no_grad():
+        network.backbone.conv_stem.weight.mul_(1e9)
+    with pytest.raises(CheckpointError, match="do not fit into float16"):
+        CachedStatistics(dataset(pictures), network, tmp_path)
+    assert not list(tmp_path.glob("*.npy"))
 
 
 def test_standardised_channels_have_mean_0_and_deviation_1(pictures: Path, tmp_path: Path) -> None:

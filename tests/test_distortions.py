@@ -152,7 +152,8 @@ def test_steps_are_worse_the_stronger(kind: str, photos: list[np.ndarray]) -> No
 
 def test_every_choice_of_every_step_works(photos: list[np.ndarray]) -> None:
     """Chains name all kinds, and no drawn kernel, codec or method fails."""
-    seen = set()
+    seen: set[str] = set()
+    choices: dict[tuple[str, str], set[str]] = {}
     small = photos[0][:48, :64]
     for seed in range(300):
         chain = random_chain(seed)
@@ -160,7 +161,12 @@ def test_every_choice_of_every_step_works(photos: list[np.ndarray]) -> None:
         result = apply_chain(small, chain, seed)
         assert result.shape == small.shape
         seen |= {step.kind for step in chain}
+        for step in chain:
+            for name, value in step.parameters.items():
+                if isinstance(value, str):
+                    choices.setdefault((step.kind, name), set()).add(value)
     assert seen == set(CHAIN_STEPS)
+    assert all(len(values) > 1 for values in choices.values()), choices
 
 
 def test_chains_repeat_and_depend_on_their_seed(photos: list[np.ndarray]) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyiqa_qscorer.checkpoints import load_folder, save_folder
@@ -115,7 +116,7 @@ def test_unused_stages_and_batch_norms_are_not_there() -> None:
 def test_gradient_reaches_pixels_of_flat_pictures() -> None:
     flat = torch.zeros(1, 3, 64, 64, requires_grad=True)
     encoder()(flat).sum().backward()
-    assert flat.grad is not None and bool(flat.grad.isfinite().all())
+    assert flat.grad is not None and bool(flat.grad.isfinite().all()) and flat.grad.abs().max() > 0
 
 
 def test_gradient_equals_finite_differences() -> None:
@@ -149,6 +150,11 @@ def test_saved_model_scores_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_stays_near(tmp_path: Path, dtype: str) -> None:
     model, tokenizer = new_model()
+    vision = model.model.vision_model
+    with torch.no_grad():
+        statistics = vision.statistics(pixels()).flatten(0, 1)
+    vision.standardise.mean.copy_(statistics.mean(0))  # mostly far above the scale
+    vision.standardise.scale.copy_(statistics.std(0).clamp(min=1e-3))
     folder = save_folder(tmp_path / "saved", model, tokenizer)
     full, half = load_folder(folder, dtype="float32"), load_folder(folder, dtype=dtype)
     prompt = full.prompt
@@ -162,8 +168,6 @@ def prompt_of(prompt: object) -> tuple[object, object, object]:
 
 
 def test_missing_weights_of_the_feature_network_are_refused(tmp_path: Path) -> None:
-    from safetensors.torch import load_file, save_file
-
     model, tokenizer = new_model()
     folder = save_folder(tmp_path / "saved", model, tokenizer)
     (file,) = folder.glob("*.safetensors")
@@ -185,6 +189,7 @@ def test_published_layout_is_refused() -> None:
         ({"kind": "convolutions"}, "vit, features"),
         ({"backbone": None}, "go with kind"),
         ({"kind": "vit"}, "go with kind"),
+        ({"stages": [2, 0]}, "ascending order"),
     ],
 )
 def test_wrong_vision_settings_are_named(changes: dict[str, object], words: str) -> None:
@@ -208,6 +213,19 @@ def test_backbone_weights_come_in_the_order_of_layers(tmp_path: Path) -> None:
     load_backbone(network, str(tmp_path / "weights.pth"))
     for name, value in network.backbone.state_dict().items():
         assert torch.equal(value, named.backbone.state_dict()[name])
+    save_file({name: value.clone() for name, value in other.items()}, tmp_path / "weights.safetensors")
+    load_backbone(network := encoder(), str(tmp_path / "weights.safetensors"))
+    for name, value in network.backbone.state_dict().items():
+        assert torch.equal(value, named.backbone.state_dict()[name])
+    save_file({name: value.clone() for name, value in renamed.items()}, tmp_path / "renamed.safetensors")
+    with pytest.raises(CheckpointError, match="names its tensors otherwise"):
+        load_backbone(network, str(tmp_path / "renamed.safetensors"))
+    (tmp_path / "torn.pth").write_bytes((tmp_path / "weights.pth").read_bytes()[:1000])
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        load_backbone(network, str(tmp_path / "torn.pth"))
+    torch.save({"state_dict": other}, tmp_path / "wrapped.pth")
+    with pytest.raises(CheckpointError, match="must be a state dict"):
+        load_backbone(network, str(tmp_path / "wrapped.pth"))
     del renamed["layer3"]
     torch.save(renamed, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match="does not fit"):
@@ -261,3 +279,11 @@ def test_networks_whose_norms_come_first_are_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: Block(norm_first=True))
     with pytest.raises(CheckpointError, match="cannot be made part of its convolutions"):
         load_backbone(network, str(tmp_path / "weights.pth"))
+
+
+def test_cells_and_statistics_must_fit() -> None:
+    with pytest.raises(ValueError, match="patch_size must be a multiple of 8"):
+        encoder(patch_size=4)
+    network = encoder()
+    with pytest.raises(ValueError, match=r"statistics must have shape \(B, 17, "):
+        network(torch.zeros(1, 5, 7))

@@ -22,6 +22,7 @@ from pyiqa_qscorer.training.opinions import KADID_OPINIONS, kadid_opinion, typic
 from pyiqa_qscorer.training.synthetic import (
     Recipe,
     SyntheticDataError,
+    _compare_cell,
     compare_as_seen,
     find_photos,
     render,
@@ -206,3 +207,23 @@ def test_longer_sides_follow_the_kind(photos: list[Path], tmp_path: Path) -> Non
     assert {max(size) for size in sizes} == {512}
     assert Recipe("chains", 3, {}).sides == (448, 768)
     assert Recipe("chains", 3, {}, longer_sides=(100, 120)).sides == (100, 120)
+
+
+def test_large_photos_are_distorted_at_the_size_of_kadid(tmp_path: Path) -> None:
+    """Its distortions are given in pixels: on a larger photo they would be weaker than their opinions say."""
+    photo = Image.open(PHOTOS / "coffee.jpg").convert("RGB").resize((512, 384), Image.Resampling.LANCZOS)
+    photo.save(tmp_path / "small.png")
+    photo.resize((1536, 1152), Image.Resampling.BICUBIC).save(tmp_path / "large.png")
+    small, large = (
+        _compare_cell(tmp_path / f"{name}.png", kind=1, level=4, compare=COMPARE) for name in ("small", "large")
+    )
+    for name in REFERENCE_METRICS:
+        assert large[name] == pytest.approx(small[name], rel=0.1)
+
+
+def test_labels_of_another_calibration_are_not_mixed(photos: list[Path], calibration: Path, tmp_path: Path) -> None:
+    recipe = Recipe("chains", 2, {}, seed=3)
+    render(recipe, photos, tmp_path / "set", COMPARE, calibration, workers=1)
+    calibration.write_text(json.dumps({"weights": [2.0, 0.3], "bias": -4.0, "fit": {}}))
+    with pytest.raises(SyntheticDataError, match="another calibration"):
+        render(recipe, photos, tmp_path / "set", COMPARE, calibration, workers=1)

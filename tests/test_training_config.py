@@ -31,6 +31,12 @@ def test_examples_are_valid_and_found_by_name(path: Path) -> None:
     assert read_config(Path(path.name)) == read_config(path)
 
 
+def test_one_data_root_serves_all_parts() -> None:
+    config = read_config(Path("mixed.yaml"), {"data.data_root": "/data", "data.train.1.data_root": "/other"})
+    assert [str(part.data_root) for part in config.data.train] == ["/data", "/other", "/data"]
+    assert str(config.data.validation[0].data_root) == "/data"
+
+
 def test_there_are_examples() -> None:
     assert {path.stem for path in CONFIG_FOLDER.glob("*.yaml")} >= {"koniq", "mixed", "qlora_24gb", "mini"}
 
@@ -74,6 +80,24 @@ def test_formulations_choose_their_objective() -> None:
         ({"optimisation": {"save_steps": 0}}, ["optimisation.save_steps", "got 0"]),
         ({"output": None}, ["output"]),
         ({"model": {"architecture": {}}}, ["nothing to keep", "trainable.everything"]),
+        ({"data": {"train": [{"dataset": "x", "count": 5}]}}, ["data.train.0", "go with synthetic"]),
+        ({"data": {"train": [{"dataset": "x", "type_shares": {1: 2}}]}}, ["type_shares goes with synthetic: kadid"]),
+        (
+            {"data": {"train": [{"synthetic": "kadid", "photos": ["a"], "type_shares": {1: -1}}]}},
+            ["type_shares must be >= 0"],
+        ),
+        ({"data": {"train": [{"dataset": "x", "std_range": [5, 1]}]}}, ["std_range must be"]),
+        (
+            {"data": {"train": [{"dataset": "x"}], "validation": [{"dataset": "x", "weight": 2}]}},
+            ["every validation image counts once"],
+        ),
+        ({"lora": {"r": 8}, "trainable": {"everything": True}}, ["without adapters", "lora.enabled: false"]),
+        ({"lora": {"enabled": False}, "layouts": ["published_lora"]}, ["published_lora needs adapters"]),
+        (
+            {"trainable": {"vision_backbone": False}, "optimisation": {"vision_backbone_learning_rate": 1e-4}},
+            ["vision_backbone_learning_rate needs"],
+        ),
+        ({"objective": {"cross_entropy": 0, "score": 0}}, ["no part with a weight above 0"]),
     ],
 )
 def test_mistakes_are_named_with_their_place(changes: dict[str, Any], words: list[str]) -> None:

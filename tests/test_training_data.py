@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,15 @@ def test_overlap_is_refused(pictures: Path) -> None:
     part = read_dataset(own(pictures), "train")
     with pytest.raises(TrainingDataError, match="8 images are in both"):
         refuse_overlap([part], [part])
+
+
+def test_the_same_image_by_another_path_is_an_overlap(pictures: Path) -> None:
+    part = read_dataset(own(pictures), "train")
+    other = pictures.parent / "link"
+    other.symlink_to(pictures)
+    linked = [dataclasses.replace(image, path=str(other / Path(image.path).name)) for image in part.images]
+    with pytest.raises(TrainingDataError, match="8 images are in both"):
+        refuse_overlap([part], [dataclasses.replace(part, images=linked)])
 
 
 def fake(name: str, count: int, weight: float) -> LabelledImages:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from tiny_checkpoint import published_folders
 from tiny_training import ARCHITECTURE, make_pictures, settings
+from transformers import EvalPrediction
 
 from pyiqa_qscorer import Scorer
 from pyiqa_qscorer.checkpoints import load_folder
@@ -23,7 +24,7 @@ from pyiqa_qscorer.checkpoints.weights import read_shard
 from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.run import train
-from pyiqa_qscorer.training.trainer import TrainingFailedError, agreement, last_complete_state
+from pyiqa_qscorer.training.trainer import TrainingFailedError, agreement, evaluation_metrics, last_complete_state
 
 PROGRAM = Path(__file__).with_name("train_in_subprocess.py")
 
@@ -101,6 +102,8 @@ def test_sigterm_leaves_a_state_and_resumes(pictures: Path, tmp_path: Path, unin
     status, resumed = run(content, tmp_path)
     assert status == 0
     assert resumed["losses"] == uninterrupted["losses"]
+    for measure in ("validation_srcc", "validation_rmse"):  # of the best state, which the stop must not decide
+        assert resumed["metrics"][measure] == uninterrupted["metrics"][measure]
 
 
 @pytest.mark.slow
@@ -275,6 +278,62 @@ def test_going_on_from_a_scoring_checkpoint(
         train(parse_config(content))
 
 
+def test_another_configuration_does_not_go_on_with_a_run(pictures: Path, tmp_path: Path) -> None:
+    train(parse_config(settings(pictures, tmp_path / "out", optimisation={"epochs": 1})))
+    changed = settings(pictures, tmp_path / "out", optimisation={"epochs": 1, "learning_rate": 1e-4, "log_steps": 7})
+    with pytest.raises(TrainingFailedError, match=r"optimisation\.learning_rate was 0\.002 and is 0\.0001") as error:
+        train(parse_config(changed))
+    assert "log_steps" not in str(error.value)
+
+
+def test_a_finished_run_is_not_run_again_and_writes_what_is_missing(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse_config(settings(pictures, tmp_path / "out", optimisation={"epochs": 1}))
+    first = train(config)
+    folder = first.folders["qscorer"]
+    weights = (folder / "model.safetensors").read_bytes()
+    shutil.rmtree(folder)  # as if the process had been killed before it wrote this
+    assert train(config).metrics["validation_rmse"] == pytest.approx(first.metrics["validation_rmse"])
+    assert (folder / "model.safetensors").read_bytes() == weights
+    monkeypatch.setattr("pyiqa_qscorer.training.run.starting_point", lambda config: pytest.fail("loaded a model"))
+    again = train(config)
+    assert again.finished and again.folders == first.folders
+    assert again.metrics["validation_rmse"] == pytest.approx(first.metrics["validation_rmse"])
+
+
+def test_what_cannot_be_written_is_refused_before_training(pictures: Path, tmp_path: Path) -> None:
+    content = settings(pictures, tmp_path / "out")
+    (tmp_path / "out" / "checkpoint_qscorer").mkdir(parents=True)
+    (tmp_path / "out" / "checkpoint_qscorer" / "somebody.txt").write_text("else's")
+    with pytest.raises(CheckpointError, match="new or empty folder"):
+        train(parse_config(content))
+    with pytest.raises(CheckpointError, match=r"tokenizer\.model"):
+        train(parse_config({**settings(pictures, tmp_path / "other"), "layouts": ["published"]}))
+    assert last_complete_state(tmp_path / "out") is None and last_complete_state(tmp_path / "other") is None
+    (tmp_path / "file").touch()
+    with pytest.raises(TrainingFailedError, match="choose another folder"):
+        train(parse_config(settings(pictures, tmp_path / "file" / "out")))
+
+
+def test_the_state_at_the_end_of_an_epoch_knows_its_evaluation(pictures: Path, tmp_path: Path) -> None:
+    content = settings(pictures, tmp_path / "out", optimisation={"epochs": 2, "save_steps": 3, "keep": 5})
+    train(parse_config(content))  # three steps per epoch
+    for step in (3, 6):
+        state = json.loads((tmp_path / "out" / f"checkpoint-{step}" / "trainer_state.json").read_text())
+        assert any("eval_srcc" in entry and entry["step"] == step for entry in state["log_history"])
+
+
+def test_datasets_count_by_themselves() -> None:
+    """Two datasets whose scales do not compare: ranked together they would look bad."""
+    scores = np.array([1.0, 2.0, 3.0, 1.1, 2.1, 3.1])
+    labels = np.array([[1.0, 0], [2.0, 0], [3.0, 0], [3.0, 1], [4.0, 1], [5.0, 1]])
+    found = evaluation_metrics(["first", "second"], EvalPrediction(scores, labels))
+    assert found["srcc"] == found["srcc_0_first"] == found["srcc_1_second"] == 1
+    assert found["rmse"] == pytest.approx((0 + 1.9) / 2)
+    assert agreement(scores, labels[:, 0])["srcc"] < 0.8
+
+
 def test_a_run_in_the_way_is_not_overwritten(pictures: Path, tmp_path: Path) -> None:
     content = settings(pictures, tmp_path / "out", optimisation={"epochs": 1})
     train(parse_config(content))
@@ -297,6 +356,14 @@ def test_a_loss_that_is_not_finite_stops(pictures: Path, tmp_path: Path) -> None
     content = settings(pictures, tmp_path / "out", optimisation={"learning_rate": 1e30})
     with pytest.raises(TrainingFailedError, match=r"the loss is (nan|inf).*learning_rate"):
         train(parse_config(content))
+
+
+def test_weights_that_are_not_finite_are_not_kept(pictures: Path, tmp_path: Path) -> None:
+    """No log comes before the first state is due."""
+    optimisation = {"learning_rate": 1e30, "log_steps": 50, "save_steps": 2}
+    with pytest.raises(TrainingFailedError, match=r"not finite any more at step 2 .*learning_rate"):
+        train(parse_config(settings(pictures, tmp_path / "out", optimisation=optimisation)))
+    assert last_complete_state(tmp_path / "out") is None
 
 
 def test_agreement_of_constant_or_single_values() -> None:

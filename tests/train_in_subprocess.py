@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
 from pyiqa_qscorer.training import run, trainer
+from pyiqa_qscorer.training.calibration import REFERENCE_METRICS
 from pyiqa_qscorer.training.config import parse_config
 
 
@@ -46,7 +48,7 @@ def main() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         limit = int(os.environ["FILE_SIZE_LIMIT"])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    result = run.train(config)
+    result = run.train(config, compare=ReferenceMetrics(REFERENCE_METRICS))
     history = WatchedTrainer.last.state.log_history
     losses = {str(entry["step"]): entry["loss"] for entry in history if "loss" in entry}
     if WatchedTrainer.last.is_world_process_zero():

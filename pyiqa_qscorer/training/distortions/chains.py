@@ -74,7 +74,7 @@ def random_chain(seed: int, strength: float | None = None) -> list[Step]:
 
     Args:
         seed: >= 0.
-        strength: 0 (hardly visible) .. 1 (awful) of the whole chain; None: drawn so that quality is spread evenly.
+        strength: 0 (hardly visible) .. 1 (awful) of the whole chain; None: drawn evenly from [0, 1].
 
     Raises:
         ValueError: strength outside [0, 1].

@@ -27,8 +27,8 @@ class StepKind:
     """One kind of step.
 
     Attributes:
-        draw: strength 0..1 and randomness -> parameters, JSON-serialisable. What sets the severity depends on the
-            strength alone; only what does not (directions, kernels, codecs) is drawn.
+        draw: strength 0..1 and randomness -> parameters, JSON-serialisable. The strength sets how severe the step is
+            on average; directions, kernels, codecs and the like are drawn, some of which matter as well.
         apply: picture, parameters, randomness (of the noise) -> picture of the same size.
     """
 
