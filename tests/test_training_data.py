@@ -12,12 +12,11 @@ import pytest
 import torch
 from tiny_training import make_pictures
 
+from pyiqa_qscorer.training.batches import Collator, MixedSampler
 from pyiqa_qscorer.training.config import DatasetConfig
 from pyiqa_qscorer.training.data import (
-    Collator,
     LabelledImage,
     LabelledImages,
-    MixedSampler,
     MosScale,
     QualityDataset,
     TrainingDataError,
