@@ -1,14 +1,16 @@
 """Command line `pyiqa-qscorer`: argument parsing and printing only.
 
 Exit codes: 0 all well, 1 some images failed (or `doctor` found a problem), 2 wrong usage or a setup
-that cannot work, 130 interrupted. What is heavy (torch) is imported inside the commands, so that
-`--help` answers at once.
+that cannot work, 70 an error of this program, with its traceback, 130 interrupted. What is heavy
+(torch) is imported inside the commands, so that `--help` answers at once.
 """
 
 from __future__ import annotations
 
 import json
+import sys
 import time
+import traceback
 from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -56,7 +58,11 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point `pyiqa-qscorer`."""
-    app()
+    try:
+        app()
+    except Exception:  # Python would end with 1, which means that some images failed
+        traceback.print_exc()
+        sys.exit(70)
 
 
 class SavedLayout(str, Enum):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import sys
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -57,9 +59,16 @@ def clean_errors(debug: bool) -> Iterator[None]:
         raise typer.Exit(130) from None
     except (QScorerError, ValueError) as error:
         if debug:
-            raise
+            traceback.print_exc()
         say(("error: ", "bold red"), printable(str(error)))
         raise typer.Exit(2) from error
+
+
+def require(extra: str, *modules: str) -> None:
+    """Raise `QScorerError` that says what to install where a module that a command needs is missing."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if missing:
+        raise QScorerError(f"this command needs {', '.join(missing)}: pip install 'pyiqa-qscorer[{extra}]'")
 
 
 class _StderrHandler(logging.Handler):

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from pyiqa_qscorer import cli_output
 from pyiqa_qscorer.cli_options import Debug, option
-from pyiqa_qscorer.cli_output import clean_errors
+from pyiqa_qscorer.cli_output import clean_errors, require
 
 
 def train(
@@ -24,6 +24,7 @@ def train(
         Path | None,
         option("folder that the photo folders of synthetic data are below (data.photos)", metavar="DIR"),
     ] = None,
+    data_root: Annotated[Path | None, option("folder of pyiqa's datasets (data.data_root)", metavar="DIR")] = None,
     resume: Annotated[
         bool, option("go on from the newest complete state in the output folder", "--resume/--no-resume")
     ] = True,
@@ -35,31 +36,35 @@ def train(
     stopped. Several processes: torchrun --nproc-per-node 2 -m pyiqa_qscorer.cli train ...
 
     [bold]Examples[/bold]
-    $ pyiqa-qscorer train koniq.yaml --set data.train.0.data_root=/data/iqa
+    $ pyiqa-qscorer train koniq.yaml --data-root /data/iqa
     $ pyiqa-qscorer train my.yaml --set optimisation.batch_size=4
     $ pyiqa-qscorer train mini.yaml --photos photos/
     """
     with clean_errors(debug):
-        import yaml
-
+        require("train", "pydantic", "yaml", "accelerate", "tensorboard", "scipy", "tokenizers", "cv2", "av")
         from pyiqa_qscorer.plugin.datasets import pyiqa_dataset
         from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
         from pyiqa_qscorer.training.calibration import REFERENCE_METRICS
         from pyiqa_qscorer.training.config import read_config
         from pyiqa_qscorer.training.run import train as run
 
-        pairs = dict(_key_and_value(change) for change in changes or ())
-        overrides = {key: yaml.safe_load(value) for key, value in pairs.items()}
-        if photos is not None:
-            overrides["data.photos"] = str(photos)
+        overrides = dict(_key_and_value(change) for change in changes or ())
+        for key, folder in (("data.photos", photos), ("data.data_root", data_root)):
+            if folder is not None:
+                overrides[key] = str(folder)
         compare = ReferenceMetrics(REFERENCE_METRICS)
         result = run(read_config(config, overrides), resume=resume, named_datasets=pyiqa_dataset, compare=compare)
         cli_output.print_training(result)
     raise typer.Exit(0 if result.finished else 130)
 
 
-def _key_and_value(change: str) -> tuple[str, str]:
+def _key_and_value(change: str) -> tuple[str, Any]:
+    import yaml
+
     key, equals, value = change.partition("=")
     if not equals:
         raise ValueError(f"--set takes KEY=VALUE, got {change!r}")
-    return key, value
+    try:
+        return key, yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--set {key}: {value} is not YAML: {' '.join(str(error).split())}") from error

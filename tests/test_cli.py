@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import json
 import os
@@ -142,19 +143,55 @@ def test_repeated_images_are_scored_once(photos: Path) -> None:
         (["photos", "--device", "gpu"], "device must be like 'cpu'"),
         (["photos", "--batch-size", "0"], "batch-size"),
         (["photos", "--colour", "red"], "No such option"),
-        ([], "Usage"),
+        ([], "Usage: pyiqa-qscorer score"),
     ],
 )
 def test_wrong_usage(photos: Path, arguments: list[str], words: str) -> None:
     result = Result("score", *arguments)
-    assert words in " ".join((result.err + result.out).split()) and result.code == (2 if arguments else result.code)
+    assert words in " ".join((result.err + result.out).split()) and result.code == 2
     assert "Traceback" not in result.err
     assert sorted(path.name for path in photos.parent.iterdir()) == ["photos"]
 
 
 def test_debug_shows_the_traceback(photos: Path) -> None:
-    with pytest.raises(ValueError, match="URLs are not fetched"):
-        Result("score", "https://example.org/a.png", "--debug")
+    result = Result("score", "https://example.org/a.png", "--debug")
+    assert result.code == 2 and result.err.startswith("Traceback (most recent call last)")
+    assert "URLs are not fetched" in result.err.splitlines()[-1]
+
+
+def test_a_bug_is_not_taken_for_failed_images(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def wrong(cache_dir: str | None) -> None:
+        raise RuntimeError("not foreseen")
+
+    monkeypatch.setattr("pyiqa_qscorer.doctor.examine", wrong)
+    monkeypatch.setattr(sys, "argv", ["pyiqa-qscorer", "doctor"])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code == 70
+    said = capsys.readouterr().err
+    assert said.startswith("Traceback (most recent call last)") and said.endswith("RuntimeError: not foreseen\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "module", "extra", "later"),
+    [
+        (["benchmark", "-m", "piqe", "-d", "koniq10k"], "jinja2", "benchmark", "evaluation.report"),
+        (["errors", "--mos", "labels.csv"], "pandas", "analysis", "analysis.opinions"),
+        (["errors", "--mos", "l.csv", "--data", "d", "--checkpoint", "c"], "yaml", "analysis", "analysis.opinions"),
+        (["train", "mini.yaml"], "av", "train", "training.run"),
+    ],
+)
+def test_a_missing_extra_is_said_before_anything_is_imported(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], module: str, extra: str, later: str
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == module else found(name, *rest))
+    monkeypatch.setitem(sys.modules, f"pyiqa_qscorer.{later}", None)  # importing it would be an ImportError
+    result = Result(*arguments)
+    assert result.code == 2
+    assert result.err == f"error: this command needs {module}: pip install 'pyiqa-qscorer[{extra}]'\n"
 
 
 def test_options_are_passed_on(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -10,6 +11,7 @@ from tiny_training import make_pictures, settings
 from typer.testing import CliRunner
 
 from pyiqa_qscorer.cli import app
+from pyiqa_qscorer.training.config import TrainConfig
 
 
 @pytest.fixture
@@ -35,6 +37,7 @@ def test_trains_and_names_what_it_wrote(config: Path, tmp_path: Path) -> None:
         (["--set", "optimisation.epoch=1"], "optimisation.epoch: unknown key; did you mean 'epochs'?"),
         (["--set", "optimisation.epochs"], "--set takes KEY=VALUE"),
         (["--set", "data.on_error=maybe"], "data.on_error"),
+        (["--set", "model.levels=[5"], "--set model.levels: [5 is not YAML: while parsing a flow sequence"),
     ],
 )
 def test_mistakes_end_with_one_message(config: Path, arguments: list[str], words: str) -> None:
@@ -42,6 +45,16 @@ def test_mistakes_end_with_one_message(config: Path, arguments: list[str], words
     assert result.exit_code == 2
     assert words in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_data_root_is_that_of_every_named_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[TrainConfig] = []
+    stopped = SimpleNamespace(finished=False)
+    monkeypatch.setattr("pyiqa_qscorer.training.run.train", lambda config, **_: given.append(config) or stopped)
+    result = CliRunner().invoke(app, ["train", "koniq.yaml", "--data-root", "/data/iqa"])
+    assert result.exit_code == 130, result.output
+    parts = [*given[0].data.train, *given[0].data.validation]
+    assert [part.data_root for part in parts if part.dataset] == [Path("/data/iqa")] * 2
 
 
 def test_missing_configuration_is_named() -> None:
