@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -11,30 +11,28 @@ from rich.table import Table
 from rich.text import Text
 
 from pyiqa_qscorer import cli_output
-from pyiqa_qscorer.cli_output import clean_errors, printable, say
-from pyiqa_qscorer.errors import QScorerError
+from pyiqa_qscorer.cli_options import Debug, option
+from pyiqa_qscorer.cli_output import clean_errors, count, printable, require, say
 
 if TYPE_CHECKING:
     from pyiqa_qscorer.analysis.measured import MeasuredModel
     from pyiqa_qscorer.analysis.opinions import OpinionColumns, Opinions
     from pyiqa_qscorer.analysis.tables import ReportTable
+    from pyiqa_qscorer.training.data import LabelledImages
 
-_NEEDED = ("pandas", "scipy", "matplotlib")
-
-
-def _option(help: str, *flags: str, metavar: str = "", panel: str | None = None, **settings: Any) -> Any:
-    return typer.Option(*flags, help=help, metavar=metavar, show_default=False, rich_help_panel=panel, **settings)
+LISTED_ROWS = 3  # of those left out
+NETWORKS = {"rich_help_panel": "Networks"}
 
 
 def errors(
-    mos: Annotated[Path, _option("CSV file with one image per row", "--mos", metavar="FILE.csv")],
-    mos_column: Annotated[str | None, _option("column of the MOS; default: the one named MOS", metavar="NAME")] = None,
+    mos: Annotated[Path, option("CSV file with one image per row", "--mos", metavar="FILE.csv")],
+    mos_column: Annotated[str | None, option("column of the MOS; default: the one named MOS", metavar="NAME")] = None,
     std_column: Annotated[
-        str | None, _option("spread of single opinions; soft labels are made of it", metavar="NAME")
+        str | None, option("spread of single opinions; soft labels are made of it", metavar="NAME")
     ] = None,
     vote_columns: Annotated[
         str | None,
-        _option("votes, or their shares, for score 1, 2, ...: MOS and spread come from them", metavar="NAME NAME ..."),
+        option("votes, or their shares, for score 1, 2, ...: MOS and spread come from them", metavar="NAME NAME ..."),
     ] = None,
     more_vote_columns: Annotated[
         # An option of click takes a fixed number of words; the rest of the names arrives here.
@@ -42,36 +40,39 @@ def errors(
     ] = None,
     range_: Annotated[
         tuple[float, float] | None,
-        _option("range of the MOS; default: its smallest and largest value", "--range", metavar="LOW HIGH"),
+        option("range of the MOS; default: its smallest and largest value", "--range", metavar="LOW HIGH"),
     ] = None,
     std_range: Annotated[
-        tuple[float, float] | None, _option("range that the spreads are on, where it is another", metavar="LOW HIGH")
+        tuple[float, float] | None, option("range that the spreads are on, where it is another", metavar="LOW HIGH")
     ] = None,
-    lower_better: Annotated[bool, _option("small MOS mean good quality (DMOS)", "--lower-better")] = False,
-    skip_rows: Annotated[int, _option("leave out the first N rows", min=0, metavar="N")] = 0,
-    levels: Annotated[str, _option("numbers of levels: 2..20 (default), 5,10,20", metavar="K")] = "2..20",
+    lower_better: Annotated[bool, option("small MOS mean good quality (DMOS)", "--lower-better")] = False,
+    skip_rows: Annotated[int, option("leave out the first N rows", min=0, metavar="N", show_default=False)] = 0,
+    levels: Annotated[
+        str, option("numbers of levels: 2..20 (default), 5,10,20", metavar="K", show_default=False)
+    ] = "2..20",
     detail: Annotated[
-        int, _option("number of levels that is shown in detail (default 5)", min=2, max=100, metavar="K")
+        int,
+        option("number of levels that is shown in detail (default 5)", min=2, max=100, metavar="K", show_default=False),
     ] = 5,
-    seed: Annotated[int, _option("of samples and simulations", min=0, metavar="N")] = 0,
+    seed: Annotated[int, option("of samples and simulations", min=0, metavar="N", show_default=False)] = 0,
     output: Annotated[
         Path | None,
-        _option("folder for errors.html, .csv, .json and pictures", "--output", "-o", metavar="DIR"),
+        option("folder for errors.html, .csv, .json and pictures", "--output", "-o", metavar="DIR"),
     ] = None,
     checkpoint: Annotated[
         list[str] | None,
-        _option("measure this trained network too; repeatable", "--checkpoint", metavar="ID|DIR", panel="Networks"),
+        option("measure this trained network too; repeatable", "--checkpoint", metavar="ID|DIR", **NETWORKS),
     ] = None,
     data: Annotated[
-        Path | None, _option("folder of the images that the table names", "--data", metavar="DIR", panel="Networks")
+        Path | None, option("folder of the images that the table names", "--data", metavar="DIR", **NETWORKS)
     ] = None,
     file_column: Annotated[
-        str | None, _option("column of the file names; default: the first", metavar="NAME", panel="Networks")
+        str | None, option("column of the file names; default: the first", metavar="NAME", **NETWORKS)
     ] = None,
-    base: Annotated[str | None, _option("model under a LoRA checkpoint", metavar="ID|DIR", panel="Networks")] = None,
-    device: Annotated[str | None, _option("cpu, cuda, ...", metavar="DEVICE", panel="Networks")] = None,
-    batch_size: Annotated[int, _option("images per pass", min=1, metavar="N", panel="Networks")] = 16,
-    debug: Annotated[bool, _option("show the traceback of an error", "--debug")] = False,
+    base: Annotated[str | None, option("model under a LoRA checkpoint", metavar="ID|DIR", **NETWORKS)] = None,
+    device: Annotated[str | None, option("cpu, cuda, ...", metavar="DEVICE", **NETWORKS)] = None,
+    batch_size: Annotated[int, option("images per pass", min=1, metavar="N", show_default=False, **NETWORKS)] = 16,
+    debug: Debug = False,
 ) -> None:
     """Show what telling a MOS by words or tokens costs on your dataset.
 
@@ -85,8 +86,8 @@ def errors(
     $ pyiqa-qscorer errors --mos val.csv --data photos --checkpoint out/checkpoint_qscorer
     """
     with clean_errors(debug):
-        _check_installed([*_NEEDED, *(["pydantic"] if checkpoint else [])])
-        from pyiqa_qscorer.analysis.opinions import OpinionColumns, read_opinions
+        require("analysis", "scipy", "pandas", "matplotlib", *(("pydantic", "yaml") if checkpoint else ()))
+        from pyiqa_qscorer.analysis.opinions import OpinionColumns, read_opinion_table
         from pyiqa_qscorer.analysis.study import study
 
         if bool(checkpoint) != (data is not None):
@@ -96,12 +97,13 @@ def errors(
         columns = OpinionColumns(mos_column, std_column, votes, range_, std_range, lower_better, skip_rows)
         if data is not None and (votes or skip_rows):
             raise ValueError("--vote-columns and --skip-rows do not go with --checkpoint: give a table with a MOS")
-        opinions = read_opinions(mos, columns)
+        opinions = read_opinion_table(mos, columns)
+        labelled = None if data is None else _labelled(data, file_column, columns, opinions)
         found = study(opinions, wanted, detail, seed)
         measured = []
-        if data is not None:
+        if labelled is not None:
             options = {"base": base} if base else {}
-            measured = _measure(checkpoint or [], options, data, file_column, columns, opinions, device, batch_size)
+            measured = _measure(checkpoint or [], options, labelled, device, batch_size)
 
         from pyiqa_qscorer.analysis.report import write_report
         from pyiqa_qscorer.analysis.tables import facts, tables
@@ -115,18 +117,8 @@ def errors(
             print(write_report(output, found, measured))
 
 
-def _measure(
-    checkpoints: list[str],
-    options: dict[str, str],
-    folder: Path,
-    file_column: str | None,
-    columns: OpinionColumns,
-    opinions: Opinions,
-    device: str | None,
-    batch_size: int,
-) -> list[MeasuredModel]:
-    from pyiqa_qscorer.analysis.measured import measure
-    from pyiqa_qscorer.scoring import build_metric, resolve_device
+def _labelled(folder: Path, file_column: str | None, columns: OpinionColumns, opinions: Opinions) -> LabelledImages:
+    """The images that networks are measured on; says which rows of the table are left out."""
     from pyiqa_qscorer.training.config import DatasetConfig
     from pyiqa_qscorer.training.data import read_dataset
 
@@ -140,7 +132,22 @@ def _measure(
         std_range=columns.std_range,
         lower_better=columns.lower_better,
     )
-    labelled = read_dataset(config, "test")
+    labelled = read_dataset(config, "test", on_error="skip")
+    if labelled.skipped:
+        say((f"{count(len(labelled.skipped), 'row')} left out of the measurement:", "yellow"))
+    for path, reason in labelled.skipped[:LISTED_ROWS]:
+        say(printable(f"  {path}: {reason}"))
+    if len(labelled.skipped) > LISTED_ROWS:
+        say(f"  and {len(labelled.skipped) - LISTED_ROWS:,} more")
+    return labelled
+
+
+def _measure(
+    checkpoints: list[str], options: dict[str, str], labelled: LabelledImages, device: str | None, batch_size: int
+) -> list[MeasuredModel]:
+    from pyiqa_qscorer.analysis.measured import measure
+    from pyiqa_qscorer.scoring import build_metric, resolve_device
+
     measured = []
     for place in checkpoints:
         say(f"Scoring {len(labelled.images):,} images with {printable(place)} ...", style="dim")
@@ -176,14 +183,6 @@ def _levels(text: str) -> list[int]:
     if not found or min(found) < 2 or max(found) > 100:
         raise ValueError(f"--levels must be whole numbers from 2 to 100, such as 2..20 or 5,10,20, got {text!r}")
     return found
-
-
-def _check_installed(needed: list[str]) -> None:
-    from importlib.util import find_spec
-
-    missing = [name for name in needed if find_spec(name) is None]
-    if missing:
-        raise QScorerError(f"`errors` needs {', '.join(missing)}: pip install 'pyiqa-qscorer[analysis]'")
 
 
 def _print(table: ReportTable) -> None:

@@ -18,7 +18,7 @@ import torch
 from tiny_training import make_pictures, settings
 from typer.testing import CliRunner
 
-from pyiqa_qscorer import cli, cli_errors
+from pyiqa_qscorer import cli
 from pyiqa_qscorer.analysis.measured import LABEL_OF, MeasuredModel, measure
 from pyiqa_qscorer.errors import QScorerError
 from pyiqa_qscorer.image_files import open_image
@@ -104,13 +104,6 @@ def test_wrong_usage_is_one_message_and_exit_code_2(labels: Path, arguments: lis
     assert result.code == 2
     assert result.out == ""
     assert message in " ".join(result.err.split())
-
-
-def test_missing_libraries_are_named(labels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli_errors, "_NEEDED", ("numpy", "no_such_library"))
-    result = Result("--mos", labels)
-    assert result.code == 2
-    assert "`errors` needs no_such_library: pip install 'pyiqa-qscorer[analysis]'" in " ".join(result.err.split())
 
 
 def test_a_table_needs_no_torch_and_the_command_line_no_analysis() -> None:
@@ -278,3 +271,34 @@ def test_command_measures_all_three_beside_the_prediction(
     assert [model["name"] for model in stored] == list(FORMULATIONS)
     assert stored[1]["predicted"]["mae"] == pytest.approx(measured["level_onehot"].predicted.mae)
     assert (tmp_path / "report" / "measured.png").exists()
+
+
+def test_command_leaves_out_rows_that_cannot_be_measured(trained: dict[str, Path], tmp_path: Path) -> None:
+    pictures = make_pictures(tmp_path / "pictures", count=16)
+    (pictures / "03.png").write_bytes(b"no picture")
+    (pictures / "05.png").unlink()
+    table = pictures / "labels.csv"
+    rows = [line.split(",") for line in table.read_text().splitlines()]
+    rows[8][rows[0].index("mos")] = ""
+    table.write_text("".join(",".join(row) + "\n" for row in rows) + "gone.png,50,10\n")
+    arguments = ["--mos", table, "--range", "0", "100", "--levels", "5", "--data", pictures]
+    result = Result(*arguments, "--checkpoint", trained["score_token"], "--device", "cpu")
+    assert result.code == 0, result.err
+    assert result.line("score_token", "score token")[0] == 13
+    said = result.err.splitlines()
+    place = said.index("4 rows left out of the measurement:")
+    assert said[place + 1 : place + 5] == [
+        f"  {pictures / '05.png'}: the image is missing",
+        f"  {pictures / '07.png'}: its MOS is missing",
+        f"  {pictures / 'gone.png'}: the image is missing",
+        "  and 1 more",
+    ]
+
+
+def test_command_reads_the_images_before_the_study(
+    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pyiqa_qscorer.analysis.study.study", lambda *_: pytest.fail("the study ran first"))
+    result = Result("--mos", labels, "--data", tmp_path, "--checkpoint", "none")
+    assert result.code == 2
+    assert "dataset labels has no usable image" in result.err and "(80 skipped)" in result.err

@@ -21,7 +21,7 @@ from pyiqa_qscorer.analysis import report as report_module
 from pyiqa_qscorer.analysis import study as study_module
 from pyiqa_qscorer.analysis.ceilings import correlations
 from pyiqa_qscorer.analysis.error_rows import ErrorRow
-from pyiqa_qscorer.analysis.opinions import OpinionColumns, read_opinions
+from pyiqa_qscorer.analysis.opinions import OpinionColumns, read_opinion_table
 from pyiqa_qscorer.analysis.report import as_json, write_report
 from pyiqa_qscorer.analysis.study import Study, study
 from pyiqa_qscorer.analysis.tables import facts, tables
@@ -46,7 +46,7 @@ def table(path: Path, std: bool = True) -> Path:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Study:
     path = table(tmp_path_factory.mktemp("table") / "labels.csv")
-    return study(read_opinions(path, OpinionColumns(std="std", range=(0, 100))), [2, 5, 10])
+    return study(read_opinion_table(path, OpinionColumns(std="std", range=(0, 100))), [2, 5, 10])
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_every_formulation_has_its_rows(found: Study) -> None:
 
 
 def test_without_spreads_there_are_no_gaussian_labels(tmp_path: Path) -> None:
-    found = study(read_opinions(table(tmp_path / "a.csv", std=False)), [5])
+    found = study(read_opinion_table(table(tmp_path / "a.csv", std=False)), [5])
     assert {one.label for one in found.rows} == {"one_hot", "linear", "score_token"}
     assert dict(facts(found))["spread of opinions"].startswith("none, so no Gaussian labels")
     assert "pdf adjusted" not in tables(found)[2].columns
@@ -117,10 +117,10 @@ def test_without_spreads_there_are_no_gaussian_labels(tmp_path: Path) -> None:
 
 
 def test_large_tables_are_sampled_for_soft_labels_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = study(read_opinions(table(tmp_path / "a.csv"), OpinionColumns(std="std")), [5])
+    whole = study(read_opinion_table(table(tmp_path / "a.csv"), OpinionColumns(std="std")), [5])
     monkeypatch.setattr(study_module, "SAMPLE", 150)
     monkeypatch.setattr(opinions_module, "CHUNK", 64)
-    sampled = study(read_opinions(tmp_path / "a.csv", OpinionColumns(std="std")), [5])
+    sampled = study(read_opinion_table(tmp_path / "a.csv", OpinionColumns(std="std")), [5])
     for kind in ("integers", "interval_centers", "optimal"):
         first, second = (dataclasses.astuple(row(one, "one_hot", kind, 5))[3:] for one in (whole, sampled))
         assert second == pytest.approx(first, abs=1e-9)
@@ -133,7 +133,7 @@ def test_large_tables_are_sampled_for_soft_labels_only(tmp_path: Path, monkeypat
 
 def test_one_level_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
-        study(read_opinions(table(tmp_path / "a.csv")), [1, 5])
+        study(read_opinion_table(table(tmp_path / "a.csv")), [1, 5])
 
 
 @pytest.mark.slow
@@ -141,9 +141,9 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
     program = """
 import resource, sys
 from pathlib import Path
-from pyiqa_qscorer.analysis.opinions import OpinionColumns, read_opinions
+from pyiqa_qscorer.analysis.opinions import OpinionColumns, read_opinion_table
 from pyiqa_qscorer.analysis.study import study
-found = study(read_opinions(Path(sys.argv[1]), OpinionColumns(std="std")), [5, 20])
+found = study(read_opinion_table(Path(sys.argv[1]), OpinionColumns(std="std")), [5, 20])
 print(found.row("one_hot", "integers", 5).images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
     pairs = zip(RNG.uniform(0, 100, 100_000), RNG.uniform(5, 25, 100_000), strict=True)
@@ -191,7 +191,7 @@ def test_report_has_every_number_and_needs_nothing_else(found: Study, tmp_path: 
 @pytest.mark.usefixtures("one_picture")
 def test_names_of_files_are_escaped(tmp_path: Path) -> None:
     path = table(tmp_path / "<b>&.csv")
-    text = write_report(tmp_path / "report", study(read_opinions(path), [5])).read_text(encoding="utf-8")
+    text = write_report(tmp_path / "report", study(read_opinion_table(path), [5])).read_text(encoding="utf-8")
     assert "&lt;b&gt;&amp;.csv" in text
     assert "<b>" not in text
 
@@ -215,7 +215,7 @@ def test_a_report_that_cannot_be_finished_leaves_whole_files(
 def test_undefined_numbers_are_null_in_json_and_said_in_tables(tmp_path: Path) -> None:
     path = tmp_path / "same.csv"
     path.write_text("mos\n3\n3\n3\n")
-    found = study(read_opinions(path, OpinionColumns(range=(1, 5))), [5])
+    found = study(read_opinion_table(path, OpinionColumns(range=(1, 5))), [5])
     content = json.loads(json.dumps(as_json(found), allow_nan=False))
     assert content["errors"][0]["srcc"] is None
     assert "undefined" in tables(found)[0].rows[0]
@@ -227,7 +227,7 @@ def test_undefined_numbers_are_null_in_json_and_said_in_tables(tmp_path: Path) -
 
 def real(shared: Path, name: str, levels: tuple[int, ...] = (5,), **columns: object) -> Study:
     path = shared / "data" / "labels" / name
-    return study(read_opinions(path, OpinionColumns(**columns)), levels)  # type: ignore[arg-type]
+    return study(read_opinion_table(path, OpinionColumns(**columns)), levels)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pyiqa_qscorer.analysis import opinions as module
-from pyiqa_qscorer.analysis.opinions import OpinionColumns, Opinions, OpinionsError, read_opinions
+from pyiqa_qscorer.analysis.opinions import OpinionColumns, Opinions, OpinionsError, read_opinion_table
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -24,7 +24,7 @@ def numbers(opinions: Opinions) -> tuple[np.ndarray, np.ndarray]:
 
 def test_own_range_and_spread_are_mapped_alike(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "name,MOS,spread", "a,20,6", "b,60,0", "c,40,10")
-    found = read_opinions(path, OpinionColumns(std="spread"))
+    found = read_opinion_table(path, OpinionColumns(std="spread"))
     mos, std = numbers(found)
     assert mos.tolist() == [1, 5, 3]
     assert std == pytest.approx([0.6, 0, 1])
@@ -35,7 +35,7 @@ def test_own_range_and_spread_are_mapped_alike(tmp_path: Path) -> None:
 def test_stated_ranges_and_dmos(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "name,dmos,std", "a,0,0.5", "b,75,1")
     columns = OpinionColumns(mos="dmos", std="std", range=(0, 100), std_range=(1, 5), lower_better=True)
-    mos, std = numbers(read_opinions(path, columns))
+    mos, std = numbers(read_opinion_table(path, columns))
     assert mos.tolist() == [5, 2]
     assert std.tolist() == [0.5, 1]
 
@@ -44,14 +44,14 @@ def test_what_is_missing_is_counted_and_left_out(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.csv", "name,mos,std", "a,1,0.5", "b,,0.5", "c,none,0.5", "d,inf,1", "e,3,", "f,5,inf", "g,2,0"
     )
-    found = read_opinions(path, OpinionColumns(std="std"))
+    found = read_opinion_table(path, OpinionColumns(std="std"))
     mos, std = numbers(found)
     assert mos.tolist() == [1, 3, 5, 2]
     assert np.isnan(std).tolist() == [False, True, True, False]
     assert (found.images, found.missing_mos, found.missing_std, found.zero_std) == (4, 3, 2, 1)
     assert found.has_std
     assert found.sample(10, only_with_std=True)[0].tolist() == [1, 2]
-    assert not read_opinions(path).has_std
+    assert not read_opinion_table(path).has_std
 
 
 @pytest.mark.parametrize("total", [1, 40])
@@ -59,7 +59,7 @@ def test_votes_give_mos_and_spread_whether_counted_or_shared(tmp_path: Path, tot
     shares = np.array([[0.25, 0.5, 0.25], [0, 0, 1], [0.5, 0, 0.5]])
     rows = [",".join(str(total * share) for share in row) for row in shares]
     path = write(tmp_path / "a.csv", "c1,c2,c3", *rows, "0,0,0", ",1,1")
-    found = read_opinions(path, OpinionColumns(votes=("c1", "c2", "c3"), range=(1, 3)))
+    found = read_opinion_table(path, OpinionColumns(votes=("c1", "c2", "c3"), range=(1, 3)))
     mos, std = numbers(found)
     assert mos == pytest.approx([3, 5, 3])
     assert std == pytest.approx([2 * math.sqrt(0.5), 0, 2])
@@ -70,12 +70,12 @@ def test_votes_give_mos_and_spread_whether_counted_or_shared(tmp_path: Path, tot
 
 def test_a_spread_column_goes_before_that_of_the_votes(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "c1,c2,s", "1,0,0.25", "0,1,0.5")
-    assert numbers(read_opinions(path, OpinionColumns(votes=("c1", "c2"), std="s")))[1].tolist() == [1, 2]
+    assert numbers(read_opinion_table(path, OpinionColumns(votes=("c1", "c2"), std="s")))[1].tolist() == [1, 2]
 
 
 def test_first_rows_can_be_left_out(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "mos", "900", "1", "2", "bad", "3")
-    found = read_opinions(path, OpinionColumns(skip_rows=1))
+    found = read_opinion_table(path, OpinionColumns(skip_rows=1))
     assert numbers(found)[0].tolist() == [1, 3, 5]
     assert found.missing_mos == 1
 
@@ -83,9 +83,9 @@ def test_first_rows_can_be_left_out(tmp_path: Path) -> None:
 def test_chunks_of_any_size_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(0).uniform(0, 9, 50).round(3)
     path = write(tmp_path / "a.csv", "mos,std", *(f"{value},{value / 9}" for value in values), ",1")
-    whole = read_opinions(path, OpinionColumns(std="std"))
+    whole = read_opinion_table(path, OpinionColumns(std="std"))
     monkeypatch.setattr(module, "CHUNK", 7)
-    parts = read_opinions(path, OpinionColumns(std="std"))
+    parts = read_opinion_table(path, OpinionColumns(std="std"))
     assert [len(mos) for mos, _ in parts.chunks(7)] == [7] * 7 + [1]
     for first, second in zip(numbers(whole), numbers(parts), strict=True):
         assert first.tolist() == second.tolist()
@@ -94,7 +94,7 @@ def test_chunks_of_any_size_give_the_same(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_a_sample_is_uniform_without_repetition_and_reproducible(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "mos,std", *(f"{value},1" for value in range(1000)))
-    found = read_opinions(path, OpinionColumns(std="std", range=(0, 4000)))
+    found = read_opinion_table(path, OpinionColumns(std="std", range=(0, 4000)))
     everything = found.sample(1000)[0]
     assert everything.tolist() == numbers(found)[0].tolist()
     drawn = found.sample(300, seed=1)[0]
@@ -131,32 +131,32 @@ def test_a_sample_is_uniform_without_repetition_and_reproducible(tmp_path: Path)
 def test_what_does_not_fit_is_named(tmp_path: Path, columns: OpinionColumns, message: str) -> None:
     path = write(tmp_path / "a.csv", "name,mos,std,c1,c2", "a,1,1,1,1", "b,2,1,1,-2", "c,4,-0.5,1,1")
     with pytest.raises(OpinionsError, match=message):
-        read_opinions(path, columns)
+        read_opinion_table(path, columns)
 
 
 def test_line_numbers_count_skipped_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "mos,std", "1,1", "2,1", "3,-1")
     with pytest.raises(OpinionsError, match="line 4: std"):
-        read_opinions(path, OpinionColumns(std="std", skip_rows=1))
+        read_opinion_table(path, OpinionColumns(std="std", skip_rows=1))
 
 
 def test_files_that_are_no_table(tmp_path: Path) -> None:
     with pytest.raises(OpinionsError, match="cannot be read"):
-        read_opinions(tmp_path / "missing.csv")
+        read_opinion_table(tmp_path / "missing.csv")
     for lines in (("mos", "1", "2,3"), ("name,mos", "a,1,9", "b,2,9"), ("name,mos", "a,1,9", "b,2")):
         with pytest.raises(OpinionsError, match="cannot be read"):
-            read_opinions(write(tmp_path / "a.csv", *lines))
+            read_opinion_table(write(tmp_path / "a.csv", *lines))
     with pytest.raises(OpinionsError, match=r"say with --mos-column which column of .* is the MOS: name, dmos"):
-        read_opinions(write(tmp_path / "b.csv", "name,dmos", "a,1"))
+        read_opinion_table(write(tmp_path / "b.csv", "name,dmos", "a,1"))
     (tmp_path / "c.csv").write_bytes(b"mos\n\xff\xfe\n")
     with pytest.raises(OpinionsError, match="cannot be read"):
-        read_opinions(tmp_path / "c.csv")
+        read_opinion_table(tmp_path / "c.csv")
     (tmp_path / "d.csv").write_bytes(b"")
     with pytest.raises(OpinionsError, match="cannot be read"):
-        read_opinions(tmp_path / "d.csv")
+        read_opinion_table(tmp_path / "d.csv")
 
 
 def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(b"\xef\xbb\xbfmos\r\n1\r\n2\r\n")
-    assert numbers(read_opinions(path))[0].tolist() == [1, 5]
+    assert numbers(read_opinion_table(path))[0].tolist() == [1, 5]

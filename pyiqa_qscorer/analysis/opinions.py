@@ -114,7 +114,7 @@ class Opinions:
         return kept[:, 1], kept[:, 2]
 
 
-def read_opinions(path: Path, columns: OpinionColumns = OpinionColumns()) -> Opinions:
+def read_opinion_table(path: Path, columns: OpinionColumns = OpinionColumns()) -> Opinions:
     """Read a CSV file.
 
     Raises:
