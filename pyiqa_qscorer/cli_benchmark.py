@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from pyiqa_qscorer import cli_output
 from pyiqa_qscorer.cli_benchmark_output import print_leaderboard, print_problems, print_published
-from pyiqa_qscorer.cli_output import clean_errors, count, say
+from pyiqa_qscorer.cli_output import clean_errors, count, printable, require, say
 from pyiqa_qscorer.score_files import InputError
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def benchmark(
     $ pyiqa-qscorer benchmark -m ssim vif -d my.csv --images DIR --dmos
     """
     with clean_errors(debug):
-        require_extra()
+        require("benchmark", "scipy", "matplotlib", "jinja2", "accelerate")
         from pyiqa_qscorer.evaluation.processes import processes as started
         from pyiqa_qscorer.evaluation.published import check_published as differences
         from pyiqa_qscorer.evaluation.report import write_reports
@@ -159,7 +159,7 @@ def benchmark(
         if not report_only:
             specs = metric_specs(metrics or [], settings or [])
             wanted = dataset_specs(datasets or [], images, references, columns or [], dmos)
-            wanted = [with_split(spec, split, phase, original_size) for spec in wanted]
+            wanted = with_split(wanted, split, phase, original_size)
             group = started(device)
             problems = score(specs, wanted, output, data_root, group, batch_size, workers, overwrite)
             group.finish()
@@ -223,15 +223,6 @@ def _progress(metric: str, dataset: str, images: int, before: int) -> Iterator[C
 # --- what the user typed ----------------------------------------------------------------------------------------------
 
 
-def require_extra() -> None:
-    """Raise `InputError` that says what to install where a library of the extra is missing."""
-    from importlib.util import find_spec
-
-    missing = [name for name in ("scipy", "matplotlib", "jinja2") if not find_spec(name)]
-    if missing:
-        raise InputError(f"benchmark needs {', '.join(missing)}: pip install 'pyiqa-qscorer[benchmark]'")
-
-
 def metric_specs(names: Sequence[str], settings: Sequence[str]) -> list[MetricSpec]:
     """`[LABEL=]NAME` and `LABEL.OPTION=VALUE` as metrics with options."""
     from pyiqa_qscorer.evaluation.leaderboard import MetricSpec
@@ -288,13 +279,31 @@ def dataset_specs(
     return specs
 
 
-def with_split(spec: DatasetSpec, split: str | None, phase: str | None, original_size: bool) -> DatasetSpec:
-    """The dataset with what the common options say of it."""
+def with_split(
+    specs: Sequence[DatasetSpec], split: str | None, phase: str | None, original_size: bool
+) -> list[DatasetSpec]:
+    """The datasets with what the common options say of them.
+
+    To a CSV file `split` says nothing, and `phase` only with a split column. That is an error where all datasets are
+    CSV files, and said where others can use it.
+    """
     from dataclasses import replace
 
     number = int(split) if split is not None and split.isdigit() else split
-    own_phase = phase if spec.csv is None or "split" in spec.columns else None
-    return replace(spec, split=number, phase=own_phase, original_size=original_size)
+    found = []
+    for spec in specs:
+        unused = {}
+        if spec.csv is not None and split is not None:
+            unused[f"--split {split}"] = "is for pyiqa's datasets: give --columns split=COLUMN and --phase NAME"
+        if spec.csv is not None and phase is not None and "split" not in spec.columns:
+            unused[f"--phase {phase}"] = "needs --columns split=COLUMN"
+        for flag, reason in unused.items():
+            if all(other.csv is not None for other in specs):
+                raise InputError(f"{flag} {reason} for {spec.csv}")
+            say(("warning: ", "yellow"), printable(f"{flag} is not used for {spec.label}: it {reason}"))
+        own_phase = None if f"--phase {phase}" in unused else phase
+        found.append(replace(spec, split=number, phase=own_phase, original_size=original_size))
+    return found
 
 
 def _labelled(text: str) -> tuple[str, str]:

@@ -11,14 +11,19 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import accelerate
 import pytest
+import torch
 from benchmark_world import FakeMetrics, write_csv, write_dataset
 from tiny_checkpoint import published_folders
 from typer.testing import CliRunner
 
 from pyiqa_qscorer import cli
-from pyiqa_qscorer.cli_benchmark import dataset_specs, metric_specs, spread
+from pyiqa_qscorer.cli_benchmark import dataset_specs, metric_specs, spread, with_split
+from pyiqa_qscorer.errors import QScorerError
+from pyiqa_qscorer.evaluation.processes import processes
 from pyiqa_qscorer.evaluation.scoring import BenchmarkRow
 from pyiqa_qscorer.plugin import metrics as plugin_metrics
 from pyiqa_qscorer.row_files import read_rows
@@ -99,6 +104,17 @@ def test_labels_and_settings() -> None:
             call()
 
 
+def test_split_and_phase_say_which_datasets_they_are_not_for(capsys: pytest.CaptureFixture[str]) -> None:
+    own, named = with_split(dataset_specs(["my.csv", "koniq10k"], None, None, [], False), "3", "val", False)
+    assert (named.split, named.phase, own.phase) == (3, "val", None)
+    said = capsys.readouterr().err
+    assert "--phase val is not used for my: it needs --columns split=COLUMN\n" in said
+    assert "--split 3 is not used for my: it is for pyiqa's datasets" in said and "koniq10k" not in said
+    specs = dataset_specs(["my.csv", "koniq10k"], None, None, ["split=part"], False)
+    assert [spec.phase for spec in with_split(specs, None, "val", False)] == ["val", "val"]
+    assert with_split(specs[:1], None, "val", False)[0].phase == "val" and capsys.readouterr().err == ""
+
+
 def test_a_run_and_its_reports(quick_metrics: None, table: Path) -> None:
     result = Result("-m", "brightness", "darkness", "-d", table, "--images", "data/images")
     assert result.code == 0, result.err
@@ -130,11 +146,18 @@ def test_what_fails_is_said_and_counts(quick_metrics: None, table: Path) -> None
         (["-d", "koniq10"], "no dataset 'koniq10'; did you mean 'koniq10k'"),
         (
             ["-d", "spaq", "--data-root", "nowhere"],
-            "dataset spaq: nowhere/meta_info/meta_info_SPAQDataset.csv is missing",
+            "dataset spaq: nowhere/meta_info/meta_info_SPAQDataset.csv is missing; put the dataset there, or say with "
+            "--data-root (in a training configuration data.data_root) where it is.",
         ),
         (["-d", "none.csv"], "csv none.csv does not exist"),
         (["--images", "none"], "images: the folder none does not exist"),
         (["--columns", "mos=opinion"], "mos_column 'opinion' is not in data/opinions.csv; its columns are"),
+        (["--phase", "test"], "--phase test needs --columns split=COLUMN for data/opinions.csv"),
+        (
+            ["--split", "3"],
+            "--split 3 is for pyiqa's datasets: give --columns split=COLUMN and --phase NAME for data/opinions.csv",
+        ),
+        (["--columns", "split=std"], "columns split=std needs a phase for data/opinions.csv"),
         (["--device", "gpu"], "device must be like 'cpu'"),
         (["--check-published"], "this output has none of these"),
     ],
@@ -223,12 +246,43 @@ def test_two_processes_share_the_images_and_one_merges_them(quick_metrics: None,
         part.write_text(json.dumps(dataclasses.asdict(row)) + "\n")
     done = subprocess.run(command, capture_output=True, timeout=500, **program(FAKE_LOG=log))
     assert "broken on opinions: not run" in done.stderr, done.stderr
+    # torchrun ends with 1 whatever happened, and says how each process ended: only the one that reports did, as alone.
+    assert done.returncode == 1 and re.findall(r"rank +: (\d).*\n +exitcode +: (-?\d+)", done.stderr) == [("0", "1")]
     for metric in ("brightness", "picky"):
         assert scores(metric) == scores(metric, "expected")
     assert json.loads(Path("benchmark/scores/opinions/brightness.json").read_text())["processes"] == 2
     lines = [line for line in log.read_text().splitlines() if line.startswith("brightness")]
     assert len(lines) == len(set(lines)) == len(LEVELS) - 3  # the broken image, and the two that were left
     assert {path.suffix for path in left.parent.iterdir()} == {".csv", ".json"}
+
+
+@pytest.mark.parametrize(
+    ("device", "variable", "cpu"),
+    [(None, "", False), ("cuda", "", False), ("cpu", "", True), (None, "true", True), ("cuda", "true", False)],
+)
+def test_several_processes_run_where_the_user_says(
+    monkeypatch: pytest.MonkeyPatch, device: str | None, variable: str, cpu: bool
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("ACCELERATE_USE_CPU", variable)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    state = SimpleNamespace(process_index=1, num_processes=2, device=torch.device("cpu"))
+    asked: list[bool] = []
+    monkeypatch.setattr(accelerate, "PartialState", lambda cpu, timeout: asked.append(cpu) or state)
+    assert processes(device).count == 2 and asked == [cpu]
+
+
+@pytest.mark.parametrize(
+    ("device", "words"), [("cuda", "'cuda' does not exist"), ("cuda:1", "cannot be shared by several processes")]
+)
+def test_several_processes_refuse_a_device_that_cannot_serve(
+    monkeypatch: pytest.MonkeyPatch, device: str, words: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(QScorerError, match=words):
+        processes(device)
 
 
 # --- pyiqa's metrics and datasets -------------------------------------------------------------------------------------

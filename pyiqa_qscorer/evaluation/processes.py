@@ -56,10 +56,9 @@ class OneProcess:
 class AcceleratedProcesses:
     """Processes that `accelerate launch` started, one per GPU, or torchrun, also on the CPU."""
 
-    def __init__(self) -> None:
+    def __init__(self, cpu: bool) -> None:
         from accelerate import PartialState
 
-        cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
         self._state = PartialState(cpu=cpu, timeout=LONGEST_WAIT)
         self.index: int = self._state.process_index
         self.count: int = self._state.num_processes
@@ -79,11 +78,17 @@ class AcceleratedProcesses:
 def processes(device: str | None = None) -> Processes:
     """The group that this process was started in.
 
+    Args:
+        device: of one process any; of several `cpu`, `cuda` (each takes its own GPU), or None: CUDA where there is
+            one, unless accelerate was told to use the CPU.
+
     Raises:
-        QScorerError: `device` is given to several processes, or does not exist.
+        QScorerError: `device` names one GPU for several processes, or does not exist.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return OneProcess(device)
     if device not in (None, "cpu", "cuda"):
         raise QScorerError(f"device {device!r} cannot be shared by several processes: leave it out, each takes its own")
-    return AcceleratedProcesses()
+    if device is None and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        device = "cpu"
+    return AcceleratedProcesses(cpu=resolve_device(device).type == "cpu")
