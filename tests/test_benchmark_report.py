@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -16,6 +18,7 @@ from benchmark_world import FakeMetrics, write_dataset
 from PIL import Image
 
 from pyiqa_qscorer.evaluation.datasets import DatasetSpec, open_dataset
+from pyiqa_qscorer.evaluation.files import MACHINE_FACTS
 from pyiqa_qscorer.evaluation.leaderboard import MetricSpec, run_benchmark
 from pyiqa_qscorer.evaluation.processes import OneProcess
 from pyiqa_qscorer.evaluation.published import check_published, published_results
@@ -107,6 +110,31 @@ def test_markdown_says_what_failed_and_what_was_published(output: Path) -> None:
     assert "| **brightness** | NR | 0.9" in text and "19 of 20" in text
     assert "broken: not run: cannot be built: OSError: the weights are gone" in text
     assert "Published, not run here" in text and "| Q-Scorer (5 tokens) | in-domain | 0.948 | 0.959 |" in text
+
+
+def test_reports_say_where_times_were_measured(output: Path, tmp_path: Path) -> None:
+    shutil.copytree(output / "scores", tmp_path / "scores")
+    for metric, facts in (
+        ("brightness", {"device": "GPU X", "processor": "P", "cores": 6, "threads": 3}),
+        ("distance", {"device": "GPU <Y>"}),  # written before these facts were kept
+    ):
+        path = tmp_path / f"scores/koniq10k/{metric}.json"
+        kept = {key: value for key, value in json.loads(path.read_text()).items() if key not in MACHINE_FACTS}
+        path.write_text(json.dumps(kept | facts))
+    write_reports(read_leaderboard(tmp_path, resamples=2), tmp_path, thumbnails=False)
+    stated = (
+        "Time and memory of brightness measured on GPU X, processor P, 6 cores, 3 threads of torch.",
+        "Time and memory of distance measured on GPU <Y>, processor unknown.",
+    )
+    text = (tmp_path / "leaderboard.md").read_text()
+    assert all(sentence in text for sentence in stated) and text.count("\nTime and memory measured on cpu, ") == 1
+    page = (tmp_path / "report.html").read_text()
+    assert all(f'<p class="soft">{html.escape(sentence)}</p>' in page for sentence in stated)
+    content = json.loads((tmp_path / "leaderboard.json").read_text())
+    entries = {one["metric"]: one for one in content["entries"] if one["dataset"] == "koniq10k"}
+    assert "machine" not in content and entries["brightness"]["cores"] == 6
+    assert entries["distance"]["processor"] is entries["distance"]["threads"] is None
+    assert entries["darkness"]["cores"] == os.cpu_count()
 
 
 def test_page_needs_nothing_from_elsewhere(output: Path) -> None:

@@ -152,19 +152,21 @@ def test_comparison_of_equal_and_of_unequal_metrics() -> None:
     for _ in range(100):
         mos = generator.normal(size=60)
         first, second, worse = (mos + noise * generator.normal(size=60) for noise in (0.6, 0.6, 1.6))
-        false_alarms += bootstrap.compare(first, second, mos, 200).p < 0.05
-        found += bootstrap.compare(first, worse, mos, 200).p < 0.05
+        one, other, third = (bootstrap.resample(scores, mos, 200) for scores in (first, second, worse))
+        false_alarms += bootstrap.compare(one, other).p < 0.05
+        found += bootstrap.compare(one, third).p < 0.05
     assert false_alarms <= 11  # three standard errors above 5 %
     assert found >= 75
 
 
 def test_comparison_with_itself_and_with_too_little() -> None:
     scores, mos = sample(40)
-    same = bootstrap.compare(scores, 2 * scores + 1, mos)
-    assert same is not None and same.p == 1 and same.difference == 0
-    assert bootstrap.compare(scores[:9], mos[:9], mos[:9]) is None
-    assert bootstrap.compare(np.ones(40), scores, mos) is None
-    swapped = bootstrap.compare(mos, scores, mos), bootstrap.compare(scores, mos, mos)
+    own, perfect = bootstrap.resample(scores, mos), bootstrap.resample(mos, mos)
+    same = bootstrap.compare(own, bootstrap.resample(2 * scores + 1, mos))
+    assert same.p == 1 and same.difference == 0
+    assert bootstrap.resample(scores[:9], mos[:9]) is None and bootstrap.resample(scores[:10], mos[:10]) is not None
+    assert bootstrap.resample(np.ones(40), mos) is None
+    swapped = bootstrap.compare(perfect, own), bootstrap.compare(own, perfect)
     assert swapped[0].difference == -swapped[1].difference and swapped[0].p == swapped[1].p < 0.01
 
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import platform
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from benchmark_world import FakeMetrics, picture, write_csv, write_dataset
+import torch
+from benchmark_world import FakeMetric, FakeMetrics, picture, write_csv, write_dataset
 
 from pyiqa_qscorer.errors import QScorerError
+from pyiqa_qscorer.evaluation import cost
 from pyiqa_qscorer.evaluation.correlation import correlations
 from pyiqa_qscorer.evaluation.datasets import DatasetSpec, OpenDataset, open_dataset
 from pyiqa_qscorer.evaluation.leaderboard import MetricSpec, Problem, run_benchmark
@@ -63,6 +67,8 @@ def test_tables_hold_what_was_seen(table: Path, tmp_path: Path) -> None:
     assert found[3].score == pytest.approx(67 / 255, abs=0.01) and found[3].mos == pytest.approx(67 / 50 + 0.5)
     assert (found[3].width, found[3].height) == (24, 20) and found[3].seconds is not None and found[3].error is None
     facts = json.loads((tmp_path / "out/scores/own/brightness.json").read_text())
+    assert (facts["processor"], facts["cores"]) == (platform.processor() or platform.machine(), os.cpu_count())
+    assert facts["threads"] == torch.get_num_threads()
     assert facts["identity"] == "brightness-1" and facts["versions"] == {"fake": "1"} and facts["batch_size"] == 1
     # Lower is better for the second: turned, it is as good as its negative.
     bright, dark = entry(tmp_path / "out", "brightness").agreement, entry(tmp_path / "out", "darkness").agreement
@@ -167,6 +173,38 @@ def test_a_second_run_scores_only_what_is_new_changed_or_failed(table: Path, tmp
     assert sum(metrics.batches) == 10 == len(rows(output, "picky"))
 
 
+class HungryMetrics(FakeMetrics):
+    """Take 1 MB per pixel of an image's width; 40 MB stay for good when a metric is built."""
+
+    def build(self, name: str, device: torch.device, options: dict[str, Any]) -> FakeMetric:
+        metric = super().build(name, device, options)
+        metric.weights = np.ones(40_000_000, np.uint8)
+        score = metric.score
+        metric.score = lambda images, references: score(images, references) if use(images.shape[-1]) else []
+        return metric
+
+
+def use(megabytes: int) -> bool:
+    return bool(np.ones(megabytes * 1_000_000, np.uint8).any())
+
+
+def test_peak_memory_is_that_of_each_dataset(tmp_path: Path) -> None:
+    if cost.PeakMemory(torch.device("cpu")).bytes() is None:
+        pytest.skip("the peak of the resident memory cannot be reset here")
+    datasets = [
+        opened(write_dataset(tmp_path / label, LEVELS[:3], sizes=[(width, 8)]), label)
+        for label, width in (("large", 400), ("small", 10))
+    ]
+    run_benchmark(
+        [MetricSpec("brightness", "brightness")], datasets, tmp_path / "out", HungryMetrics(), OneProcess("cpu")
+    )
+    peaks = [
+        json.loads((tmp_path / f"out/scores/{label}/brightness.json").read_text())["peak_memory_bytes"] / 1e6
+        for label in ("large", "small")
+    ]
+    assert 430 < peaks[0] < 600 and 40 < peaks[1] < 200
+
+
 def test_scores_of_other_weights_are_not_mixed(table: Path, tmp_path: Path) -> None:
     run(tmp_path / "out", opened(table), "brightness")
     with pytest.raises(InputError, match=r"another checkpoint or other options.*--overwrite"):
@@ -191,6 +229,15 @@ def test_significance_marks_only_what_is_beyond_chance(table: Path, tmp_path: Pa
 def test_labels(table: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="two metrics are called 'brightness'"):
         run(tmp_path / "out", opened(table), "brightness", "brightness")
+    again = write_dataset(tmp_path / "more", LEVELS)
+    with pytest.raises(InputError, match=r"two datasets are called 'own': .* NEWNAME=.*more/opinions\.csv$"):
+        run_benchmark(
+            [MetricSpec("m", "brightness")],
+            [opened(table), opened(again)],
+            tmp_path / "out",
+            FakeMetrics(),
+            OneProcess("cpu"),
+        )
     with pytest.raises(InputError, match=r"dataset 'a/b' cannot name a file"):
         run(tmp_path / "out", opened(table, "a/b"), "brightness")
     with pytest.raises(QScorerError, match="did you mean 'brightness'"):
@@ -210,7 +257,8 @@ def test_what_is_wrong_with_a_dataset_is_said_before_scoring(table: Path, tmp_pa
         ({"references": tmp_path / "none"}, r"references: the folder .*none does not exist"),
         ({"columns": {"mos": "MOS"}}, r"mos_column 'MOS' is not in .*its columns are file, mos, std"),
         ({"columns": {"colour": "mos"}}, "colour is no role"),
-        ({"phase": "test"}, "phase goes with"),
+        ({"phase": "test"}, r"phase 'test' needs a split column: give columns split=COLUMN for .*opinions\.csv"),
+        ({"columns": {"split": "std"}}, r"columns split=std needs a phase for .*opinions\.csv: give one of"),
         ({"images": tmp_path}, "none of its 20 images exists"),
     ):
         spec = DatasetSpec("own", **{"csv": table, "images": images} | fields)

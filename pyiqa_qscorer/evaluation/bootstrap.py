@@ -24,6 +24,14 @@ _CELLS_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True)
+class Resampled:
+    """SRCC of a metric on N images, and of each draw of them: (resamples,), NaN where a draw is constant."""
+
+    srcc: float
+    draws: Floats
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Whether two metrics differ on the same images.
 
@@ -117,28 +125,26 @@ def intervals(
     return found
 
 
-def compare(
-    first: ArrayLike, second: ArrayLike, mos: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
-) -> Comparison | None:
-    """Paired bootstrap test of the difference of two metrics' SRCC on the same images.
+def resample(scores: ArrayLike, mos: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Resampled | None:
+    """What `compare` takes of a metric.
+
+    Returns:
+        None where its SRCC is not defined or there are fewer than `MINIMUM_IMAGES_FOR_COMPARISON` images.
+    """
+    pair = checked(scores, mos)
+    if len(pair[0]) < MINIMUM_IMAGES_FOR_COMPARISON or undefined(*pair) is not None:
+        return None
+    return Resampled(srcc(*pair), resampled_srcc(*pair, resamples, seed))
+
+
+def compare(first: Resampled, second: Resampled) -> Comparison:
+    """Paired bootstrap test of the difference of two metrics' SRCC on the same images, in the same draws.
 
     The standard error of the difference is its spread over draws of whole images, so the correlation between the two
     metrics counts; the difference over it is compared with the normal distribution (Efron and Tibshirani 1993, section
     16; unlike a count of draws, that resolves the small p-values that many comparisons at once need).
-
-    Returns:
-        None where an SRCC is not defined or there are fewer than `MINIMUM_IMAGES_FOR_COMPARISON` images.
     """
-    pairs = [checked(scores, mos) for scores in (first, second)]
-    if len(pairs[0][1]) < MINIMUM_IMAGES_FOR_COMPARISON or any(undefined(*pair) for pair in pairs):
-        return None
-    difference = srcc(*pairs[0]) - srcc(*pairs[1])
-    return comparison(difference, *(resampled_srcc(scores, mos, resamples, seed) for scores in (first, second)))
-
-
-def comparison(difference: float, first: Floats, second: Floats) -> Comparison:
-    """`Comparison` from the difference on all images and the (resamples,) SRCC of both on the same draws."""
-    spread = first - second
+    difference, spread = first.srcc - second.srcc, first.draws - second.draws
     defined = spread[np.isfinite(spread)]
     error = float(np.std(defined, ddof=1)) if len(defined) > 1 else 0.0
     if error < 1e-12:  # equal ranks, or so few images that no draw ever differs

@@ -49,6 +49,7 @@ class OpenDataset:
     """A dataset that was read.
 
     Attributes:
+        source: What it was read from, as the user named it: pyiqa's name or the CSV file.
         rows: Each image once, with a MOS.
         transform: What pyiqa's options ask to do to its pictures; None: nothing.
         facts: Plain values for the report, `lower_better` among them.
@@ -56,6 +57,7 @@ class OpenDataset:
     """
 
     label: str
+    source: str
     rows: list[OpinionRow]
     lower_better: bool
     transform: Transform | None
@@ -100,7 +102,7 @@ def open_dataset(spec: DatasetSpec, data_root: Path, named_datasets: NamedDatase
     notes = [] if transform is None else [f"pictures changed by pyiqa's options {facts['augment']}"]
     rows, left_out = _usable(spec.label, rows)
     facts |= {"lower_better": lower_better, "images": len(rows), "left_out": left_out}
-    return OpenDataset(spec.label, rows, lower_better, transform, facts, notes + left_out)
+    return OpenDataset(spec.label, spec.name or str(spec.csv), rows, lower_better, transform, facts, notes + left_out)
 
 
 def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
@@ -117,8 +119,13 @@ def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
     with spec.csv.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         header = next(csv.reader(file), [])
     columns = _usual_columns(header) | spec.columns
-    if (spec.phase is None) != ("split" not in columns):
-        raise OpinionTableError("phase goes with columns: split=COLUMN, and that with a phase")
+    if spec.phase is not None and "split" not in columns:
+        raise OpinionTableError(f"phase {spec.phase!r} needs a split column: give columns split=COLUMN for {spec.csv}")
+    if spec.phase is None and "split" in columns:
+        raise OpinionTableError(
+            f"columns split={columns['split']} needs a phase for {spec.csv}: give one of that column's values, such as "
+            "phase test"
+        )
     return read_opinions(
         spec.csv,
         images,

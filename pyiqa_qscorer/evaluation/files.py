@@ -10,6 +10,8 @@ from typing import Any
 from ..score_files import InputError
 from ..score_table import OutputError
 
+MACHINE_FACTS = ("processor", "cores", "threads")  # of the run that scored; facts files of older versions lack them
+
 
 def table_path(output: Path, dataset: str, metric: str) -> Path:
     """Table of a metric on a dataset."""
@@ -17,14 +19,14 @@ def table_path(output: Path, dataset: str, metric: str) -> Path:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Content of a facts file. Raises `InputError` if it is none."""
+    """Content of a facts file; None for machine facts that it lacks. Raises `InputError` if it is none."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): delete it and run the benchmark again") from error
     if not isinstance(facts, dict) or "dataset" not in facts:
         raise InputError(f"{path} is not of a benchmark: delete it, or use another output folder")
-    return facts
+    return dict.fromkeys(MACHINE_FACTS) | facts
 
 
 def write_text(path: Path, text: str) -> None:

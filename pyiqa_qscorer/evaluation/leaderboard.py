@@ -25,13 +25,14 @@ import torch
 from ..opinions import OpinionRow
 from ..score_files import InputError, file_key
 from ..score_table import OutputError, ScoreTable
-from .cost import PeakMemory
+from .cost import PeakMemory, machine_facts
 from .datasets import OpenDataset
-from .files import read_facts, table_path, write_text
+from .files import MACHINE_FACTS, read_facts, table_path, write_text
 from .metrics import BenchmarkMetric, MetricDescription, Metrics
 from .processes import Processes
 from .scoring import BenchmarkRow, one_line, score_rows
 
+RUN_FACTS = ("batch_size", "processes", "device", *MACHINE_FACTS, "peak_memory_bytes")
 FORBIDDEN_IN_LABELS = set('/\\:*?"<>|')
 
 
@@ -95,8 +96,8 @@ def run_benchmark(
         OutputError: the output cannot be written.
         QScorerError: an unknown metric.
     """
-    _check_labels([spec.label for spec in specs], "metric")
-    _check_labels([dataset.label for dataset in datasets], "dataset")
+    _check_labels([(spec.label, spec.name) for spec in specs], "metric")
+    _check_labels([(dataset.label, dataset.source) for dataset in datasets], "dataset")
     described = [available.describe(spec.name) for spec in specs]
     problems: list[Problem] = []
     for spec, description in zip(specs, described, strict=True):
@@ -122,6 +123,7 @@ def run_benchmark(
             continue
         for dataset in todo:
             pair = _Pair(spec, description, metric, dataset, output, processes)
+            memory.restart()
             pair.run(memory, batch_size, workers, overwrite, progress)
         del metric
         gc.collect()
@@ -188,8 +190,14 @@ class _Pair:
             if first:
                 self._absorb(table, overwrite=False)
                 self._finish(table)
-                run = {"batch_size": batch_size, "processes": processes.count, "device": _device_name(processes.device)}
-                self._write_facts(run | {"peak_memory_bytes": max(peaks, default=None)} if todo else {})
+                run = {
+                    "batch_size": batch_size,
+                    "processes": processes.count,
+                    "device": _device_name(processes.device),
+                    **machine_facts(),
+                    "peak_memory_bytes": max(peaks, default=None),
+                }
+                self._write_facts(run if todo else {})
         processes.gather(None)
 
     def _open(self, path: Path, resume: bool) -> ScoreTable[BenchmarkRow]:
@@ -232,7 +240,7 @@ class _Pair:
         facts = _facts(self.spec, self.description, self.dataset) | {
             **self.metric.facts.as_dict(),
             "identity": self.identity,
-            **{key: earlier.get(key) for key in ("batch_size", "processes", "device", "peak_memory_bytes")},
+            **{key: earlier.get(key) for key in RUN_FACTS},
             **run,
             "problem": None,
         }
@@ -270,12 +278,15 @@ def _record(
     write_text(path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
 
 
-def _check_labels(labels: Sequence[str], what: str) -> None:
-    for label in labels:
-        if labels.count(label) > 1:
-            raise InputError(f"two {what}s are called {label!r}: give one another name, NEWNAME={label}")
+def _check_labels(labelled: Sequence[tuple[str, str]], what: str) -> None:
+    """Check (label, what it stands for) pairs."""
+    seen = set()
+    for label, source in labelled:
+        if label in seen:
+            raise InputError(f"two {what}s are called {label!r}: give one another name, NEWNAME={source}")
         if not label or label.startswith(".") or FORBIDDEN_IN_LABELS & set(label):
-            raise InputError(f"{what} {label!r} cannot name a file: give another name, NEWNAME={label}")
+            raise InputError(f"{what} {label!r} cannot name a file: give another name, NEWNAME={source}")
+        seen.add(label)
 
 
 def _device_name(device: torch.device) -> str:

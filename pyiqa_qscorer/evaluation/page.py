@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from .plots import accuracy_against_cost, scatter, worst_disagreements
 from .published import SOURCE, published_results
-from .results import Entry, Leaderboard
+from .results import Entry, Leaderboard, machine_sentences
 from .words import NONE, bytes_words, number, seconds_words
 
 
@@ -63,6 +63,7 @@ def _section(board: Leaderboard, dataset: str, thumbnails: bool) -> dict[str, An
         "notes": list(dict.fromkeys(note for entry in entries for note in entry.facts["notes"])),
         "columns": _COLUMNS,
         "rows": [_row(entry) for entry in shown],
+        "machines": machine_sentences(entries),
         "published": [_published_row(result) for result in published_results() if result.dataset == dataset],
         "not_run": [(entry.metric, entry.facts["problem"]) for entry in entries if not entry.rows and entry.problem],
         "failures": _failures(shown),

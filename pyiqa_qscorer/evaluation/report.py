@@ -5,19 +5,15 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
-import platform
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .files import write_text
 from .page import html_page
 from .published import SOURCE, PublishedResult, published_results
-from .results import Entry, Leaderboard
+from .results import Entry, Leaderboard, machine_sentences
 from .words import NONE, bytes_words, number, number_with_interval, seconds_words
 
 
@@ -77,7 +73,7 @@ def markdown(board: Leaderboard) -> str:
         )
         lines.append("| --- | --- | " + " | ".join(["---:"] * 12) + " |")
         lines += [_markdown_row(entry) for entry in entries if entry.rows]
-        lines.append("")
+        lines += ["", *machine_sentences(entries), ""]
         lines += [f"- {text}" for entry in entries for text in failure_words(entry)]
         published = published_beside(board, dataset)
         if published:
@@ -138,11 +134,6 @@ def as_json(board: Leaderboard) -> dict[str, Any]:
     """Everything but the single images, as plain values; numbers that are not defined are null."""
     return {
         "bootstrap": {"resamples": board.resamples, "seed": board.seed, "level": 0.95},
-        "machine": {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "torch_threads": torch.get_num_threads(),
-        },
         "entries": [_json_entry(entry) for entry in board.entries],
         "comparisons": [asdict(pair) | {"better": pair.better} for pair in board.pairs],
         "published": {

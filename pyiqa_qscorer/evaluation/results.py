@@ -14,10 +14,11 @@ import numpy as np
 
 from ..row_files import read_rows
 from ..score_files import InputError
-from .bootstrap import LEVEL, MINIMUM_IMAGES_FOR_COMPARISON, RESAMPLES, comparison, holm, intervals, resampled_srcc
-from .correlation import Correlations, Floats, correlations, srcc, undefined
+from .bootstrap import LEVEL, RESAMPLES, Resampled, compare, holm, intervals, resample
+from .correlation import Correlations, Floats, correlations
 from .files import read_facts
 from .scoring import BenchmarkRow
+from .words import machine_words
 
 SIGNIFICANCE = 1 - LEVEL
 
@@ -135,6 +136,19 @@ class Leaderboard:
         return [entry for entry in self.entries if entry.dataset == dataset]
 
 
+def machine_sentences(entries: Sequence[Entry]) -> list[str]:
+    """Where times and memory were measured, a sentence per machine."""
+    metrics: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry.rows:
+            metrics.setdefault(machine_words(entry.facts), []).append(entry.metric)
+    of = len(metrics) > 1
+    return [
+        f"Time and memory{' of ' + ', '.join(names) if of else ''} measured on {machine}."
+        for machine, names in metrics.items()
+    ]
+
+
 def read_leaderboard(output: Path, resamples: int = RESAMPLES, seed: int = 0) -> Leaderboard:
     """Compute the leaderboard of everything that was scored into an output folder.
 
@@ -179,30 +193,22 @@ def _entry(facts: dict[str, Any], rows: list[BenchmarkRow], resamples: int, seed
 
 def _compared(dataset: str, entries: Sequence[Entry], resamples: int, seed: int) -> list[Pair]:
     """Every pair of metrics, on the images that both scored."""
-    drawn: dict[tuple[str, frozenset[str]], tuple[Floats, float]] = {}
+    drawn: dict[tuple[str, frozenset[str]], Resampled | None] = {}  # most pairs share all images: drawn only once
 
-    def of(entry: Entry, shared: frozenset[str]) -> tuple[Floats, float] | None:
-        """SRCC of every draw and of all shared images. The draws are the same for all metrics on these images."""
+    def of(entry: Entry, shared: frozenset[str]) -> Resampled | None:
         key = (entry.metric, shared)
         if key not in drawn:
             rows = sorted((row for row in entry.scored if row.path in shared), key=lambda row: row.path)
-            scores, mos = entry.oriented(rows)
-            if undefined(scores, mos) is not None:
-                return None
-            drawn[key] = resampled_srcc(scores, mos, resamples, seed), srcc(scores, mos)
+            drawn[key] = resample(*entry.oriented(rows), resamples, seed)
         return drawn[key]
 
     found = []
     paths = {entry.metric: frozenset(row.path for row in entry.scored) for entry in entries}
     for first, second in combinations(entries, 2):
         shared = paths[first.metric] & paths[second.metric]
-        if len(shared) < MINIMUM_IMAGES_FOR_COMPARISON:
-            continue
-        sides = of(first, shared), of(second, shared)
-        if sides[0] is None or sides[1] is None:
-            continue
-        result = comparison(sides[0][1] - sides[1][1], sides[0][0], sides[1][0])
-        found.append((first.metric, second.metric, len(shared), result))
+        one, other = of(first, shared), of(second, shared)
+        if one is not None and other is not None:
+            found.append((first.metric, second.metric, len(shared), compare(one, other)))
     adjusted = holm([result.p for *_, result in found])
     return [
         Pair(dataset, first, second, images, result.difference, result.p, p)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 NONE = "–"  # noqa: RUF001  (an en dash)
 
 
@@ -19,6 +21,14 @@ def seconds_words(value: float | None) -> str:
     if value is None:
         return NONE
     return f"{value:.2f}" if value >= 1 else f"{value:.2g}"
+
+
+def machine_words(facts: dict[str, Any]) -> str:
+    """The machine that a facts file's times were measured on."""
+    device = facts.get("device") or "an unknown device"
+    if facts["processor"] is None:
+        return f"{device}, processor unknown"
+    return f"{device}, processor {facts['processor']}, {facts['cores']} cores, {facts['threads']} threads of torch"
 
 
 def bytes_words(value: int | None) -> str:

@@ -52,8 +52,9 @@ def pyiqa_dataset(
         needed = data_root.joinpath(*Path(info[key]).parts[1:])
         if not needed.exists() and not download:
             raise QScorerError(
-                f"dataset {name}: {needed} is missing; put the dataset there, give another data_root, or set "
-                "download: true to let pyiqa fetch it"
+                f"dataset {name}: {needed} is missing; put the dataset there, or say with --data-root (in a training "
+                "configuration data.data_root) where it is. A training configuration can also let pyiqa fetch it, with "
+                "download: true at the dataset"
             )
     try:
         with redirect_stdout(sys.stderr):  # pyiqa prints there
