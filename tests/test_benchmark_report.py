@@ -123,7 +123,7 @@ def test_reports_say_where_times_were_measured(output: Path, tmp_path: Path) -> 
         path.write_text(json.dumps(kept | facts))
     write_reports(read_leaderboard(tmp_path, resamples=2), tmp_path, thumbnails=False)
     stated = (
-        "Time and memory of brightness measured on GPU X, processor P, 6 cores, 3 threads of torch.",
+        "Time and memory of brightness measured on GPU X, processor P (cores: 6, torch threads: 3).",
         "Time and memory of distance measured on GPU <Y>, processor unknown.",
     )
     text = (tmp_path / "leaderboard.md").read_text()

@@ -28,7 +28,7 @@ def machine_words(facts: dict[str, Any]) -> str:
     device = facts.get("device") or "an unknown device"
     if facts["processor"] is None:
         return f"{device}, processor unknown"
-    return f"{device}, processor {facts['processor']}, {facts['cores']} cores, {facts['threads']} threads of torch"
+    return f"{device}, processor {facts['processor']} (cores: {facts['cores']}, torch threads: {facts['threads']})"
 
 
 def bytes_words(value: int | None) -> str:
