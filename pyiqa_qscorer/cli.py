@@ -40,7 +40,7 @@ from pyiqa_qscorer.cli_options import (
 )
 from pyiqa_qscorer.cli_output import clean_errors, count, say
 from pyiqa_qscorer.cli_train import train
-from pyiqa_qscorer.names import DEFAULT_METRIC, PUBLISHED_METRIC, resolve_metric_options
+from pyiqa_qscorer.names import PUBLISHED_METRIC, default_metric, resolve_metric_options
 
 if TYPE_CHECKING:
     from pyiqa_qscorer.score_files import ScoreRow
@@ -163,8 +163,7 @@ def score(
         from pyiqa_qscorer.score_files import InputError, file_key, find_images, score_files
         from pyiqa_qscorer.score_table import ScoreTable
 
-        # The small model's options (float32, no base) do not fit a checkpoint that somebody brings.
-        metric = metric or (DEFAULT_METRIC if checkpoint is None else PUBLISHED_METRIC)
+        metric = metric or default_metric(checkpoint)
         # What can be wrong with the command itself comes before torch and the model.
         resolve_metric_options(metric, options)
         if output is None and (resume or overwrite):

@@ -15,9 +15,10 @@ PUBLISHED_BASE = "MAGAer13/mplug-owl2-llama2-7b"
 MINI_CHECKPOINT = Path(__file__).with_name("weights") / "mini"
 
 DEFAULT_METRIC = "qscorer-mini"
-"""Of `Scorer` and of the command line: works at once."""
+"""Where neither a metric nor a checkpoint is given: works at once."""
 
 PUBLISHED_METRIC = "qscorer"
+"""Its options fit any checkpoint: the base is only used for a LoRA, and `auto` keeps float32 as it is."""
 
 ARCH_NAME = "QScorer"
 """`type` of the metric in pyiqa's configs and YAML files."""
@@ -30,7 +31,8 @@ OPTIONS: dict[str, str] = {
     "base": "Hub id or local folder of the model under a LoRA checkpoint",
     "revision": "branch, tag or commit of the checkpoint on the Hub",
     "base_revision": "branch, tag or commit of the base on the Hub",
-    "dtype": "auto (float16 on CUDA, else bfloat16), float16, bfloat16, float32, 8bit or 4bit",
+    "dtype": "auto (float32 if this package saved it so; else float16 on GPUs, bfloat16 on the CPU), float16, "
+    "bfloat16, float32, 8bit or 4bit",
     "prompt": "score, evaluation, training or a text with one <|image|>; default: the checkpoint's",
     "clamp": "keep scores inside [0, 5]",
     "attn_implementation": "sdpa, eager or flash_attention_2",
@@ -76,6 +78,14 @@ METRICS: dict[str, MetricDefinition] = {
     "qscorer_8bit": _published("8bit", "published Q-Scorer (7B), bitsandbytes 8-bit"),
     "qscorer_4bit": _published("4bit", "published Q-Scorer (7B), bitsandbytes 4-bit"),
 }
+
+
+def default_metric(checkpoint: object = None) -> str:
+    """The metric that is meant where only a `checkpoint` is given, or nothing.
+
+    The options of the small model (float32, no base) fit no checkpoint that somebody brings.
+    """
+    return DEFAULT_METRIC if checkpoint is None else PUBLISHED_METRIC
 
 
 def pyiqa_config(name: str) -> dict[str, Any]:

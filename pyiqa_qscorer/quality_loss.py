@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .metric import QScorer
-from .names import DEFAULT_METRIC, SCORE_RANGE, resolve_metric_options
+from .names import SCORE_RANGE, default_metric, resolve_metric_options
 from .scoring import resolve_device
 
 REDUCTIONS = ("none", "mean", "sum")
@@ -32,6 +32,7 @@ class QScorerLoss(nn.Module):
 
     Args:
         metric: A name of `pyiqa_qscorer.METRICS`; or a built `QScorer`, which is frozen and stays where it is.
+            Default `qscorer-mini`; with `checkpoint` (and no metric) `qscorer`.
         loss_weight: Factor of the result. A negative one would reward bad images, and is refused.
         reduction: `mean`, `sum` or `none` (one value per image) over the batch.
         target: Score to reach, in [0, 5]. None: as high as can be.
@@ -46,7 +47,7 @@ class QScorerLoss(nn.Module):
 
     def __init__(
         self,
-        metric: str | QScorer = DEFAULT_METRIC,
+        metric: str | QScorer | None = None,
         loss_weight: float = 1.0,
         reduction: str = "mean",
         target: float | None = None,
@@ -64,6 +65,8 @@ class QScorerLoss(nn.Module):
             raise ValueError("hinge needs the target beyond which there is no loss, got target None; give target=4.5")
         self.reduction = reduction
         self.hinge = hinge
+        if metric is None:
+            metric = default_metric(options.get("checkpoint"))
         if isinstance(metric, str):
             where = resolve_device(device)
             chosen = resolve_metric_options(metric, options)

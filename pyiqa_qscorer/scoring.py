@@ -23,7 +23,7 @@ import torch
 
 from pyiqa_qscorer.errors import ImageError, QScorerError
 from pyiqa_qscorer.input_images import ImageLike, ImagePreparation, is_single, reason
-from pyiqa_qscorer.names import DEFAULT_METRIC
+from pyiqa_qscorer.names import default_metric
 from pyiqa_qscorer.staging import PreparedImage, StagedBatch, Stager
 
 if TYPE_CHECKING:
@@ -87,7 +87,8 @@ class Scorer:
 
     Args:
         metric: A name of `pyiqa_qscorer.METRICS`; or a built `QScorer` (any module with
-            `score_pixels`, `image_size` and `identity`), which is set to eval mode.
+            `score_pixels`, `image_size` and `identity`), which is set to eval mode. Default
+            `qscorer-mini`; with `checkpoint` (and no metric) `qscorer`.
         device: Where the model runs; default CUDA where there is one, else CPU. A built metric
             stays where it is.
         batch_size: Images per pass of the model.
@@ -100,7 +101,7 @@ class Scorer:
 
     def __init__(
         self,
-        metric: str | torch.nn.Module = DEFAULT_METRIC,
+        metric: str | torch.nn.Module | None = None,
         device: str | torch.device | None = None,
         batch_size: int = 16,
         workers: int | None = None,
@@ -108,6 +109,8 @@ class Scorer:
     ) -> None:
         self.batch_size = _positive("batch_size", batch_size)
         self.workers = _positive("workers", _default_workers() if workers is None else workers)
+        if metric is None:
+            metric = default_metric(options.get("checkpoint"))
         if isinstance(metric, str):
             self.name = metric
             self.device = resolve_device(device)

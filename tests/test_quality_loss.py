@@ -485,6 +485,12 @@ def test_loss_is_minus_the_metric_of_pyiqa(own: Path) -> None:
     assert torch.equal(gradient_of(loss, images), gradient_of(lambda leaf: -metric(leaf), images))
 
 
+def test_a_checkpoint_alone_is_not_taken_for_the_small_model(options_of: Any) -> None:
+    """Whose options would load it in float32."""
+    loss = QScorerLoss(checkpoint=options_of("tiny")[1]["checkpoint"], device="cpu")
+    assert loss.metric.dtype is torch.bfloat16
+
+
 def test_rewards(scored: tuple[QScorer, Tensor, Tensor]) -> None:
     metric, images, scores = scored
     loss = QScorerLoss(metric, loss_weight=3, target=4, hinge=True, reduction="sum")

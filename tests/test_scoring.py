@@ -24,6 +24,7 @@ from PIL import Image
 from pyiqa_qscorer import scoring
 from pyiqa_qscorer.errors import ImageError, QScorerError
 from pyiqa_qscorer.input_images import ImageLike
+from pyiqa_qscorer.names import METRICS, resolve_metric_options
 from pyiqa_qscorer.preprocessing import pixels_from_pil
 from pyiqa_qscorer.score_files import InputError, file_key, find_images, score_files
 from pyiqa_qscorer.score_table import COLUMNS, OutputError, ScoreTable
@@ -288,6 +289,25 @@ def test_options_reach_the_metric(monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls == [("qscorer", {"checkpoint": "x", "clamp": False})]
     assert repr(scorer).startswith("Scorer('qscorer', device='cpu', batch_size=16, workers=")
     assert scorer.identity == "0123456789abcdef"
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [({}, "qscorer-mini"), ({"checkpoint": "x"}, "qscorer"), ({"metric": "qscorer_4bit", "checkpoint": "x"}, None)],
+)
+def test_a_checkpoint_alone_is_not_taken_for_the_small_model(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], name: str | None
+) -> None:
+    built = []
+
+    def build(name: str, options: dict, device: torch.device) -> FakeMetric:
+        built.append(resolve_metric_options(name, options))
+        return FakeMetric()
+
+    monkeypatch.setattr(scoring, "build_metric", build)
+    name = name or given["metric"]
+    assert Scorer(device="cpu", **given).name == name
+    assert built == [METRICS[name].options | {key: value for key, value in given.items() if key != "metric"}]
 
 
 # --- what the model does ------------------------------------------------------------------------------------------
