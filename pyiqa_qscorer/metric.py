@@ -34,7 +34,9 @@ class QScorer(nn.Module):
         local_files_only: never go to the network.
         cache_dir: folder of downloads, instead of the Hub's own cache.
         device: where the metric is going to run; decides `auto`, and where 8-bit and 4-bit weights are made. None: cuda
-            if there is one. Does not move anything: that is `.to(device)`.
+            if there is one. Does not move anything: that is `.to(device)`. pyiqa's `create_metric` keeps its `device`
+            to itself and moves the metric afterwards: 8-bit and 4-bit weights are then made on torch's current CUDA
+            device, which needs the room, whatever its `device` says. `torch.cuda.set_device` chooses that one.
         gradient_checkpointing: recompute each layer in the backward pass instead of storing what it needs: the same
             gradients with less memory and about a third more time. Only matters where there are gradients.
 
@@ -75,7 +77,7 @@ class QScorer(nn.Module):
             attn_implementation=attn_implementation,
             local_files_only=local_files_only,
             cache_dir=cache_dir,
-            device_type=None if device is None else torch.device(device).type,
+            device=device,
         )
         self.network = loaded.model
         self.network.steps.compiled = compile

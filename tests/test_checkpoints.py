@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from pyiqa_qscorer.checkpoints import LoadedCheckpoint, load_checkpoint, load_folder, recognise
 from pyiqa_qscorer.checkpoints.layouts import Layout
+from pyiqa_qscorer.checkpoints.starting import Formulation, start_from_checkpoint
 from pyiqa_qscorer.errors import CheckpointError
 
 GOLDEN_LOADS = table("lora_golden/summary")
@@ -585,11 +587,26 @@ def test_precision_of_auto(folders: tuple[Path, Path, Path], tmp_path: Path) -> 
         (own16, "cpu", torch.bfloat16),
         (own16, "cuda", half),
     ):
-        loaded = load_folder(path, device_type=device)
+        loaded = load_folder(path, device=device)
         assert {p.dtype for p in loaded.model.parameters()} == {expected}
         assert {b.dtype for b in loaded.model.buffers()} == {torch.float32}
         assert not loaded.model.training
         assert not any(p.requires_grad for p in loaded.model.parameters())
+
+
+@pytest.mark.parametrize("start", ["model", "base"])
+def test_flash_attention_without_its_package_says_what_to_do(folders: tuple[Path, Path, Path], start: str) -> None:
+    if find_spec("flash_attn"):
+        pytest.skip("flash_attn is installed")
+    words = (
+        r"attn_implementation='flash_attention_2' needs the package flash_attn .*pip install flash-attn, or .* 'sdpa'"
+    )
+    with pytest.raises(CheckpointError, match=words):
+        if start == "model":
+            load_folder(folders[2], attn_implementation="flash_attention_2")
+        else:
+            formulation = Formulation("score_token", 5, [])
+            start_from_checkpoint(folders[1], None, formulation, torch.float32, "flash_attention_2")
 
 
 def test_options_outside_their_choices(folders: tuple[Path, Path, Path]) -> None:

@@ -15,6 +15,8 @@ from pyiqa_qscorer.checkpoints import load_folder
 from pyiqa_qscorer.checkpoints.loading import UNQUANTISED
 from pyiqa_qscorer.errors import CheckpointError, QScorerError
 from pyiqa_qscorer.metric import QScorer
+from pyiqa_qscorer.model import QScorerForScoring
+from pyiqa_qscorer.scoring import build_metric
 
 # pyiqa installs it everywhere but on macOS.
 bitsandbytes = pytest.importorskip("bitsandbytes")
@@ -136,6 +138,22 @@ def test_position_tables_survive_quantisation(metric: QScorer) -> None:
 def test_identities_differ(checkpoint: Path, metric: QScorer) -> None:
     others = {QScorer(checkpoint, dtype=dtype, clamp=False).identity for dtype in ("float16", "bfloat16", "float32")}
     assert metric.identity not in others
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cpu"])
+def test_weights_are_quantised_on_the_device_that_is_asked_for(
+    checkpoint: Path, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = []
+
+    def from_pretrained(*_: Any, config: Any, device_map: Any, **__: Any) -> QScorerForScoring:
+        passed.append(device_map)
+        return QScorerForScoring(config)
+
+    monkeypatch.setattr(QScorerForScoring, "from_pretrained", from_pretrained)
+    options = {"checkpoint": checkpoint}
+    build_metric("qscorer_4bit", options, torch.device(device))
+    assert passed == [{"": device}]
 
 
 def test_attention_kernel_is_kept(checkpoint: Path) -> None:

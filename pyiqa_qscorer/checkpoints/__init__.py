@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..errors import CheckpointError
 from . import hub
 from .layouts import CheckpointFolder, Layout, has_lora_files, is_lora_folder, recognise, weight_shards
 from .loading import LoadedCheckpoint, Precision, half_precision, load_folder
 from .saving import SavedLayout, check_output, save_folder, save_lora_folder
+
+if TYPE_CHECKING:
+    import torch
 
 PathOrId = str | os.PathLike[str]
 
@@ -103,7 +107,7 @@ def load_checkpoint(
     attn_implementation: str | None = None,
     local_files_only: bool = False,
     cache_dir: PathOrId | None = None,
-    device_type: str | None = None,
+    device: str | torch.device | None = None,
 ) -> LoadedCheckpoint:
     """Fetch where needed and load; see `download_checkpoint` and `load_folder` for arguments and errors."""
     folders = download_checkpoint(
@@ -119,7 +123,7 @@ def load_checkpoint(
         dtype=dtype,
         prompt=prompt,
         attn_implementation=attn_implementation,
-        device_type=device_type,
+        device=device,
     )
 
 

@@ -52,7 +52,7 @@ def load_folder(
     dtype: Precision = "auto",
     prompt: str | None = None,
     attn_implementation: str | None = None,
-    device_type: str | None = None,
+    device: str | torch.device | None = None,
 ) -> LoadedCheckpoint:
     """Load a local checkpoint of any layout.
 
@@ -65,26 +65,28 @@ def load_folder(
             bfloat16 on the CPU. `8bit` and `4bit` quantise the decoder with bitsandbytes.
         prompt: name or text; None: what the checkpoint says.
         attn_implementation: `sdpa` (default), `eager` or `flash_attention_2`.
-        device_type: where the model is going to run; None: `cuda` if there is one, else `cpu`.
+        device: where the model is going to run; None: `cuda` if there is one, else `cpu`. Only a quantised model is
+            put there.
 
     Raises:
-        CheckpointError: files missing, damaged or of an unknown layout; missing, unexpected or wrongly shaped keys.
+        CheckpointError: files missing, damaged or of an unknown layout; missing, unexpected or wrongly shaped keys; a
+            package that `dtype` or `attn_implementation` needs is not there.
         ValueError: an option outside its choices.
     """
     if dtype not in get_args(Precision):
         raise ValueError(f"dtype must be one of {', '.join(get_args(Precision))}, got {dtype!r}")
     folder = recognise(path, base)
-    device_type = device_type or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     tokenizer = load_tokenizer(folder.tokenizer_folder)
     config = _configuration(folder, tokenizer)
     check_image_settings(folder.tokenizer_folder, config.vision_config.image_size)
     prompt_tokens = tokenize_prompt(tokenizer, prompt or config.prompt, published=folder.layout is not Layout.QSCORER)
     config._attn_implementation = attn_implementation or "sdpa"
-    torch_dtype = _torch_dtype(dtype, folder, device_type)
+    torch_dtype = _torch_dtype(dtype, folder, device.type)
     model = _read_weights(folder, config, torch_dtype)
     fingerprint = _fingerprint(model, dtype)
     if dtype in ("8bit", "4bit"):
-        model = quantise(model, dtype, device_type)
+        model = quantise(model, dtype, device)
     model.eval().requires_grad_(False)
     return LoadedCheckpoint(model, tokenizer, prompt_tokens, folder, fingerprint)
 
@@ -149,8 +151,7 @@ def half_precision(device_type: str) -> torch.dtype:
 def _read_weights(folder: CheckpointFolder, config: QScorerConfig, dtype: torch.dtype) -> QScorerForScoring:
     """Model with the weights of a checkpoint, in `dtype`, on the CPU; strict about keys and shapes."""
     config.dtype = dtype
-    with torch.device("meta"):
-        model = QScorerForScoring(config)
+    model = empty_model(config)
     expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
     filler = WeightFiller(model, expected, dtype)
     if folder.base is not None:
@@ -167,6 +168,19 @@ def _read_weights(folder: CheckpointFolder, config: QScorerConfig, dtype: torch.
     filler.finish(folder)
     model.tie_weights()
     return model
+
+
+def empty_model(config: QScorerConfig) -> QScorerForScoring:
+    """Model on the meta device, without storage. Raises `CheckpointError` if its attention kernel cannot be had."""
+    try:
+        with torch.device("meta"):
+            return QScorerForScoring(config)
+    except ImportError as error:
+        name = config._attn_implementation
+        raise CheckpointError(
+            f"attn_implementation={name!r} needs the package flash_attn and a GPU that it supports ({error}): "
+            "pip install flash-attn, or use 'sdpa'"
+        ) from error
 
 
 class WeightFiller:
@@ -259,8 +273,8 @@ def _fingerprint(model: QScorerForScoring, dtype: Precision) -> str:
     return digest.hexdigest()
 
 
-def quantise(model: QScorerForScoring, dtype: Precision, device_type: str) -> QScorerForScoring:
-    """The same model with a bitsandbytes decoder, on its device (bitsandbytes quantises there)."""
+def quantise(model: QScorerForScoring, dtype: Precision, device: str | torch.device) -> QScorerForScoring:
+    """The same model with a bitsandbytes decoder, on `device` (bitsandbytes quantises there)."""
     settings: dict[str, Any] = {"llm_int8_skip_modules": UNQUANTISED}
     if dtype == "8bit":
         settings["load_in_8bit"] = True
@@ -274,7 +288,7 @@ def quantise(model: QScorerForScoring, dtype: Precision, device_type: str) -> QS
             quantization_config=BitsAndBytesConfig(**settings),
             dtype=model.config.dtype,
             attn_implementation=model.config._attn_implementation,
-            device_map={"": device_type},
+            device_map={"": str(device)},
         )
     except ImportError as error:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from ..errors import CheckpointError
 from ..model import QScorerConfig, QScorerForScoring
 from ..prompt import score_tokens
 from .layouts import CheckpointFolder, Layout, recognise, weight_shards
-from .loading import WeightFiller, load_folder, load_tokenizer
+from .loading import WeightFiller, empty_model, load_folder, load_tokenizer
 from .weights import read_shard
 
 VOCABULARY_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
@@ -106,8 +106,7 @@ def _start_from_base(
     old_rows = config.vocab_size
     _add_quality_tokens(config, tokenizer, formulation)
     config._attn_implementation, config.dtype = attn_implementation, dtype
-    with torch.device("meta"):
-        model = QScorerForScoring(config)
+    model = empty_model(config)
     filler = WeightFiller(model, {name: tensor.shape for name, tensor in model.state_dict().items()}, dtype)
     for shard in weight_shards(folder.path):
         filler.take(_with_new_rows(read_shard(shard), old_rows, config.vocab_size))
