@@ -49,7 +49,7 @@ result = {"heavy": sorted({"torch", "transformers"} & set(sys.modules))}
 try:
     plans = [hub.plan(*args, **kwargs) for args, kwargs in json.loads(sys.argv[2])]
     result["missing_bytes"] = [plan.missing_bytes for plan in plans]
-    result["folders"] = [str(folder) for folder in hub.download(plans, needed_for="qscorer")]
+    result["folders"] = [str(folder) for folder in hub.download(plans)]
 except QScorerError as error:
     result.update(error=type(error).__name__, message=str(error))
 print(json.dumps(result))

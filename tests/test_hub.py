@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -46,6 +47,23 @@ def test_first_download_takes_what_a_checkpoint_needs(machine: Machine, small: s
     assert found == str(outcome.folder / WEIGHTS)
     assert [repo.repo_id for repo in huggingface_hub.scan_cache_dir(machine.cache).repos] == [REPO]
     assert not machine.partial_files()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a umask")
+@pytest.mark.parametrize("listed", [True, False])
+def test_downloads_can_be_read_by_who_shares_the_cache(machine: Machine, small: str, listed: bool) -> None:
+    """Files that we fetch, and those of a server that lists no hashes, which huggingface_hub fetches."""
+    machine.server.sizes_listed = listed
+    before = os.umask(0o022)
+    try:
+        folder = machine.fetch().folder
+    finally:
+        os.umask(before)
+    files = {
+        path.relative_to(machine.cache): stat.S_IMODE(path.stat().st_mode) for path in folder.parents[1].rglob("*")
+    }
+    assert any(path.name == WEIGHTS for path in files)
+    assert {str(path): oct(mode) for path, mode in files.items() if mode & 0o044 != 0o044} == {}
 
 
 def test_second_run_works_offline_without_a_request(machine: Machine, small: str) -> None:
@@ -188,10 +206,12 @@ def test_local_or_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         hub.is_local("file.bin", argument="base")
 
 
-def test_resolve_local_folder(tmp_path: Path) -> None:
-    assert hub.resolve(str(tmp_path)) == tmp_path
-    with pytest.raises(CheckpointError, match=r"'v1' was given for base=.*no revisions"):
-        hub.resolve(tmp_path, "v1", argument="base")
+def test_a_local_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own").mkdir()
+    assert plan_checkpoint(str(tmp_path / "own")) == plan_checkpoint("~/own") == [tmp_path / "own"]
+    with pytest.raises(CheckpointError, match=r"'v1' was given for checkpoint=.*no revisions"):
+        plan_checkpoint(tmp_path / "own", revision="v1")
     with pytest.raises(CheckpointError, match="repo_id='qscorer' is neither"):
         hub.plan("qscorer")
 

@@ -175,7 +175,7 @@ def test_too_little_disk_is_an_error_before_the_first_byte(machine: Machine, ser
     both: list[tuple[list[object], dict[str, object]]] = [([REPO], {}), (["lab/base"], {})]
     # Enough for each alone, not for both.
     outcome = machine.fetch_all(both, before=disk.format(2_000_000))
-    said = ["2.1 MB are to be downloaded for qscorer", "lab/model: 700", "lab/base: 1.4 MB"]
+    said = ["2.1 MB are to be downloaded (lab/model", "lab/model: 700", "lab/base: 1.4 MB"]
     outcome.fails(*said, "2.0 MB free", str(machine.cache), "HF_HOME", "cache_dir", "folders")
     assert [request for request in server.requests if "/resolve/" in request.path] == []
     assert not machine.cache.exists()

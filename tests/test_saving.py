@@ -8,6 +8,7 @@ import shutil
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +168,41 @@ def test_an_empty_folder_and_missing_parents_are_fine(loaded: LoadedCheckpoint, 
     umask = os.umask(0)
     os.umask(umask)
     assert stat.S_IMODE((tmp_path / "a" / "b").stat().st_mode) == 0o777 & ~umask
+
+
+@pytest.fixture
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a umask")
+@pytest.mark.parametrize("umask", [0o022, 0o077], indirect=True, ids=oct)
+@pytest.mark.parametrize("how", ["saved", "merged"])
+def test_who_may_read_a_checkpoint_is_what_the_umask_says(
+    loaded: LoadedCheckpoint, folders: tuple[Path, Path, Path], tmp_path: Path, umask: int, how: str
+) -> None:
+    """Left alone, the weights and the temporary folder would be for the owner only."""
+    output = tmp_path / "out"
+    if how == "saved":
+        save_folder(output, loaded.model, loaded.tokenizer, notes={"README.md": "A card."})
+    else:
+        merge_checkpoint(output, *folders[:2], layout="published")
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in output.iterdir()}
+    assert "model.safetensors" in modes
+    assert modes == dict.fromkeys(modes, 0o666 & ~umask)
+    assert stat.S_IMODE(output.stat().st_mode) == 0o777 & ~umask
+
+
+def test_notes_are_a_part_of_the_checkpoint(loaded: LoadedCheckpoint, tmp_path: Path) -> None:
+    notes = {"README.md": "A card, in UTF-8: é\n", "history.csv": "step,loss\n1,0.5\n"}
+    output = save_folder(tmp_path / "out", loaded.model, loaded.tokenizer, notes=notes)
+    assert {name: (output / name).read_text(encoding="utf-8") for name in notes} == notes
+    assert load_folder(output, dtype="float16").fingerprint == loaded.fingerprint
+    with pytest.raises(CheckpointError, match=r"could not write .*no/folder\.md.*; nothing was left behind"):
+        save_folder(tmp_path / "other", loaded.model, loaded.tokenizer, notes={"no/folder.md": "A card."})
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_options_that_cannot_be_written(loaded: LoadedCheckpoint, folders: tuple[Path, ...], tmp_path: Path) -> None:

@@ -56,7 +56,12 @@ def plan_checkpoint(
 
     def locate(source: PathOrId, source_revision: str | None, argument: str) -> Path | hub.DownloadPlan:
         if hub.is_local(source, argument=argument):
-            return hub.resolve(source, source_revision, argument=argument)
+            if source_revision is not None:
+                raise CheckpointError(
+                    f"revision {source_revision!r} was given for {argument}={os.fspath(source)!r}, a local folder, "
+                    "which has no revisions. Leave it out, or give a Hub id 'owner/name'."
+                )
+            return Path(source).expanduser()
         return hub.plan(os.fspath(source), source_revision, cache_dir=cache_dir, local_files_only=local_files_only)
 
     part = locate(checkpoint, revision, "checkpoint")

@@ -1,8 +1,8 @@
 """Checkpoints from the Hugging Face Hub: plan first (sizes, free disk), then fetch and verify.
 
 `plan` asks the Hub what is missing and moves no weights; `download` checks the disk for all plans
-together before the first byte; `fetch` is both for one repository. The files end up in the usual
-Hub cache (`HF_HOME`, `HF_HUB_CACHE` or `cache_dir`), where every other tool finds them.
+together before the first byte. The files end up in the usual Hub cache (`HF_HOME`, `HF_HUB_CACHE`
+or `cache_dir`), where every other tool finds them.
 `HF_ENDPOINT`, `HF_HUB_OFFLINE` and `HF_TOKEN` work as in all programs that use `huggingface_hub`.
 
 Bytes are moved by huggingface_hub's `http_get`, and its `hf_hub_download` files them in the cache.
@@ -20,18 +20,16 @@ from .cache import free_bytes
 from .failures import readable_size
 from .files import DownloadPlan, HubFile, weight_files
 from .plan import plan
-from .transfer import check_disk, download, fetch, resolve
+from .transfer import check_disk, download
 
 __all__ = [
     "DownloadPlan",
     "HubFile",
     "check_disk",
     "download",
-    "fetch",
     "free_bytes",
     "is_local",
     "plan",
     "readable_size",
-    "resolve",
     "weight_files",
 ]

@@ -157,11 +157,6 @@ def some_of(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def for_whom(needed_for: str | None) -> str:
-    """The words that say what a download is for, if that is known."""
-    return f" for {needed_for}" if needed_for else ""
-
-
 def sizes_by_repository(plans: Sequence[DownloadPlan]) -> str:
     """What is to be downloaded of each plan."""
     return ", ".join(f"{p.repo_id}: {readable_size(p.missing_bytes)}" for p in plans)

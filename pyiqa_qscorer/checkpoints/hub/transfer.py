@@ -13,22 +13,19 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import are_symlinks_supported, http_get
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
-from ...errors import CheckpointError, DownloadError
-from .arguments import is_local
+from ...errors import DownloadError
 from .cache import LIBRARY, blob_path, free_bytes, has_size, partial_path, record, record_revision, size_of
 from .failures import (
     ATTEMPTS,
     FETCH_ERRORS,
     damaged,
     explain,
-    for_whom,
     may_pass,
     readable_size,
     reason_of,
     sizes_by_repository,
 )
-from .files import DownloadPlan, HubFile, Select
-from .plan import plan
+from .files import DownloadPlan, HubFile
 
 logger = logging.getLogger("pyiqa_qscorer")
 
@@ -37,68 +34,16 @@ PROGRESS = 2**20  # bytes that count as progress
 DISK_MARGIN = 2**30  # left free beside the download, or 5 % of it where that is less
 
 
-def resolve(
-    checkpoint: str | os.PathLike[str],
-    revision: str | None = None,
-    *,
-    select: Select | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    needed_for: str | None = None,
-    argument: str = "checkpoint",
-) -> Path:
-    """Folder of a checkpoint given as a local folder or as a Hub id (which is fetched)."""
-    text = os.fspath(checkpoint)
-    if not is_local(checkpoint, argument=argument):
-        return fetch(
-            text,
-            revision,
-            select=select,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            needed_for=needed_for,
-        )
-    if revision is not None:
-        raise CheckpointError(
-            f"revision {revision!r} was given for {argument}={text!r}, a local folder, which has no "
-            "revisions. Leave it out, or give a Hub id 'owner/name'."
-        )
-    return Path(text).expanduser()
-
-
-def fetch(
-    repo_id: str,
-    revision: str | None = None,
-    *,
-    select: Select | None = None,
-    cache_dir: str | os.PathLike[str] | None = None,
-    local_files_only: bool = False,
-    needed_for: str | None = None,
-) -> Path:
-    """Folder with the selected files of one repository, downloaded where they are missing.
-
-    Arguments and errors as for `plan` and `download`.
-    """
-    planned = plan(
-        repo_id,
-        revision,
-        select=select,
-        cache_dir=cache_dir,
-        local_files_only=local_files_only,
-    )
-    return download([planned], needed_for=needed_for)[0]
-
-
-def download(plans: Sequence[DownloadPlan], *, needed_for: str | None = None) -> list[Path]:
+def download(plans: Sequence[DownloadPlan]) -> list[Path]:
     """Fetch what the plans miss; returns their folders, in order.
 
     The disk is checked for the sum before the first byte. Files are fetched one after the other,
     resumed when the connection drops or an earlier run was stopped, and checked against the size
-    and hash that the Hub lists. `needed_for` is named in messages. Raises `DownloadError`; what
-    was fetched until then is kept, and the next call continues there.
+    and hash that the Hub lists. Raises `DownloadError`; what was fetched until then is kept, and
+    the next call continues there.
     """
-    check_disk(plans, needed_for=needed_for)
-    _announce(plans, needed_for)
+    check_disk(plans)
+    _announce(plans)
     for planned in plans:
         try:
             record(planned)
@@ -114,7 +59,7 @@ def download(plans: Sequence[DownloadPlan], *, needed_for: str | None = None) ->
     return [planned.folder for planned in plans]
 
 
-def check_disk(plans: Sequence[DownloadPlan], *, needed_for: str | None = None) -> None:
+def check_disk(plans: Sequence[DownloadPlan]) -> None:
     """Raise `DownloadError` unless the disks of the caches have room for all plans together."""
     for cache in dict.fromkeys(planned.cache_dir for planned in plans):
         here = [planned for planned in plans if planned.cache_dir == cache]
@@ -124,23 +69,22 @@ def check_disk(plans: Sequence[DownloadPlan], *, needed_for: str | None = None) 
         if needed and needed + margin > free:
             raise DownloadError(
                 f"Too little disk space: {readable_size(needed)} are to be downloaded"
-                f"{for_whom(needed_for)} ({sizes_by_repository(here)}), plus {readable_size(margin)} of reserve, but "
+                f" ({sizes_by_repository(here)}), plus {readable_size(margin)} of reserve, but "
                 f"{cache} has {readable_size(free)} free. Nothing was downloaded. Free some space, "
                 "set HF_HOME (or `cache_dir`) to a bigger disk, or give `checkpoint` (and `base`) "
                 "as folders that you already have."
             )
 
 
-def _announce(plans: Sequence[DownloadPlan], needed_for: str | None) -> None:
+def _announce(plans: Sequence[DownloadPlan]) -> None:
     missing = [planned for planned in plans if planned.missing_bytes]
     size = sum(planned.missing_bytes for planned in missing)
     if not missing:
         return
     logger.log(
         logging.WARNING if size >= LARGE_DOWNLOAD else logging.INFO,
-        "Downloading %s%s (%s) to %s, %s free. This is done once; if interrupted, it resumes.",
+        "Downloading %s (%s) to %s, %s free. This is done once; if interrupted, it resumes.",
         readable_size(size),
-        for_whom(needed_for),
         sizes_by_repository(missing),
         missing[0].cache_dir,
         readable_size(free_bytes(missing[0].cache_dir)),
