@@ -20,12 +20,11 @@ from .cache import free_bytes
 from .failures import readable_size
 from .files import DownloadPlan, HubFile, weight_files
 from .plan import plan
-from .transfer import check_disk, download
+from .transfer import download
 
 __all__ = [
     "DownloadPlan",
     "HubFile",
-    "check_disk",
     "download",
     "free_bytes",
     "is_local",

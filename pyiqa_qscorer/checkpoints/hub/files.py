@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from huggingface_hub.file_download import repo_folder_name
-
-Select = Callable[[list[str]], list[str]]
 
 _SETTINGS = re.compile(
     r"config\.json|\w+_config\.json|(special_tokens_map|added_tokens|tokenizer|vocab)\.json|\w+\.model"
@@ -29,7 +27,7 @@ class HubFile:
 class DownloadPlan:
     """What a checkpoint needs from one repository at one commit, and what of it is not here yet.
 
-    `files`: the selected ones; `missing`: those not in the cache; `missing_bytes`: what is still
+    `files`: those of `weight_files`; `missing`: those not in the cache; `missing_bytes`: what is still
     to be transferred (partial files count as far as they go). `repo_files`: all that the Hub
     listed just now; empty if the plan comes from the cache alone.
     """

@@ -16,7 +16,7 @@ from ...errors import CheckpointError
 from .arguments import check_repo_id
 from .cache import LIBRARY, blob_path, cache_folder, has_size, partial_path, read_json, size_of
 from .failures import ATTEMPTS, FETCH_ERRORS, LISTING_ERRORS, explain, may_pass, not_cached, some_of
-from .files import DownloadPlan, HubFile, Select, store_of, weight_files
+from .files import DownloadPlan, HubFile, store_of, weight_files
 
 logger = logging.getLogger("pyiqa_qscorer")
 
@@ -27,29 +27,27 @@ def plan(
     repo_id: str,
     revision: str | None = None,
     *,
-    select: Select | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> DownloadPlan:
     """What is needed of `repo_id` at `revision` (branch, tag, commit hash; default: main branch).
 
-    `select` picks from the repository's file names (default: `weight_files`). A commit hash that is
-    complete in the cache is answered without a request. Otherwise one request asks the Hub; if that
-    is not possible (`local_files_only`, `HF_HUB_OFFLINE=1`, no connection, no access any more) a
-    complete cached copy is used. Raises `DownloadError` if there is neither, and if the repository
-    or revision does not exist or is closed; `CheckpointError` if it holds nothing that is selected.
+    A commit hash that is complete in the cache is answered without a request. Otherwise one request
+    asks the Hub; if that is not possible (`local_files_only`, `HF_HUB_OFFLINE=1`, no connection, no
+    access any more) a complete cached copy is used. Raises `DownloadError` if there is neither, and if the repository
+    or revision does not exist or is closed; `CheckpointError` if it holds no file of a checkpoint.
     """
     check_repo_id(repo_id, "repo_id")
-    select, revision = select or weight_files, revision or constants.DEFAULT_REVISION
+    revision = revision or constants.DEFAULT_REVISION
     cache = cache_folder(cache_dir)
     try:
-        return _plan(repo_id, revision, select, cache, local_files_only)
+        return _plan(repo_id, revision, cache, local_files_only)
     except OSError as error:  # of the cache folder, such as one of another user
         raise explain(error, repo_id, revision, cache) from error
 
 
-def _plan(repo_id: str, revision: str, select: Select, cache: Path, local_files_only: bool) -> DownloadPlan:
-    cached = _cached_plans(repo_id, revision, select, cache)
+def _plan(repo_id: str, revision: str, cache: Path, local_files_only: bool) -> DownloadPlan:
+    cached = _cached_plans(repo_id, revision, cache)
     complete = next((candidate for candidate in cached if not candidate.missing), None)
     if complete is not None and (local_files_only or _COMMIT.fullmatch(revision)):
         return complete
@@ -71,7 +69,7 @@ def _plan(repo_id: str, revision: str, select: Select, cache: Path, local_files_
         logger.warning("%s Using the cached copy, commit %s.", explained, complete.commit)
         return complete
     commit, files = listed
-    names = select(list(files))
+    names = weight_files(list(files))
     if not names:
         raise CheckpointError(
             f"{repo_id!r} at {revision!r} holds no file of a checkpoint; it has "
@@ -121,7 +119,7 @@ def _plan_of(
     return DownloadPlan(repo_id, revision, commit, cache, tuple(files), tuple(missing), missing_bytes, repo_files)
 
 
-def _cached_plans(repo_id: str, revision: str, select: Select, cache: Path) -> list[DownloadPlan]:
+def _cached_plans(repo_id: str, revision: str, cache: Path) -> list[DownloadPlan]:
     """Plans from what the cache knows, most trusted first; nothing is asked from the network.
 
     A snapshot folder grows file by file, so its being there says nothing. Which files belong to it
@@ -139,18 +137,18 @@ def _cached_plans(repo_id: str, revision: str, select: Select, cache: Path) -> l
     plans = []
     for commit in dict.fromkeys(commits):
         if commit in lists and isinstance(sizes := read_json(lists[commit]).get("files"), dict):
-            files = [HubFile(name, sizes[name]) for name in select(list(sizes))]
+            files = [HubFile(name, sizes[name]) for name in weight_files(list(sizes))]
         else:
-            files = _files_by_structure(store / "snapshots" / commit, select)
+            files = _files_by_structure(store / "snapshots" / commit)
         if files:
             plans.append(_plan_of(repo_id, revision, commit, cache, files))
     return plans
 
 
-def _files_by_structure(folder: Path, select: Select) -> list[HubFile]:
-    """The selected files of a snapshot without a list, and those that must lie beside them."""
+def _files_by_structure(folder: Path) -> list[HubFile]:
+    """The files of a checkpoint in a snapshot without a list, and those that must lie beside them."""
     present = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
-    needed = set(select(present))
+    needed = set(weight_files(present))
     for name in sorted(needed):
         if name.endswith(".index.json"):
             weight_map = read_json(folder / name).get("weight_map")
@@ -160,7 +158,7 @@ def _files_by_structure(folder: Path, select: Select) -> list[HubFile]:
             width = len(total) if total.startswith("0") else 0
             for number in range(1, int(total) + 1):
                 needed.add(f"{head}{number:0{width}}-of-{total}{suffix}")
-    if needed and select is weight_files:
+    if needed:
         needed.add("config.json")
         stems = {Path(name).stem for name in needed}
         if "adapter_config.json" in needed:
