@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from pyiqa_qscorer.cli_output import count, gigabytes, out
+from pyiqa_qscorer.byte_sizes import readable_size
+from pyiqa_qscorer.cli_output import count, out
 
 if TYPE_CHECKING:
-    from pyiqa_qscorer.doctor import Cache, Report
+    from pyiqa_qscorer.doctor import Report
+    from pyiqa_qscorer.machine import Cache
 
 _STYLES = {"ready": "green", "after download": "yellow", "cannot run": "red"}
 
@@ -25,7 +27,7 @@ def print_report(report: Report) -> None:
     gpus = [
         (
             gpu.name,
-            f"{gpu.description}, {gigabytes(gpu.memory)}, {gigabytes(gpu.free_memory)} free",
+            f"{gpu.description}, {_memory(gpu.memory)}, {_memory(gpu.free_memory)} free",
         )
         for gpu in machine.devices
     ]
@@ -33,7 +35,7 @@ def print_report(report: Report) -> None:
         "Machine",
         [
             ("system", f"{machine.system}, {count(machine.cpu_cores, 'core')}"),
-            ("memory", f"{gigabytes(machine.memory)}, {gigabytes(machine.free_memory)} free"),
+            ("memory", f"{_memory(machine.memory)}, {_memory(machine.free_memory)} free"),
             *(gpus or [("GPU", "none that torch can use")]),
         ],
     )
@@ -41,7 +43,7 @@ def print_report(report: Report) -> None:
         _section(
             "Hub cache",
             [
-                ("folder", f"{cache.folder}, {gigabytes(cache.free)} of disk free"),
+                ("folder", f"{cache.folder}, {readable_size(cache.free)} of disk free"),
                 *((name, _stored(name, cache)) for name in cache.complete),
             ],
         )
@@ -98,8 +100,12 @@ def _llama(report: Report) -> str | Text:
     return state
 
 
+def _memory(size: int | None) -> str:
+    return "unknown" if size is None else readable_size(size)
+
+
 def _stored(repo_id: str, cache: Cache) -> str:
     size = cache.stored[repo_id]
     if cache.complete[repo_id]:
-        return f"complete, {gigabytes(size)}"
-    return f"incomplete, {gigabytes(size)} so far" if size else "not there"
+        return f"complete, {readable_size(size)}"
+    return f"incomplete, {readable_size(size)} so far" if size else "not there"

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from pyiqa_qscorer.byte_sizes import readable_size
 from pyiqa_qscorer.errors import QScorerError
 from pyiqa_qscorer.names import SCORE_RANGE
 
@@ -190,8 +191,6 @@ def print_interrupted(made: int, wanted: int, partial: Path | None) -> None:
 
 def print_plan(plan: Sequence[Path | DownloadPlan]) -> None:
     """Before a download: what is there, what is missing, where it goes."""
-    from pyiqa_qscorer.checkpoints.hub import readable_size
-
     for part in plan:
         if isinstance(part, Path):
             say((str(part), "bold"), ": a local folder")
@@ -204,8 +203,6 @@ def print_plan(plan: Sequence[Path | DownloadPlan]) -> None:
 
 def print_folder(folder: Path) -> None:
     """A folder on stdout, for scripts; its size on stderr."""
-    from pyiqa_qscorer.checkpoints.hub import readable_size
-
     print(folder, flush=True)
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     say(readable_size(size), style="dim")
@@ -249,8 +246,3 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def gigabytes(size: float | None) -> str:
-    """In powers of ten, as disks and memory are sold."""
-    return "unknown" if size is None else f"{size / 1e9:.1f} GB"

@@ -10,11 +10,16 @@ import types
 from pathlib import Path
 
 import pytest
+import torch
+from environments import REPOSITORY
 from typer.testing import CliRunner
 
 from pyiqa_qscorer import cli, doctor
-from pyiqa_qscorer.doctor import Cache, Device, Machine, judge
-from pyiqa_qscorer.names import METRICS, PUBLISHED_BASE, PUBLISHED_CHECKPOINT
+from pyiqa_qscorer.byte_sizes import readable_size
+from pyiqa_qscorer.machine import Cache, Device, Machine
+from pyiqa_qscorer.names import DEFAULT_METRIC, METRICS, PUBLISHED_BASE, PUBLISHED_CHECKPOINT
+from pyiqa_qscorer.scoring import build_metric
+from pyiqa_qscorer.verdicts import DOWNLOAD_BYTES, OTHER_PARAMETERS, QUANTISED_PARAMETERS, judge, weight_bytes
 
 LARGE = Machine("Linux", 8, 64 * 10**9, 60 * 10**9, ())
 H200 = Device("cuda:0", "NVIDIA H200", 150 * 10**9, 140 * 10**9)
@@ -39,14 +44,21 @@ COMPLETE = cache(PUBLISHED_BASE, PUBLISHED_CHECKPOINT)
         ("qscorer", dataclasses.replace(LARGE, devices=(SMALL_GPU,)), COMPLETE, "cannot run", "cuda:0 has 16.0"),
         ("qscorer_8bit", dataclasses.replace(LARGE, devices=(SMALL_GPU,)), COMPLETE, "ready", "10.9 GB of its 16.0"),
         ("qscorer_4bit", dataclasses.replace(LARGE, devices=(SMALL_GPU,)), COMPLETE, "ready", "7.6 GB of its 16.0"),
-        ("qscorer_4bit", LARGE, COMPLETE, "cannot run", "needs a CUDA GPU"),
+        ("qscorer_4bit", LARGE, COMPLETE, "ready", "CPU, without gradients, 24.0 GB of RAM to load, then 7.6 GB"),
+        (
+            "qscorer_8bit",
+            dataclasses.replace(LARGE, memory=26 * 10**9),
+            COMPLETE,
+            "cannot run",
+            "27.3 GB of RAM to load",
+        ),
         ("qscorer", dataclasses.replace(LARGE, memory=8 * 10**9), COMPLETE, "cannot run", "18.4 GB of RAM to load"),
         ("qscorer", dataclasses.replace(LARGE, free_memory=9 * 10**9), COMPLETE, "ready", "only 9.0 GB is free"),
         ("qscorer", dataclasses.replace(LARGE, memory=None, free_memory=None), COMPLETE, "ready", "CPU"),
-        ("qscorer", LARGE, cache(), "after download", "about 18.2 GB"),
+        ("qscorer", LARGE, cache(), "after download", "about 18.0 GB"),
         ("qscorer", LARGE, cache(PUBLISHED_BASE), "after download", "about 1.6 GB"),
-        ("qscorer", LARGE, cache(PUBLISHED_CHECKPOINT, stored=16e9), "after download", "about 0.6 GB"),
-        ("qscorer", LARGE, cache(free=9e9), "cannot run", "18.2 GB of disk .* set HF_HOME"),
+        ("qscorer", LARGE, cache(PUBLISHED_CHECKPOINT, stored=16e9), "after download", "about 400.0 MB"),
+        ("qscorer", LARGE, cache(free=9e9), "cannot run", "18.0 GB of disk .* set HF_HOME"),
         ("qscorer", LARGE, cache(offline="HF_HUB_OFFLINE=1 is set"), "cannot run", "HF_HUB_OFFLINE=1"),
     ],
 )
@@ -60,10 +72,41 @@ def test_verdicts(metric: str, machine: Machine, downloads: Cache, state: str, w
 
 def test_memory_of_the_published_model_follows_from_its_key_list(golden: Path) -> None:
     counts = json.loads((golden / "full_size" / "counts.json").read_text())
-    assert counts["total_parameters"] == doctor.QUANTISED_PARAMETERS + doctor.OTHER_PARAMETERS
-    assert doctor.weight_bytes("float16") == doctor.weight_bytes("auto") == 2 * counts["total_parameters"]
-    assert doctor.weight_bytes("float32") == 4 * counts["total_parameters"]
-    assert doctor.weight_bytes("4bit") < doctor.weight_bytes("8bit") < doctor.weight_bytes("float16")
+    assert counts["total_parameters"] == QUANTISED_PARAMETERS + OTHER_PARAMETERS
+    assert weight_bytes("float16") == weight_bytes("auto") == 2 * counts["total_parameters"]
+    assert weight_bytes("float32") == 4 * counts["total_parameters"]
+    assert weight_bytes("4bit") < weight_bytes("8bit") < weight_bytes("float16")
+
+
+def test_size_of_the_download_follows_from_the_key_list(golden: Path) -> None:
+    counts = json.loads((golden / "full_size" / "counts.json").read_text())
+    new_rows = 2 * 5 * 4096  # of the score tokens, in both vocabulary tables
+    base = 2 * (counts["total_parameters"] - counts["deepmlp"] - new_rows)
+    trained = sum(counts[part] for part in ("embed_tokens", "lm_head", "deepmlp", "vision_model", "visual_abstractor"))
+    checkpoint = 4 * counts["lora_r128_trainable"] + 2 * trained
+    expected = {PUBLISHED_BASE: base, PUBLISHED_CHECKPOINT: checkpoint}
+    assert pytest.approx(expected, rel=0.01) == DOWNLOAD_BYTES
+
+
+def test_readme_tells_the_same_sizes() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    (download,) = re.findall(r"downloads (\d+) GB", text)
+    assert download == f"{sum(DOWNLOAD_BYTES.values()) / 1e9:.0f}"
+    table = text.split("## Metrics")[1].split("\n## ")[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| `")]
+    memory = {name.strip("`"): re.sub(r"about | \(computed\)", "", cells[-1]) for name, *cells in rows}
+    expected = {name: readable_size(weight_bytes(metric.options["dtype"])) for name, metric in METRICS.items()}
+    mini = build_metric(DEFAULT_METRIC, {}, torch.device("cpu"))
+    expected[DEFAULT_METRIC] = readable_size(sum(t.nbytes for t in (*mini.parameters(), *mini.buffers())))
+    assert memory == expected
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (26_214_400, "26.2 MB"), (16_416_780_290, "16.4 GB")],
+)
+def test_readable_size(size: int, text: str) -> None:
+    assert readable_size(size) == text
 
 
 def test_replaced_llama_parts_are_seen() -> None:

@@ -262,11 +262,3 @@ def test_errors_about_the_base_name_it(tmp_path: Path) -> None:
 )
 def test_weight_files(names: list[str], skipped: list[str]) -> None:
     assert sorted(hub.weight_files([*skipped, *names])) == sorted(names)
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (26_214_400, "26.2 MB"), (16_416_780_290, "16.4 GB")],
-)
-def test_readable_size(size: int, text: str) -> None:
-    assert hub.readable_size(size) == text

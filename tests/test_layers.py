@@ -14,7 +14,7 @@ from environments import REPOSITORY
 PACKAGE = REPOSITORY / "pyiqa_qscorer"
 
 LAYERS = [
-    {"errors", "names"},
+    {"errors", "names", "byte_sizes"},
     {"image_files", "preprocessing", "prompt", "labels", "opinions"},
     {"model"},
     {"checkpoints"},

@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ..byte_sizes import readable_size
 from ..errors import CheckpointError
 from ..model import QScorerForScoring
 from ..preprocessing import MEAN, STD
@@ -81,7 +82,7 @@ def check_output(output: Path, layout: SavedLayout, tokenizer_source: Path | Non
     free = shutil.disk_usage(existing).free
     if free < size:
         raise CheckpointError(
-            f"output {output} needs {size / 1e9:.1f} GB of disk, {existing} has {free / 1e9:.1f} GB free; "
+            f"output {output} needs {readable_size(size)} of disk, {existing} has {readable_size(free)} free; "
             "make room or choose another disk"
         )
 

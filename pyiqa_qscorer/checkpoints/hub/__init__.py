@@ -17,7 +17,6 @@ from __future__ import annotations
 
 from .arguments import is_local
 from .cache import free_bytes
-from .failures import readable_size
 from .files import DownloadPlan, HubFile, weight_files
 from .plan import plan
 from .transfer import download
@@ -29,6 +28,5 @@ __all__ = [
     "free_bytes",
     "is_local",
     "plan",
-    "readable_size",
     "weight_files",
 ]

@@ -18,6 +18,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from ...byte_sizes import readable_size
 from ...errors import DownloadError
 from .cache import free_bytes
 from .files import DownloadPlan, HubFile
@@ -160,11 +161,3 @@ def some_of(names: Sequence[str]) -> str:
 def sizes_by_repository(plans: Sequence[DownloadPlan]) -> str:
     """What is to be downloaded of each plan."""
     return ", ".join(f"{p.repo_id}: {readable_size(p.missing_bytes)}" for p in plans)
-
-
-def readable_size(size: int) -> str:
-    """`size` bytes as people write it, in powers of ten as disks are sold: "16.4 GB"."""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if size >= factor:
-            return f"{size / factor:.1f} {unit}"
-    return f"{size} bytes"
