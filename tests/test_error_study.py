@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import json
 import math
+import os
 import re
 import subprocess
 import sys
@@ -206,7 +207,7 @@ def test_a_report_that_cannot_be_finished_leaves_whole_files(
     def full(source: str, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(report_module.os, "replace", full)
+    monkeypatch.setattr(os, "replace", full)
     with pytest.raises(QScorerError, match=r"cannot be written to .*No space left"):
         write_report(tmp_path, found)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

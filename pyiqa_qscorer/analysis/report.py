@@ -9,13 +9,12 @@ import html
 import io
 import json
 import math
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
+from ..atomic_files import write_bytes
 from ..errors import QScorerError
 from .error_rows import ErrorRow
 from .figures import all_figures
@@ -85,24 +84,11 @@ def write_report(folder: Path, study: Study, measured: Sequence[MeasuredModel] =
         "errors.html": _page(study, measured, pictures).encode(),
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         for name, data in content.items():
-            _write(folder / name, data)
+            write_bytes(folder / name, data)
     except OSError as error:
         raise QScorerError(f"the report cannot be written to {folder}: {error}") from error
     return folder / "errors.html"
-
-
-def _write(path: Path, data: bytes) -> None:
-    handle, unfinished = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.chmod(unfinished, 0o644)
-        os.replace(unfinished, path)
-    except BaseException:
-        os.unlink(unfinished)
-        raise
 
 
 def _plain(value: Any) -> Any:

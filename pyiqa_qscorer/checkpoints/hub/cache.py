@@ -6,12 +6,12 @@ import json
 import logging
 import os
 import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
 
+from ...atomic_files import write_text
 from .files import DownloadPlan, HubFile
 
 logger = logging.getLogger("pyiqa_qscorer")
@@ -53,7 +53,7 @@ def record(planned: DownloadPlan) -> None:
     note = planned.store / LIBRARY / f"{planned.commit}.json"
     if planned.repo_files and (planned.missing or not note.exists()):
         sizes = {file.name: file.size for file in planned.repo_files}
-        _write(note, json.dumps({"revision": planned.revision, "files": sizes}, indent=1))
+        write_text(note, json.dumps({"revision": planned.revision, "files": sizes}, indent=1))
 
 
 def record_revision(planned: DownloadPlan) -> None:
@@ -61,14 +61,7 @@ def record_revision(planned: DownloadPlan) -> None:
     ref = planned.store / "refs" / planned.revision
     is_known = ref.is_file() and ref.read_text() == planned.commit
     if planned.repo_files and planned.revision != planned.commit and not is_known:
-        _write(ref, planned.commit)
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    whole = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    whole.write_text(text)
-    os.replace(whole, path)
+        write_text(ref, planned.commit)
 
 
 def read_json(path: Path) -> dict[str, Any]:
