@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -15,6 +16,7 @@ import pytest
 from environments import REPOSITORY, Environment, answer, run_python, write_toy_pyiqa
 
 import pyiqa_qscorer
+from pyiqa_qscorer.scoring import Scorer
 
 PACKAGE = REPOSITORY / "pyiqa_qscorer"
 BOOT_FILES = {f"_pyiqa_qscorer_boot.{suffix}" for suffix in ("py", "pth", "start")}
@@ -80,6 +82,16 @@ def toy(tmp_path: Path) -> Path:
     return write_toy_pyiqa(tmp_path / "toy")
 
 
+def files_of_the_package() -> set[str]:
+    """Of every kind: those that git does not ignore, or, in an unpacked archive, all but caches."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "pyiqa_qscorer"]
+    if (REPOSITORY / ".git").exists() and shutil.which("git"):
+        done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+        return set(done.stdout.splitlines())
+    files = (path for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts)
+    return {path.relative_to(REPOSITORY).as_posix() for path in files}
+
+
 def test_wheel_holds_the_package_the_boot_files_and_the_licence(built: tuple[Path, Path]) -> None:
     with zipfile.ZipFile(built[0]) as wheel:
         entries = wheel.namelist()
@@ -88,8 +100,10 @@ def test_wheel_holds_the_package_the_boot_files_and_the_licence(built: tuple[Pat
     info = f"pyiqa_qscorer-{pyiqa_qscorer.__version__}.dist-info"
     assert {top.split("/")[0] for top in entries} == {"pyiqa_qscorer", info, *BOOT_FILES}
     assert f"{info}/licenses/LICENSE" in entries
-    shipped = {e for e in entries if e.startswith("pyiqa_qscorer/") and e.endswith(".py")}
-    assert shipped == {p.relative_to(REPOSITORY).as_posix() for p in PACKAGE.rglob("*.py")}
+    shipped = {entry for entry in entries if entry.startswith("pyiqa_qscorer/")}
+    assert shipped == files_of_the_package()
+    needed = ("py.typed", "weights/mini/model.safetensors", "evaluation/templates/report.html.j2")
+    assert {f"pyiqa_qscorer/{name}" for name in needed} <= shipped
     assert "License-Expression: MIT" in metadata
     assert "Requires-Dist: pyiqa>=0.1.16" in metadata
     assert "pyiqa-qscorer = pyiqa_qscorer.cli:main" in points
@@ -193,9 +207,10 @@ def llama():
 
 
 def test_wheel_and_plain_import_of_pyiqa(wheel_environment: Environment) -> None:
-    """`import pyiqa` alone gives names, arch and, by pyiqa's command line, a score."""
+    """`import pyiqa` alone gives names, arch, scores of the small model, and pyiqa's command line."""
     golden = REPOSITORY.parent / "shared" / "golden"  # elsewhere there is no tokenizer to score with
     image = golden / "images" / "c_rgb_448x448.png"
+    photo = REPOSITORY / "tests" / "photos" / "coffee.jpg"
     options = {"checkpoint": f"{golden}/official_lora_layout", "base": f"{golden}/base"}
     code = f"""
 import contextlib, io, json, sys
@@ -218,6 +233,8 @@ found = {{
 {LLAMA}
 before = llama()
 found["arch"] = registry.get("QScorer").__module__
+mini = pyiqa.create_metric("qscorer-mini", device="cpu")
+found["mini"] = float(mini({str(photo)!r}))
 if {golden.is_dir()}:
     # The command line has no options of metrics; the published checkpoint is 16 GB: a tiny one.
     DEFAULT_CONFIGS["qscorer"]["metric_opts"] |= {options | {"dtype": "float32"}}
@@ -230,6 +247,7 @@ print(json.dumps(found))
 """
     found = answer(run_python(code, python=wheel_environment.python))
     assert wheel_environment.site_packages in Path(found.pop("installed")).parents
+    assert found.pop("mini") == pytest.approx(Scorer("qscorer-mini", "cpu").score(photo)[0], abs=1e-3)
     if golden.is_dir():
         score = float(re.search(r"mean': \D*64\(([\d.]+)\)", found.pop("-t"))[1])
         expected = json.loads((golden / "lora_golden" / "summary.json").read_text())

@@ -13,7 +13,8 @@ class ReferenceMetrics:
     """(distorted, reference) uint8 (H, W, 3) RGB -> value of each metric by name, on the CPU.
 
     Args:
-        names: pyiqa's full-reference metrics; those that need no download are listed in the README of the package.
+        names: pyiqa's full-reference metrics. Those with trained weights, such as lpips, download them at the first
+            call; formulas, such as gmsd and psnry, do not.
 
     Can be sent to another process: the metrics are made at the first call.
     """
