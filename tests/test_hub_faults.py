@@ -252,5 +252,5 @@ def test_cache_folder_that_cannot_be_written(machine: Machine, small: str, tmp_p
 def test_a_large_download_is_announced_to_whoever_uses_the_library(machine: Machine, small: str) -> None:
     outcome = machine.fetch(before="hub.transfer.LARGE_DOWNLOAD = 1000")
     (line,) = [line for line in outcome.stderr.splitlines() if line.startswith("Downloading")]
-    for said in ("8.7 kB for qscorer", "lab/model", str(machine.cache), "free", "resumes"):
+    for said in ("Downloading 8.7 kB (lab", "lab/model", str(machine.cache), "free", "resumes"):
         assert said in line
