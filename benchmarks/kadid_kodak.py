@@ -11,7 +11,7 @@ distortion, not of the picture. `std` is the mean spread of the raters.
 from __future__ import annotations
 
 import csv
-import os
+import io
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +23,7 @@ import typer
 from PIL import Image
 from rich.progress import track
 
+from pyiqa_qscorer.atomic_files import write_bytes, write_text
 from pyiqa_qscorer.image_files import open_image
 from pyiqa_qscorer.training.distortions import KADID_TYPES, kadid_distortion
 from pyiqa_qscorer.training.opinions import kadid_opinion
@@ -63,9 +64,9 @@ def distort(
 
 
 def write_png(path: Path, picture: np.ndarray) -> None:
-    temporary = path.with_suffix(".unfinished")
-    Image.fromarray(picture).save(temporary, "PNG", compress_level=1)
-    os.replace(temporary, path)
+    encoded = io.BytesIO()
+    Image.fromarray(picture).save(encoded, "PNG", compress_level=1)
+    write_bytes(path, encoded.getvalue())
 
 
 def main(
@@ -84,10 +85,9 @@ def main(
     for picture in distort(find_photos([photos])[:count], output, kinds, seed):
         mean, spread = kadid_opinion(picture.kind, picture.level)
         rows.append([picture.file.name, f"{mean:.4f}", f"{spread:.4f}", picture.reference.name])
-    temporary = output / "opinions.unfinished"
-    with temporary.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["file", "mos", "std", "reference"], *rows])
-    os.replace(temporary, output / "opinions.csv")
+    table = io.StringIO()
+    csv.writer(table, lineterminator="\n").writerows([["file", "mos", "std", "reference"], *rows])
+    write_text(output / "opinions.csv", table.getvalue())
     print(f"{len(rows)} images and {output / 'opinions.csv'}")
 
 

@@ -17,6 +17,8 @@ from typing import Annotated
 
 import typer
 
+from pyiqa_qscorer.atomic_files import write_text
+
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"
 METRICS = ["qscorer-mini", "piqe", "entropy", "ssim", "fsim", "vif", "gmsd", "psnr"]
@@ -43,9 +45,7 @@ def main(
     board = json.loads((output / "leaderboard.json").read_text(encoding="utf-8"))
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE, check=True)
     board["commit_of_the_report"] = commit.stdout.strip()  # a score may come from an earlier run
-    temporary = HERE / "results" / ".leaderboard.json"
-    temporary.write_text(json.dumps(board, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(HERE / "results" / "leaderboard.json")
+    write_text(HERE / "results" / "leaderboard.json", json.dumps(board, indent=2) + "\n")
     raise typer.Exit(max(codes))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import io
 import json
 import os
 import platform
@@ -32,6 +33,7 @@ from rich.table import Table
 from scipy import ndimage, stats
 
 from pyiqa_qscorer import Scorer
+from pyiqa_qscorer.atomic_files import write_bytes, write_text
 from pyiqa_qscorer.evaluation.bootstrap import intervals
 from pyiqa_qscorer.evaluation.correlation import correlations
 from pyiqa_qscorer.image_files import open_image
@@ -255,8 +257,14 @@ def plot(sets: Sequence[TestSet], scores: Sequence[np.ndarray], results: dict[st
         axis.set_xlabel("DMOS of people (lower is better)" if test.opinions.min() < 0 else "label, 1 to 5")
         axis.set_ylabel("score of qscorer-mini")
         axis.grid(alpha=0.3)
+    save(figure, file)
+
+
+def save(figure: Any, file: Path) -> None:
     figure.tight_layout()
-    figure.savefig(file, dpi=110)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=110)
+    write_bytes(file, drawn.getvalue())
 
 
 def plot_training(training: dict[str, Any], file: Path) -> None:
@@ -282,8 +290,7 @@ def plot_training(training: dict[str, Any], file: Path) -> None:
     axis.set_title("Training of qscorer-mini")
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
-    figure.tight_layout()
-    figure.savefig(file, dpi=110)
+    save(figure, file)
 
 
 def show(results: dict[str, Any]) -> None:
@@ -367,13 +374,10 @@ def main() -> None:
     show(results)
     out.print({name: facts[name] for name in ("monotonic", "robustness", "latency_ms", "megabytes", "parameters")})
     if not arguments.only_mini:
-        RESULTS.mkdir(exist_ok=True)
         plot(sets, scores, results, RESULTS / "mini.png")
         training = json.loads((MINI_CHECKPOINT / "training.json").read_text())
         plot_training(training, RESULTS / "mini_training.png")
-        temporary = RESULTS / ".mini.json"
-        temporary.write_text(json.dumps(facts, indent=2) + "\n")
-        temporary.replace(RESULTS / "mini.json")
+        write_text(RESULTS / "mini.json", json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from pyiqa_qscorer.atomic_files import write_text
 from pyiqa_qscorer.model.config import FORMULATIONS
 from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
 from pyiqa_qscorer.training.calibration import REFERENCE_METRICS
@@ -93,10 +94,7 @@ def main() -> None:
         "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
         "versions": {name: version(name) for name in ("pyiqa-qscorer", "torch", "transformers", "timm")},
     }
-    RESULTS.mkdir(exist_ok=True)
-    temporary = RESULTS / ".mini_ablation.json"
-    temporary.write_text(json.dumps(facts, indent=2) + "\n")
-    temporary.replace(RESULTS / "mini_ablation.json")
+    write_text(RESULTS / "mini_ablation.json", json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":

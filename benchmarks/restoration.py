@@ -43,6 +43,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from pyiqa_qscorer import QScorerLoss
+from pyiqa_qscorer.atomic_files import write_bytes
 from pyiqa_qscorer.image_files import open_image
 from pyiqa_qscorer.score_files import find_images
 
@@ -185,8 +186,8 @@ def main(
     }
     output.mkdir(parents=True, exist_ok=True)
     stem = "restoration_" + re.sub(r"\W+", "_", metric)
-    write(output / f"{stem}.json", (json.dumps(facts, indent=2) + "\n").encode())
-    write(output / f"{stem}.png", figure(pristine, runs, trained, metric))
+    write_bytes(output / f"{stem}.json", (json.dumps(facts, indent=2) + "\n").encode())
+    write_bytes(output / f"{stem}.png", figure(pristine, runs, trained, metric))
 
 
 def load(path: Path, side: int) -> Tensor:
@@ -433,12 +434,6 @@ def middle(images: Tensor, side: int = 200) -> Tensor:
 def command() -> str:
     """As typed, with the last part only of absolute paths."""
     return " ".join(["python benchmarks/restoration.py", *(Path(a).name if a[:1] == "/" else a for a in sys.argv[1:])])
-
-
-def write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f"{path.name}.unfinished")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

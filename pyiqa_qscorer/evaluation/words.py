@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..byte_sizes import readable_size
+
 NONE = "–"  # noqa: RUF001  (an en dash)
 
 
@@ -32,9 +34,4 @@ def machine_words(facts: dict[str, Any]) -> str:
 
 
 def bytes_words(value: int | None) -> str:
-    if value is None:
-        return NONE
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.1f} {unit}"
-    return f"{value} B"
+    return NONE if value is None else readable_size(value)

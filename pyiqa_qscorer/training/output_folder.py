@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
+from ..atomic_files import write_text
 from .config import TrainConfig
 from .trainer import TrainingFailedError, last_complete_state
 
@@ -45,9 +45,7 @@ def open_output(config: TrainConfig, resume: bool) -> Path | None:
             raise TrainingFailedError(
                 f"output {output} holds a run of another configuration: {shown}. Set it back, or use a new folder"
             )
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, file)
+    write_text(file, json.dumps(content, indent=2) + "\n")
     return state
 
 

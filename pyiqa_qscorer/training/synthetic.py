@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..atomic_files import write_bytes
 from ..errors import QScorerError
 from ..image_files import open_image
 from .calibration import CALIBRATION_TYPES, Calibration, fit_calibration
@@ -144,7 +144,7 @@ def render(
             assert compare is not None
             calibration = _calibration(recipe, photos, calibration_file, compare, pool)
         facts = _check_facts(facts, recipe_file, calibration_file, recipe)
-        _write(recipe_file, json.dumps(facts, indent=1).encode())
+        write_bytes(recipe_file, json.dumps(facts, indent=1).encode())
         jobs = ((recipe, index, photos, folder, compare, calibration) for index in range(recipe.count))
         rows = []
         for row in _in_order(pool, _render_one, jobs, 4 * workers):
@@ -154,7 +154,7 @@ def render(
     writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
-    _write(table, text.getvalue().encode())
+    write_bytes(table, text.getvalue().encode())
     return table
 
 
@@ -203,7 +203,7 @@ def _render_one(
         what = {"chain": [asdict(step) for step in steps]}
     encoded = io.BytesIO()
     Image.fromarray(picture).save(encoded, "png", compress_level=1)
-    _write(folder / "images" / file, encoded.getvalue())
+    write_bytes(folder / "images" / file, encoded.getvalue())
     row = {
         "file": file,
         "mos": round(mos, 4),
@@ -211,7 +211,7 @@ def _render_one(
         "photo": path.name,
         "distortion": json.dumps(what),
     }
-    _write(note, json.dumps(row).encode())
+    write_bytes(note, json.dumps(row).encode())
     return row
 
 
@@ -267,7 +267,7 @@ def _calibration(
     jobs = ((photos[int(index)], kind, level, compare) for index, kind, level in cells)
     values = list(_in_order(pool, _compare_cell, jobs, 16))
     calibration = fit_calibration(values, [kadid_opinion(kind, level)[0] for _, kind, level in cells])
-    _write(file, json.dumps(asdict(calibration), indent=1).encode())
+    write_bytes(file, json.dumps(asdict(calibration), indent=1).encode())
     return calibration
 
 
@@ -305,9 +305,3 @@ def _one_thread() -> None:
 
     cv2.setNumThreads(1)
     torch.set_num_threads(1)
-
-
-def _write(file: Path, content: bytes) -> None:
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, file)
