@@ -2,8 +2,8 @@
 
     python benchmarks/mini_ablation.py --photos ../shared/data/photos --work runs/ablation
 
-Short runs on the data and architecture of the mini with several seeds, its feature network frozen: pictures are
-rendered and their features computed once. Repeat the command to go on. Prints a table and writes
+Short runs of the first step of the mini's recipe with several seeds: pictures are rendered and their features computed
+once. Repeat the command to go on. Prints a table and writes
 `benchmarks/results/mini_ablation.json`.
 """
 
@@ -33,23 +33,8 @@ RESULTS = Path(__file__).with_name("results")
 MEASURES = ("srcc", "plcc", "rmse")
 
 
-FROZEN = {
-    "trainable.vision_backbone": False,
-    "data.cache_statistics": True,
-    "data.flip": False,
-    "data.workers": 0,
-    "optimisation.vision_backbone_learning_rate": None,
-    "optimisation.batch_size": 32,
-    "optimisation.learning_rate": 7e-4,
-    "optimisation.weight_decay": 0.3,
-    "optimisation.save_steps": None,
-}
-"""Changes to mini.yaml."""
-
-
 def one_run(arguments: argparse.Namespace, formulation: str, seed: int) -> dict[str, float]:
     changes: dict[str, Any] = {
-        **FROZEN,
         "output": str(arguments.work / f"{formulation}_{seed}"),
         "data.photos": str(arguments.photos),
         "data.rendered": str(arguments.rendered or arguments.work / "rendered"),
@@ -87,7 +72,6 @@ def main() -> None:
         table.add_row(formulation, *cells)
     Console().print(table)
     facts = {
-        "changes": FROZEN,
         "epochs": arguments.epochs,
         "runs": runs,
         "seconds": time.monotonic() - started,
