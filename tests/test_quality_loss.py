@@ -173,7 +173,8 @@ def test_directional_derivative_is_that_of_finite_differences(create: Any, name:
     gradient = gradient_of(score, images)
     generator = torch.Generator().manual_seed(0)
     for direction in (gradient / gradient.norm(), torch.randn(images.shape, generator=generator).double()):
-        step = 1e-5 / direction.abs().max()
+        # A smaller step crosses fewer kinks; a larger one loses less to rounding.
+        step = (1e-7 if name in KINKED else 1e-5) / direction.abs().max()
         with torch.no_grad():
             slope = (score(images + step * direction) - score(images - step * direction)) / (2 * step)
         expected = (gradient * direction).sum()
