@@ -343,7 +343,7 @@ def main() -> None:
         kadid = sets[-1]
         count = len(kadid.files) // len(kodak) * arguments.photos
         part = TestSet(
-            f"{kadid.name}, {arguments.photos} photos",
+            f"{kadid.name}, {arguments.photos} of 24 photos",
             kadid.files[:count],
             kadid.opinions[:count],
             kadid.references[:count],
