@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from source_commit import source_commit
 
 from pyiqa_qscorer.atomic_files import write_text
 
@@ -43,8 +44,7 @@ def main(
         run(*command, "-d", f"kodak_kadid={kodak / 'opinions.csv'}"),
     ]
     board = json.loads((output / "leaderboard.json").read_text(encoding="utf-8"))
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=HERE, check=True)
-    board["commit_of_the_report"] = commit.stdout.strip()  # a score may come from an earlier run
+    board["commit_of_the_report"] = source_commit()  # a score may come from an earlier run
     write_text(HERE / "results" / "leaderboard.json", json.dumps(board, indent=2) + "\n")
     raise typer.Exit(max(codes))
 

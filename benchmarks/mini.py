@@ -15,7 +15,6 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -31,6 +30,7 @@ from PIL import ImageOps
 from rich.console import Console
 from rich.table import Table
 from scipy import ndimage, stats
+from source_commit import source_commit
 
 from pyiqa_qscorer import Scorer
 from pyiqa_qscorer.atomic_files import write_bytes, write_text
@@ -309,13 +309,6 @@ def show(results: dict[str, Any]) -> None:
         out.print(table)
 
 
-def commit() -> str:
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=True
-    )
-    return found.stdout.strip()
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
@@ -372,7 +365,7 @@ def main() -> None:
             "load": os.getloadavg()[0],
         },
         "versions": {name: version(name) for name in ("pyiqa-qscorer", "pyiqa", "torch", "timm", "pillow", "numpy")},
-        "commit": commit(),
+        "commit": source_commit(),
     }
     show(results)
     out.print({name: facts[name] for name in ("monotonic", "robustness", "latency_ms", "megabytes", "parameters")})
