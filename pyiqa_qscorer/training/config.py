@@ -213,6 +213,7 @@ class OptimisationConfig(_Section):
     schedule: str = "cosine"
     warmup: float = Field(0.03, ge=0)  # share of the steps below 1, else steps
     weight_decay: float = Field(0.0, ge=0)
+    average_decay: float | None = Field(None, gt=0, lt=1)  # per step, of averaged weights, which are kept; None: none
     max_gradient_norm: float = Field(1.0, ge=0)
     precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
     seed: int = 0
@@ -248,6 +249,8 @@ class TrainConfig(_Section):
             raise ValueError("layout published_lora needs adapters: lora.enabled: true without trainable.everything")
         if self.optimisation.vision_backbone_learning_rate is not None and not self.trainable.vision_backbone:
             raise ValueError("vision_backbone_learning_rate needs trainable.vision_backbone: true, or nothing learns")
+        if self.optimisation.average_decay is not None and (self.optimisation.deepspeed or self.optimisation.fsdp):
+            raise ValueError("average_decay needs whole parameters: leave out deepspeed and fsdp, which split them")
         if not self.objective.weights(self.model.formulation):
             raise ValueError(f"objective has no part with a weight above 0 in formulation {self.model.formulation}")
         if any(part.weight != 1 for part in self.data.validation):

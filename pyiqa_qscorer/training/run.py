@@ -106,6 +106,8 @@ def _run(
     trainer.train(resume_from_checkpoint=None if state is None else str(state))
     if trainer.state.global_step < trainer.state.max_steps:
         return TrainingResult({}, {}, False)
+    if trainer.average is not None:
+        trainer.average.apply()
     metrics = trainer.evaluate(metric_key_prefix="validation") if validation_parts else {}
     folders: dict[str, Path] = {}
     if trainer.is_world_process_zero():
@@ -260,6 +262,7 @@ def _trainer(
     return QScorerTrainer(
         save_steps=settings.save_steps,
         vision_backbone_rate=settings.vision_backbone_learning_rate,
+        average_decay=settings.average_decay,
         model=start.model,
         args=arguments,
         train_dataset=data,

@@ -6,6 +6,7 @@ import json
 import math
 import signal
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any, cast
@@ -29,6 +30,7 @@ from ..errors import CheckpointError, QScorerError
 from ..evaluation.correlation import correlations
 from ..model import QScorerConfig, QScorerForScoring
 from ..prompt import PromptTokens
+from .average import WeightAverage
 from .backbone import CachedStatistics
 from .batches import MixedSampler
 from .config import ObjectiveConfig
@@ -56,6 +58,7 @@ class QScorerTrainer(Trainer):
         prompt: prompt that the evaluation scores with.
         save_steps: write a resumable state every so many steps, besides the one of every epoch.
         vision_backbone_rate: learning rate of the feature network inside the vision encoder, where it is another.
+        average_decay: of `WeightAverage`, which is evaluated and kept then; None: the weights themselves are.
     """
 
     model: QScorerForScoring
@@ -67,6 +70,7 @@ class QScorerTrainer(Trainer):
         prompt: PromptTokens,
         save_steps: int | None = None,
         vision_backbone_rate: float | None = None,
+        average_decay: float | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -78,6 +82,9 @@ class QScorerTrainer(Trainer):
         dataset = self.train_dataset
         assert isinstance(dataset, (QualityDataset, CachedStatistics))
         self.sampler = MixedSampler(dataset.parts, self.args.seed)
+        self.average = None if average_decay is None else WeightAverage(self.model, average_decay)
+        if self.average is not None:
+            self.add_callback(self.average)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
         self.add_callback(ShowParts())
@@ -129,6 +136,11 @@ class QScorerTrainer(Trainer):
             self._parts, self._scores = {}, []
         super().log(logs, *args, **kwargs)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Of the averaged weights, where there are any."""
+        with nullcontext() if self.average is None else self.average.applied():
+            return super().evaluate(*args, **kwargs)
+
     def prediction_step(
         self,
         model: nn.Module,
@@ -160,6 +172,8 @@ class QScorerTrainer(Trainer):
                 f"was written: {REMEDY}"
             )
         save_file({name: values[name].contiguous().cpu() for name in trained}, folder / TRAINED_WEIGHTS)
+        if self.average is not None:
+            self.average.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         trained = load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS)
@@ -175,6 +189,8 @@ class QScorerTrainer(Trainer):
         with torch.no_grad():
             for name, parameter in parameters.items():
                 parameter.copy_(trained[name])
+        if self.average is not None:
+            self.average.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
         if self.state.best_model_checkpoint is not None:
