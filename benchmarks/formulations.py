@@ -17,7 +17,6 @@ from __future__ import annotations
 import csv
 import json
 import platform
-import subprocess
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -31,6 +30,7 @@ import typer
 from PIL import Image, ImageFilter
 from rich.console import Console
 from rich.table import Table
+from source_commit import source_commit
 from transformers.utils import logging as transformers_logging
 
 from pyiqa_qscorer import Scorer
@@ -222,14 +222,13 @@ def report(
         table.add_row(formulation, *cells)
     Console().print(table)
     RESULTS.mkdir(exist_ok=True)
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS).stdout.strip()
     facts = {
         "settings": settings,
         "results": found,
         "seconds": round(time.monotonic() - started),
         "machine": {"processor": platform.processor() or platform.machine(), "threads": settings["threads"]},
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
-        "commit": commit,
+        "commit": source_commit(),
     }
     (RESULTS / f"formulations_{name}.json").write_text(json.dumps(facts, indent=2) + "\n")
     figure, axes = plt.subplots(1, len(found), figsize=(4 * len(found), 3.6), sharey=True, squeeze=False)

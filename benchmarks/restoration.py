@@ -21,7 +21,6 @@ import os
 import platform
 import re
 import statistics
-import subprocess
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -40,6 +39,7 @@ from PIL import Image, ImageFilter
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from source_commit import source_commit
 from torch import Tensor, nn
 
 from pyiqa_qscorer import QScorerLoss
@@ -180,9 +180,7 @@ def main(
             "python": platform.python_version(),
             **{name: version(name) for name in ("torch", "transformers", "pyiqa", "pyiqa-qscorer")},
         },
-        "commit": subprocess.run(
-            ["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=RESULTS
-        ).stdout.strip(),
+        "commit": source_commit(),
     }
     output.mkdir(parents=True, exist_ok=True)
     stem = "restoration_" + re.sub(r"\W+", "_", metric)

@@ -97,6 +97,11 @@ def test_formulations_choose_their_objective() -> None:
             {"trainable": {"vision_backbone": False}, "optimisation": {"vision_backbone_learning_rate": 1e-4}},
             ["vision_backbone_learning_rate needs"],
         ),
+        (
+            {"data": {"train": [{"csv": "a.csv", "folder": "a", "mos_range": [1, 5]}], "data_root": "b"}},
+            ["data_root goes with datasets that are given by name"],
+        ),
+        ({"data": {"train": [{"dataset": "x"}], "photos": "b"}}, ["photos goes with synthetic"]),
         ({"objective": {"cross_entropy": 0, "score": 0}}, ["no part with a weight above 0"]),
     ],
 )

@@ -104,6 +104,16 @@ class DataConfig(_Section):
         }
         return {**content, **filled}
 
+    @model_validator(mode="after")
+    def _folders_are_used(self) -> DataConfig:
+        if "data_root" in self.model_fields_set and all(
+            part.dataset is None for part in (*self.train, *self.validation)
+        ):
+            raise ValueError("data_root goes with datasets that are given by name (dataset: koniq10k), and none is")
+        if "photos" in self.model_fields_set and not self.synthetic:
+            raise ValueError("photos goes with synthetic datasets, and none is")
+        return self
+
     @property
     def synthetic(self) -> bool:
         """Whether any of the data is rendered from photos."""
