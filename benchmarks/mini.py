@@ -289,7 +289,7 @@ def plot_training(training: dict[str, Any], file: Path) -> None:
     axis.set_ylabel("SRCC")
     axis.set_ylim(0.4, 1)
     shipped = json.loads((MINI_CHECKPOINT / "training.json").read_text())["metrics"]["validation_srcc"]
-    axis.axhline(shipped, color="black", linestyle="--", linewidth=1, label="shipped weights, the same validation")
+    axis.axhline(shipped, color="black", linestyle="--", linewidth=1, label="shipped weights, on more such pictures")
     axis.set_title("Everything trained at once, for longer")
     axis.grid(alpha=0.3)
     axis.legend(loc="lower right")
