@@ -7,11 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from safetensors.torch import load_file
+from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from .parameters import save_values, set_parameters, trained_parameters
 
 AVERAGED_WEIGHTS = "averaged.safetensors"
 
@@ -23,24 +24,16 @@ class WeightAverage(TrainerCallback):
     be random, soon count for nothing.
 
     Args:
-        model: its trained parameters are followed; frozen ones are not copied.
+        model: its trained parameters are followed, from what they are now; frozen ones are not copied.
         decay: in (0, 1); the average covers about 1 / (1 - decay) steps.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.parameters = {name: value for name, value in model.named_parameters() if value.requires_grad}
-        self.values: dict[str, Tensor] | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """A resumed run has loaded its average by now."""
-        if self.values is None:
-            self.values = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.parameters = trained_parameters(model)
+        self.values = {name: value.detach().clone() for name, value in self.parameters.items()}
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        assert self.values is not None  # since `on_train_begin`
         decay = min(self.decay, (1 + state.global_step) / (10 + state.global_step))
         get_ema_multi_avg_fn(decay)(list(self.values.values()), list(self.parameters.values()), state.global_step)
 
@@ -52,23 +45,15 @@ class WeightAverage(TrainerCallback):
         try:
             yield
         finally:
-            self._set(weights)
+            set_parameters(self.parameters, weights)
 
     def apply(self) -> None:
         """Give the model the averaged weights."""
-        if self.values is not None:
-            self._set(self.values)
-
-    @torch.no_grad()
-    def _set(self, values: dict[str, Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.copy_(values[name])
+        set_parameters(self.parameters, self.values)
 
     def save(self, folder: Path) -> None:
-        assert self.values is not None  # states are written after steps
-        save_file({name: value.contiguous().cpu() for name, value in self.values.items()}, folder / AVERAGED_WEIGHTS)
+        save_values(self.values, folder / AVERAGED_WEIGHTS)
 
     def load(self, folder: Path) -> None:
         """What `save` wrote. The state's trained weights, read before, have been compared with the model's."""
-        stored = load_file(folder / AVERAGED_WEIGHTS)
-        self.values = {name: stored[name].to(value.device) for name, value in self.parameters.items()}
+        set_parameters(self.values, load_file(folder / AVERAGED_WEIGHTS))

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer
 
@@ -25,6 +25,7 @@ from .batches import MixedSampler
 from .callbacks import SaveEvery, ShowParts, StartEpoch, StopOnSignal
 from .config import ObjectiveConfig
 from .data import QualityDataset
+from .parameters import save_values, set_parameters, trained_parameters
 from .total import total_objective
 
 TRAINED_WEIGHTS = "trained.safetensors"
@@ -155,19 +156,19 @@ class QScorerTrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir or ".")
         folder.mkdir(parents=True, exist_ok=True)
         values = self.model.state_dict() if state_dict is None else state_dict
-        trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-        if odd := sorted(name for name in trained if not values[name].isfinite().all()):
+        trained = {name: values[name] for name in trained_parameters(self.model)}
+        if odd := sorted(name for name, value in trained.items() if not value.isfinite().all()):
             raise TrainingFailedError(
                 f"the weights are not finite any more at step {self.state.global_step} (e.g. {odd[0]}), so no state "
                 f"was written: {REMEDY}"
             )
-        save_file({name: values[name].contiguous().cpu() for name in trained}, folder / TRAINED_WEIGHTS)
+        save_values(trained, folder / TRAINED_WEIGHTS)
         if self.average is not None:
             self.average.save(folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         trained = load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS)
-        parameters = {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        parameters = trained_parameters(self.model)
         odd = sorted(trained.keys() ^ parameters.keys()) or sorted(
             name for name, parameter in parameters.items() if parameter.shape != trained[name].shape
         )
@@ -176,9 +177,7 @@ class QScorerTrainer(Trainer):
                 f"{resume_from_checkpoint} was written with other trained parameters: {', '.join(odd[:5])}; "
                 "resume with the configuration of that run, or use another output folder"
             )
-        with torch.no_grad():
-            for name, parameter in parameters.items():
-                parameter.copy_(trained[name])
+        set_parameters(parameters, trained)
         if self.average is not None:
             self.average.load(Path(resume_from_checkpoint))
 
