@@ -34,8 +34,8 @@ from source_commit import source_commit
 from transformers.utils import logging as transformers_logging
 
 from pyiqa_qscorer import Scorer
-from pyiqa_qscorer.image_files import open_image
-from pyiqa_qscorer.preprocessing import PAD_COLOR
+from pyiqa_qscorer.images.preprocessing import PAD_COLOR
+from pyiqa_qscorer.images.reading import open_image
 from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.run import train
 from pyiqa_qscorer.training.trainer import agreement

@@ -23,11 +23,11 @@ import typer
 from PIL import Image
 from rich.progress import track
 
-from pyiqa_qscorer.atomic_files import write_bytes, write_text
-from pyiqa_qscorer.image_files import open_image
-from pyiqa_qscorer.training.distortions import KADID_TYPES, kadid_distortion
-from pyiqa_qscorer.training.opinions import kadid_opinion
-from pyiqa_qscorer.training.synthetic import at_most_seen_side, find_photos
+from pyiqa_qscorer.files import write_bytes, write_text
+from pyiqa_qscorer.images.reading import open_image
+from pyiqa_qscorer.synthetic.distortions import KADID_TYPES, kadid_distortion
+from pyiqa_qscorer.synthetic.kadid_opinions import kadid_opinion
+from pyiqa_qscorer.synthetic.render import at_most_seen_side, find_photos
 
 LEVELS = range(1, 6)
 

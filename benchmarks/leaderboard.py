@@ -18,7 +18,7 @@ from typing import Annotated
 import typer
 from source_commit import source_commit
 
-from pyiqa_qscorer.atomic_files import write_text
+from pyiqa_qscorer.files import write_text
 
 HERE = Path(__file__).resolve().parent
 DATA = HERE.parent.parent / "shared" / "data"
@@ -37,7 +37,7 @@ def main(
     chosen = [part for kind in types or () for part in ("--type", str(kind))]
     if code := run(HERE / "kadid_kodak.py", data / "photos" / "kodak", kodak, "--photos", photos, *chosen):
         raise typer.Exit(code)
-    command = ["-m", "pyiqa_qscorer.cli", "benchmark", "-m", *(metrics or METRICS), "-o", output]
+    command = ["-m", "pyiqa_qscorer.cli.app", "benchmark", "-m", *(metrics or METRICS), "-o", output]
     live = data / "live_jpeg"
     codes = [
         run(*command, "-d", f"live_jpeg={live / 'meta_info_LIVEJPEG.csv'}", "--images", live / "images", "--dmos"),

@@ -33,16 +33,16 @@ from scipy import ndimage, stats
 from source_commit import source_commit
 
 from pyiqa_qscorer import Scorer
-from pyiqa_qscorer.atomic_files import write_bytes, write_text
 from pyiqa_qscorer.evaluation.bootstrap import intervals
 from pyiqa_qscorer.evaluation.correlation import correlations
-from pyiqa_qscorer.image_files import open_image
-from pyiqa_qscorer.names import MINI_CHECKPOINT
-from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
-from pyiqa_qscorer.training.calibration import REFERENCE_METRICS
-from pyiqa_qscorer.training.distortions import CHAIN_STEPS, KADID_TYPES, apply_chain, single_step
-from pyiqa_qscorer.training.opinions import kadid_opinion
-from pyiqa_qscorer.training.synthetic import CALIBRATION_FILE, Recipe, find_photos, render, tone_of
+from pyiqa_qscorer.files import write_bytes, write_text
+from pyiqa_qscorer.host.reference_metrics import ReferenceMetrics
+from pyiqa_qscorer.images.reading import open_image
+from pyiqa_qscorer.registry import MINI_CHECKPOINT
+from pyiqa_qscorer.synthetic.calibration import REFERENCE_METRICS
+from pyiqa_qscorer.synthetic.distortions import CHAIN_STEPS, KADID_TYPES, apply_chain, single_step
+from pyiqa_qscorer.synthetic.kadid_opinions import kadid_opinion
+from pyiqa_qscorer.synthetic.render import CALIBRATION_FILE, Recipe, find_photos, render, tone_of
 
 RESULTS = Path(__file__).with_name("results")
 LONGER_TRAINING = RESULTS / "mini_longer_training.json"  # a run of its `configuration`, whose weights were not taken

@@ -22,10 +22,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from pyiqa_qscorer.atomic_files import write_text
+from pyiqa_qscorer.files import write_text
+from pyiqa_qscorer.host.reference_metrics import ReferenceMetrics
 from pyiqa_qscorer.model.config import FORMULATIONS
-from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
-from pyiqa_qscorer.training.calibration import REFERENCE_METRICS
+from pyiqa_qscorer.synthetic.calibration import REFERENCE_METRICS
 from pyiqa_qscorer.training.config import read_config
 from pyiqa_qscorer.training.run import train
 

@@ -18,12 +18,12 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
+from pyiqa_qscorer.images.preprocessing import MEAN, PAD_COLOR, STD
 from pyiqa_qscorer.model import QScorerForScoring
 from pyiqa_qscorer.model.abstractor import AbstractorLayer
 from pyiqa_qscorer.model.language import DecoderLayer
 from pyiqa_qscorer.model.multiway import Multiway
 from pyiqa_qscorer.model.vision import VisionEncoder, VisionLayer
-from pyiqa_qscorer.preprocessing import MEAN, PAD_COLOR, STD
 
 
 class PublishedProcedure:

@@ -43,9 +43,9 @@ from source_commit import source_commit
 from torch import Tensor, nn
 
 from pyiqa_qscorer import QScorerLoss
-from pyiqa_qscorer.atomic_files import write_bytes
-from pyiqa_qscorer.image_files import open_image
-from pyiqa_qscorer.score_files import find_images
+from pyiqa_qscorer.data.score_files import find_images
+from pyiqa_qscorer.files import write_bytes
+from pyiqa_qscorer.images.reading import open_image
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PHOTOS = Path(__file__).resolve().parent.parent / "tests" / "photos"

@@ -144,7 +144,7 @@ def preparation(size: int, repeats: int) -> dict[str, Any]:
     """Milliseconds to get pixel values from one photo of 768 x 512, in one thread."""
     from published_procedure import prepared
 
-    from pyiqa_qscorer.preprocessing import levels_from_pil, normalise
+    from pyiqa_qscorer.images.preprocessing import levels_from_pil, normalise
 
     with tempfile.TemporaryDirectory() as folder:
         path = photo(Path(folder), 0)
@@ -261,7 +261,7 @@ def folder(
     from speed_cases import interleaved
 
     from pyiqa_qscorer import Scorer
-    from pyiqa_qscorer.score_files import find_images
+    from pyiqa_qscorer.data.score_files import find_images
 
     torch.set_num_threads(threads)
     facts = describe_run()

@@ -15,11 +15,12 @@ from published_procedure import PublishedProcedure
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from pyiqa_qscorer.checkpoints.loading import quantise
+from pyiqa_qscorer.checkpoints.load import quantise
 from pyiqa_qscorer.metric import QScorer
-from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring, language, linear
-from pyiqa_qscorer.names import METRICS, resolve_metric_options
+from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring, language
+from pyiqa_qscorer.model import fast_linear as linear
 from pyiqa_qscorer.prompt import _LLAMA_BLANK, _LLAMA_IDS
+from pyiqa_qscorer.registry import METRICS, resolve_metric_options
 
 MINI = "qscorer-mini"
 MODELS = ("mini", "medium", "7b")

@@ -19,7 +19,7 @@ def is_switched_off() -> bool:
 
 
 class BootFinder:
-    """Import finder that hands pyiqa's table of metrics over to `pyiqa_qscorer.plugin`."""
+    """Import finder that hands pyiqa's table of metrics over to `pyiqa_qscorer.host.registration`."""
 
     is_pyiqa_qscorer = True  # the mark by which `plugin` finds this object again
 
@@ -27,7 +27,7 @@ class BootFinder:
         if name != METRIC_TABLE or is_switched_off():
             return None
         try:
-            from pyiqa_qscorer.plugin import FINDER
+            from pyiqa_qscorer.host.registration import FINDER
         except Exception as error:  # whatever is wrong with us, pyiqa itself must import
             import warnings
 

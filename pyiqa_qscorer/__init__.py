@@ -10,36 +10,37 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from pyiqa_qscorer.plugin import autoload as _autoload
+from .errors import FailedImagesError, UnknownMetricError, UnknownOptionError
+from .host.registration import autoload as _autoload
 
 if TYPE_CHECKING:
-    from pyiqa_qscorer.checkpoints import load_checkpoint
-    from pyiqa_qscorer.errors import CheckpointError, DownloadError, ImageError, QScorerError
-    from pyiqa_qscorer.metric import QScorer
-    from pyiqa_qscorer.names import METRICS, UnknownMetricError, UnknownOptionError
-    from pyiqa_qscorer.plugin import RegistrationState, register, registration_state
-    from pyiqa_qscorer.quality_loss import QScorerLoss
-    from pyiqa_qscorer.scoring import FailedImagesError, ScoredImage, Scorer
+    from .checkpoints import load_checkpoint
+    from .errors import CheckpointError, DownloadError, ImageError, QScorerError
+    from .host.registration import RegistrationState, register, registration_state
+    from .loss import QScorerLoss
+    from .metric import QScorer
+    from .registry import METRICS
+    from .scorer import ScoredImage, Scorer
 
 __version__ = "0.1.0"
 
 _MODULE_OF = {
-    "METRICS": "names",
+    "METRICS": "registry",
     "QScorer": "metric",
-    "QScorerLoss": "quality_loss",
-    "Scorer": "scoring",
-    "ScoredImage": "scoring",
-    "FailedImagesError": "scoring",
+    "QScorerLoss": "loss",
+    "Scorer": "scorer",
+    "ScoredImage": "scorer",
+    "FailedImagesError": "errors",
     "load_checkpoint": "checkpoints",
-    "register": "plugin",
-    "registration_state": "plugin",
-    "RegistrationState": "plugin",
+    "register": "host.registration",
+    "registration_state": "host.registration",
+    "RegistrationState": "host.registration",
     "QScorerError": "errors",
     "CheckpointError": "errors",
     "DownloadError": "errors",
     "ImageError": "errors",
-    "UnknownMetricError": "names",
-    "UnknownOptionError": "names",
+    "UnknownMetricError": "errors",
+    "UnknownOptionError": "errors",
 }
 
 __all__ = [

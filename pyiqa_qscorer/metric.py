@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .checkpoints import LoadedCheckpoint, Precision, half_precision, load_checkpoint
 from .errors import ImageError, QScorerError
+from .images.preprocessing import check_images, pixels_from_tensor, straight_through, values_in_range
 from .model.gradient_checkpointing import checkpoint_in_eval_mode, enable_gradient_checkpointing
-from .names import SCORE_RANGE
-from .preprocessing import check_images, pixels_from_tensor, straight_through, values_in_range
+from .registry import SCORE_RANGE
 
 
 class QScorer(nn.Module):

@@ -20,8 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from pyiqa_qscorer.errors import QScorerError
-from pyiqa_qscorer.evaluation.metrics import MetricDescription, MetricFacts
-from pyiqa_qscorer.names import nearest
+from pyiqa_qscorer.evaluation.metric_protocol import MetricDescription, MetricFacts
+from pyiqa_qscorer.registry import nearest
 
 DESCRIPTIONS = {
     "brightness": MetricDescription("NR", False),
@@ -117,8 +117,8 @@ def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
 if __name__ == "__main__":
     import resource
 
-    from pyiqa_qscorer import cli
-    from pyiqa_qscorer.plugin import metrics
+    from pyiqa_qscorer.cli import app as cli
+    from pyiqa_qscorer.host import pyiqa_metrics as metrics
 
     metrics.PyiqaMetrics = FakeMetrics  # type: ignore[assignment,misc]
     torch.set_num_threads(1)

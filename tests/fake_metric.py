@@ -52,7 +52,8 @@ def use(name: str, options: dict[str, Any], device: torch.device) -> FakeMetric:
 if __name__ == "__main__":
     import resource
 
-    from pyiqa_qscorer import cli, scoring
+    from pyiqa_qscorer import scorer as scoring
+    from pyiqa_qscorer.cli import app as cli
 
     scoring.build_metric = use  # type: ignore[assignment]
     limit = int(os.environ.get("FAKE_FILE_SIZE_LIMIT", resource.RLIM_INFINITY))

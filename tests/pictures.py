@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from pyiqa_qscorer import preprocessing
-from pyiqa_qscorer.preprocessing import (
+from pyiqa_qscorer.images import preprocessing
+from pyiqa_qscorer.images.preprocessing import (
     MEAN,
     STD,
 )

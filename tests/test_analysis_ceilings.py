@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from pyiqa_qscorer.analysis.ceilings import best_possible, correlations, one_hot_ceilings
-from pyiqa_qscorer.labels import level_index
+from pyiqa_qscorer.data.labels import level_index
 
 RNG = np.random.default_rng(0)
 

@@ -15,7 +15,7 @@ from pyiqa_qscorer.analysis.simulation import (
     noisy_regression,
     small_noise_error,
 )
-from pyiqa_qscorer.labels import level_centers
+from pyiqa_qscorer.data.labels import level_centers
 
 RNG = np.random.default_rng(0)
 MOS = 1 + 4 * RNG.beta(3, 2, 400)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pyiqa_qscorer.atomic_files import write_bytes, write_text
+from pyiqa_qscorer.files import write_bytes, write_text
 
 
 def test_makes_folders_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:

@@ -14,12 +14,11 @@ from test_features import ARCHITECTURE, BACKBONE, encoder
 from tiny_training import make_pictures, settings
 
 from pyiqa_qscorer import Scorer
-from pyiqa_qscorer.errors import CheckpointError
-from pyiqa_qscorer.training.backbone import CachedStatistics, fit_standardisation, load_backbone
-from pyiqa_qscorer.training.config import TrainingConfigError, parse_config
-from pyiqa_qscorer.training.data import QualityDataset, read_dataset
+from pyiqa_qscorer.errors import CheckpointError, TrainingConfigError, TrainingFailedError
+from pyiqa_qscorer.training.cached_statistics import CachedStatistics, fit_standardisation, load_backbone
+from pyiqa_qscorer.training.config import parse_config
+from pyiqa_qscorer.training.dataset import QualityDataset, read_dataset
 from pyiqa_qscorer.training.run import train
-from pyiqa_qscorer.training.trainer import TrainingFailedError
 
 
 @pytest.fixture(scope="module")

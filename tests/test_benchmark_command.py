@@ -20,14 +20,13 @@ from benchmark_world import FakeMetrics, write_csv, write_dataset
 from tiny_checkpoint import published_folders
 from typer.testing import CliRunner
 
-from pyiqa_qscorer import cli
-from pyiqa_qscorer.cli_benchmark import dataset_specs, metric_specs, spread, with_split
-from pyiqa_qscorer.errors import QScorerError
+from pyiqa_qscorer.cli import app as cli
+from pyiqa_qscorer.cli.benchmark import dataset_specs, metric_specs, spread, with_split
+from pyiqa_qscorer.data.row_files import read_rows
+from pyiqa_qscorer.errors import InputError, QScorerError
 from pyiqa_qscorer.evaluation.processes import processes
 from pyiqa_qscorer.evaluation.scoring import BenchmarkRow
-from pyiqa_qscorer.plugin import metrics as plugin_metrics
-from pyiqa_qscorer.row_files import read_rows
-from pyiqa_qscorer.score_files import InputError
+from pyiqa_qscorer.host import pyiqa_metrics as plugin_metrics
 
 TESTS = Path(__file__).parent
 PROGRAM = [sys.executable, str(TESTS / "benchmark_world.py")]

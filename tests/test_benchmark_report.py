@@ -17,13 +17,13 @@ import pytest
 from benchmark_world import FakeMetrics, write_dataset
 from PIL import Image
 
+from pyiqa_qscorer.evaluation.benchmark_files import MACHINE_FACTS
 from pyiqa_qscorer.evaluation.datasets import DatasetSpec, open_dataset
-from pyiqa_qscorer.evaluation.files import MACHINE_FACTS
-from pyiqa_qscorer.evaluation.leaderboard import MetricSpec, run_benchmark
+from pyiqa_qscorer.evaluation.leaderboard_report import write_reports
 from pyiqa_qscorer.evaluation.processes import OneProcess
 from pyiqa_qscorer.evaluation.published import check_published, published_results
-from pyiqa_qscorer.evaluation.report import write_reports
 from pyiqa_qscorer.evaluation.results import read_leaderboard
+from pyiqa_qscorer.evaluation.runner import MetricSpec, run_benchmark
 
 LEVELS = range(40, 220, 9)
 EVIL = "<script>alert(1)</script>"

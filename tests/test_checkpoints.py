@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyiqa_qscorer.checkpoints import LoadedCheckpoint, load_checkpoint, load_folder, recognise
 from pyiqa_qscorer.checkpoints.layouts import Layout
-from pyiqa_qscorer.checkpoints.starting import Formulation, start_from_checkpoint
+from pyiqa_qscorer.checkpoints.start import Formulation, start_from_checkpoint
 from pyiqa_qscorer.errors import CheckpointError
 
 GOLDEN_LOADS = table("lora_golden/summary")

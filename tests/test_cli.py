@@ -22,8 +22,11 @@ from rich.console import Console
 from tiny_checkpoint import add_tokenizer, published_folders
 from typer.testing import CliRunner
 
-from pyiqa_qscorer import __version__, cli, cli_output, scoring
-from pyiqa_qscorer.scoring import Scorer
+from pyiqa_qscorer import __version__
+from pyiqa_qscorer import scorer as scoring
+from pyiqa_qscorer.cli import app as cli
+from pyiqa_qscorer.cli import console as cli_output
+from pyiqa_qscorer.scorer import Scorer
 
 TESTS = Path(__file__).resolve().parent
 PROGRAM = [sys.executable, str(TESTS / "fake_metric.py")]
@@ -165,7 +168,7 @@ def test_a_bug_is_not_taken_for_failed_images(
     def wrong(cache_dir: str | None) -> None:
         raise RuntimeError("not foreseen")
 
-    monkeypatch.setattr("pyiqa_qscorer.doctor.examine", wrong)
+    monkeypatch.setattr("pyiqa_qscorer.cli.doctor_facts.examine", wrong)
     monkeypatch.setattr(sys, "argv", ["pyiqa-qscorer", "doctor"])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -297,7 +300,7 @@ def test_a_closed_pipe_ends_quietly(photos: Path) -> None:
 def test_help_and_version_are_quick() -> None:
     code = """
 import sys
-from pyiqa_qscorer.cli import main
+from pyiqa_qscorer.cli.app import main
 sys.argv[1:] = {!r}
 try:
     main()
@@ -349,7 +352,7 @@ def test_score_download_merge_with_a_real_checkpoint(real_metric: None, tmp_path
 
 SESSION = """
 import json, sys
-from pyiqa_qscorer.cli import app
+from pyiqa_qscorer.cli.app import app
 for arguments in json.loads(sys.argv[1]):
     try:
         app(arguments)

@@ -18,15 +18,15 @@ import torch
 from tiny_training import make_pictures, settings
 from typer.testing import CliRunner
 
-from pyiqa_qscorer import cli
 from pyiqa_qscorer.analysis.measured import LABEL_OF, MeasuredModel, measure
+from pyiqa_qscorer.cli import app as cli
+from pyiqa_qscorer.data.labels import gaussian_soft_label, level_centers, one_hot, restore
 from pyiqa_qscorer.errors import QScorerError
-from pyiqa_qscorer.image_files import open_image
-from pyiqa_qscorer.labels import gaussian_soft_label, level_centers, one_hot, restore
+from pyiqa_qscorer.images.preprocessing import pixels_from_pil
+from pyiqa_qscorer.images.reading import open_image
 from pyiqa_qscorer.metric import QScorer
-from pyiqa_qscorer.preprocessing import pixels_from_pil
 from pyiqa_qscorer.training.config import DatasetConfig, parse_config
-from pyiqa_qscorer.training.data import LabelledImages, read_dataset
+from pyiqa_qscorer.training.dataset import LabelledImages, read_dataset
 from pyiqa_qscorer.training.run import train
 
 FORMULATIONS = ("score_token", "level_onehot", "level_soft")
@@ -109,9 +109,9 @@ def test_wrong_usage_is_one_message_and_exit_code_2(labels: Path, arguments: lis
 def test_a_table_needs_no_torch_and_the_command_line_no_analysis() -> None:
     program = """
 import sys
-import pyiqa_qscorer.cli
+import pyiqa_qscorer.cli.app
 print(sorted({"pandas", "scipy", "matplotlib", "torch"} & sys.modules.keys()))
-import pyiqa_qscorer.analysis.report
+import pyiqa_qscorer.analysis.error_report
 print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, timeout=120)

@@ -25,7 +25,7 @@ from pyiqa_qscorer.analysis.conversion_error import (
     uniform_errors,
     uniform_rounding_errors,
 )
-from pyiqa_qscorer.labels import level_centers, level_index, restore
+from pyiqa_qscorer.data.labels import level_centers, level_index, restore
 
 RNG = np.random.default_rng(0)
 MOS = np.concatenate([[1.0, 5.0, 3.0], 1 + 4 * RNG.beta(3, 2, 500)])

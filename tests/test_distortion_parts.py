@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyiqa_qscorer.training.distortions import Step, apply_chain, codecs, optics, pictures, resampling, sensor, tone
+from pyiqa_qscorer.synthetic.distortions import Step, apply_chain, codecs, optics, pictures, resampling, sensor, tone
 
 PHOTO = Path(__file__).parent / "photos" / "coffee.jpg"
 

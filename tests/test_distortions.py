@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from skimage.metrics import structural_similarity
 
-from pyiqa_qscorer.training.distortions import (
+from pyiqa_qscorer.synthetic.distortions import (
     CHAIN_STEPS,
     KADID_TYPES,
     Step,

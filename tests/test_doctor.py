@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 import torch
 from environments import REPOSITORY
+from pyiqa_qscorer.byte_sizes import readable_size
 from typer.testing import CliRunner
 
-from pyiqa_qscorer import cli, doctor
-from pyiqa_qscorer.byte_sizes import readable_size
-from pyiqa_qscorer.machine import Cache, Device, Machine
-from pyiqa_qscorer.names import DEFAULT_METRIC, METRICS, PUBLISHED_BASE, PUBLISHED_CHECKPOINT
-from pyiqa_qscorer.scoring import build_metric
-from pyiqa_qscorer.verdicts import DOWNLOAD_BYTES, OTHER_PARAMETERS, QUANTISED_PARAMETERS, judge, weight_bytes
+from pyiqa_qscorer.cli import app as cli
+from pyiqa_qscorer.cli import doctor_facts as doctor
+from pyiqa_qscorer.cli.machine_facts import Cache, Device, Machine
+from pyiqa_qscorer.cli.verdicts import DOWNLOAD_BYTES, OTHER_PARAMETERS, QUANTISED_PARAMETERS, judge, weight_bytes
+from pyiqa_qscorer.registry import DEFAULT_METRIC, METRICS, PUBLISHED_BASE, PUBLISHED_CHECKPOINT
+from pyiqa_qscorer.scorer import build_metric
 
 LARGE = Machine("Linux", 8, 64 * 10**9, 60 * 10**9, ())
 H200 = Device("cuda:0", "NVIDIA H200", 150 * 10**9, 140 * 10**9)

@@ -17,17 +17,17 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from pyiqa_qscorer.analysis import opinions as opinions_module
-from pyiqa_qscorer.analysis import report as report_module
+from pyiqa_qscorer.analysis import error_report as report_module
 from pyiqa_qscorer.analysis import study as study_module
 from pyiqa_qscorer.analysis.ceilings import correlations
+from pyiqa_qscorer.analysis.error_report import as_json, write_report
 from pyiqa_qscorer.analysis.error_rows import ErrorRow
-from pyiqa_qscorer.analysis.opinions import OpinionColumns, read_opinion_table
-from pyiqa_qscorer.analysis.report import as_json, write_report
 from pyiqa_qscorer.analysis.study import Study, study
-from pyiqa_qscorer.analysis.tables import facts, tables
+from pyiqa_qscorer.analysis.study_tables import facts, tables
+from pyiqa_qscorer.data import opinion_tables as opinions_module
+from pyiqa_qscorer.data.labels import level_centers, one_hot, restore
+from pyiqa_qscorer.data.opinion_tables import OpinionColumns, read_opinion_table
 from pyiqa_qscorer.errors import QScorerError
-from pyiqa_qscorer.labels import level_centers, one_hot, restore
 
 RNG = np.random.default_rng(0)
 MOS = np.concatenate([[0.0, 100.0], 100 * RNG.beta(3, 2, 598)])
@@ -142,7 +142,7 @@ def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
     program = """
 import resource, sys
 from pathlib import Path
-from pyiqa_qscorer.analysis.opinions import OpinionColumns, read_opinion_table
+from pyiqa_qscorer.data.opinion_tables import OpinionColumns, read_opinion_table
 from pyiqa_qscorer.analysis.study import study
 found = study(read_opinion_table(Path(sys.argv[1]), OpinionColumns(std="std")), [5, 20])
 print(found.row("one_hot", "integers", 5).images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)

@@ -13,13 +13,13 @@ import torch
 from pictures import encoded, png, random_image, to_tensor
 from PIL import Image, ImageFile
 
-from pyiqa_qscorer import image_files
 from pyiqa_qscorer.errors import ImageError
-from pyiqa_qscorer.image_files import open_image
-from pyiqa_qscorer.preprocessing import (
+from pyiqa_qscorer.images import reading as image_files
+from pyiqa_qscorer.images.preprocessing import (
     pixels_from_pil,
     pixels_from_tensor,
 )
+from pyiqa_qscorer.images.reading import open_image
 
 # --- files of every kind ----------------------------------------------------------------------
 

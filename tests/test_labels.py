@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from pyiqa_qscorer.labels import (
+from pyiqa_qscorer.data.labels import (
     gaussian_soft_label,
     level_centers,
     level_index,

@@ -14,16 +14,15 @@ import pytest
 import torch
 from benchmark_world import FakeMetric, FakeMetrics, picture, write_csv, write_dataset
 
-from pyiqa_qscorer.errors import QScorerError
+from pyiqa_qscorer.data.row_files import read_rows
+from pyiqa_qscorer.errors import InputError, QScorerError
 from pyiqa_qscorer.evaluation import cost
 from pyiqa_qscorer.evaluation.correlation import correlations
 from pyiqa_qscorer.evaluation.datasets import DatasetSpec, OpenDataset, open_dataset
-from pyiqa_qscorer.evaluation.leaderboard import MetricSpec, Problem, run_benchmark
 from pyiqa_qscorer.evaluation.processes import OneProcess
 from pyiqa_qscorer.evaluation.results import Entry, read_leaderboard
+from pyiqa_qscorer.evaluation.runner import MetricSpec, Problem, run_benchmark
 from pyiqa_qscorer.evaluation.scoring import BenchmarkRow
-from pyiqa_qscorer.row_files import read_rows
-from pyiqa_qscorer.score_files import InputError
 
 LEVELS = range(40, 220, 9)
 

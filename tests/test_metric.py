@@ -17,9 +17,9 @@ from tiny_checkpoint import published_folders
 from torch import Tensor, nn
 
 from pyiqa_qscorer.errors import CheckpointError, ImageError, QScorerError
-from pyiqa_qscorer.image_files import open_image
+from pyiqa_qscorer.images.preprocessing import pixels_from_pil
+from pyiqa_qscorer.images.reading import open_image
 from pyiqa_qscorer.metric import QScorer
-from pyiqa_qscorer.preprocessing import pixels_from_pil
 
 PHOTOS = [GOLDEN / "images" / f"{name}.png" for name in IMAGE_NAMES]
 

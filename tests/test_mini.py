@@ -15,9 +15,9 @@ from PIL import Image, ImageOps
 from scipy import stats
 
 from pyiqa_qscorer import Scorer
-from pyiqa_qscorer.names import DEFAULT_METRIC, MINI_CHECKPOINT
-from pyiqa_qscorer.preprocessing import pixels_from_pil
-from pyiqa_qscorer.training.distortions import apply_chain, single_step
+from pyiqa_qscorer.images.preprocessing import pixels_from_pil
+from pyiqa_qscorer.registry import DEFAULT_METRIC, MINI_CHECKPOINT
+from pyiqa_qscorer.synthetic.distortions import apply_chain, single_step
 
 PHOTOS = Path(__file__).with_name("photos")
 FILES = sorted(PHOTOS.glob("*.jpg"))

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyiqa_qscorer.errors import QScorerError
-from pyiqa_qscorer.plugin.datasets import pyiqa_dataset
+from pyiqa_qscorer.errors import QScorerError, TrainingDataError
+from pyiqa_qscorer.host.pyiqa_datasets import pyiqa_dataset
 from pyiqa_qscorer.training.config import DatasetConfig
-from pyiqa_qscorer.training.data import TrainingDataError, read_dataset
+from pyiqa_qscorer.training.dataset import read_dataset
 
 
 def write(root: Path, table: str, header: list[str], rows: list[list[Any]], images: list[str]) -> None:

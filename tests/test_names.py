@@ -6,7 +6,7 @@ import inspect
 
 import pytest
 
-from pyiqa_qscorer import names
+from pyiqa_qscorer import registry as names
 from pyiqa_qscorer.errors import QScorerError
 
 

@@ -14,9 +14,9 @@ from scipy.stats import norm, pearsonr
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from pyiqa_qscorer.image_files import open_image
+from pyiqa_qscorer.images.preprocessing import pixels_from_pil
+from pyiqa_qscorer.images.reading import open_image
 from pyiqa_qscorer.model.qscorer import IGNORED_LABEL, IMAGE_TOKEN_ID, quality_positions
-from pyiqa_qscorer.preprocessing import pixels_from_pil
 from pyiqa_qscorer.training.objectives import (
     fidelity,
     listwise_ranking,

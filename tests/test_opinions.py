@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyiqa_qscorer.analysis import opinions as module
-from pyiqa_qscorer.analysis.opinions import OpinionColumns, Opinions, OpinionsError, read_opinion_table
+from pyiqa_qscorer.data import opinion_tables as module
+from pyiqa_qscorer.data.opinion_tables import OpinionColumns, Opinions, read_opinion_table
+from pyiqa_qscorer.errors import OpinionsError
 
 
 def write(path: Path, *lines: str) -> Path:

@@ -16,7 +16,7 @@ import pytest
 from environments import REPOSITORY, Environment, answer, run_python, write_toy_pyiqa
 
 import pyiqa_qscorer
-from pyiqa_qscorer.scoring import Scorer
+from pyiqa_qscorer.scorer import Scorer
 
 PACKAGE = REPOSITORY / "pyiqa_qscorer"
 BOOT_FILES = {f"_pyiqa_qscorer_boot.{suffix}" for suffix in ("py", "pth", "start")}
@@ -106,7 +106,7 @@ def test_wheel_holds_the_package_the_boot_files_and_the_licence(built: tuple[Pat
     assert {f"pyiqa_qscorer/{name}" for name in needed} <= shipped
     assert "License-Expression: MIT" in metadata
     assert "Requires-Dist: pyiqa>=0.1.16" in metadata
-    assert "pyiqa-qscorer = pyiqa_qscorer.cli:main" in points
+    assert "pyiqa-qscorer = pyiqa_qscorer.cli.app:main" in points
     assert "[pyiqa.archs]" in points
 
 
@@ -182,7 +182,7 @@ def test_off_switch_set_before_pyiqa_is_imported(wheel_environment: Environment,
 
 def test_broken_package_warns_and_pyiqa_imports(wheel_environment: Environment, toy: Path) -> None:
     code = f"""{TOY_STATE}
-sys.modules["pyiqa_qscorer.names"] = None
+sys.modules["pyiqa_qscorer.registry"] = None
 with warnings.catch_warnings(record=True) as caught:
     import pyiqa
 print(json.dumps([ours(), [(w.category.__name__, str(w.message)) for w in caught]]))
@@ -191,7 +191,7 @@ print(json.dumps([ours(), [(w.category.__name__, str(w.message)) for w in caught
     assert ours == []
     assert category == "RuntimeWarning"
     assert "importing pyiqa_qscorer raised ModuleNotFoundError: " in message
-    assert "pyiqa_qscorer.names" in message
+    assert "pyiqa_qscorer.registry" in message
     assert "PYIQA_QSCORER_AUTOLOAD=0" in message
 
 

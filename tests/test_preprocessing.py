@@ -17,10 +17,9 @@ from pictures import matrix_levels, plain_levels, plain_pixels, random_image, to
 from PIL import Image
 from safetensors.torch import load_file
 
-from pyiqa_qscorer import preprocessing
 from pyiqa_qscorer.errors import ImageError
-from pyiqa_qscorer.image_files import open_image
-from pyiqa_qscorer.preprocessing import (
+from pyiqa_qscorer.images import preprocessing
+from pyiqa_qscorer.images.preprocessing import (
     MEAN,
     PAD_COLOR,
     STD,
@@ -29,6 +28,7 @@ from pyiqa_qscorer.preprocessing import (
     pixels_from_tensor,
     values_in_range,
 )
+from pyiqa_qscorer.images.reading import open_image
 
 GOLDEN_IMAGES = [
     "a_rgb_512x384",

@@ -13,7 +13,7 @@ from golden_data import BLANK, table
 from tiny_checkpoint import LICENSED_TOKENIZER
 from tiny_tokenizer import write_json, write_sentencepiece
 
-from pyiqa_qscorer.checkpoints.loading import load_tokenizer
+from pyiqa_qscorer.checkpoints.load import load_tokenizer
 from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.model.qscorer import IMAGE_TOKEN_ID
 from pyiqa_qscorer.prompt import PROMPTS, PromptTokens, resolve_prompt, score_tokens, tokenize_prompt

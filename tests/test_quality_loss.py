@@ -24,14 +24,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyiqa_qscorer
 from pyiqa_qscorer.checkpoints import save_folder
-from pyiqa_qscorer.checkpoints.starting import Formulation, start_new
+from pyiqa_qscorer.checkpoints.start import Formulation, start_new
 from pyiqa_qscorer.errors import ImageError, QScorerError
-from pyiqa_qscorer.image_files import open_image
+from pyiqa_qscorer.host.registration import AUTOLOAD_VARIABLE, register_loss
+from pyiqa_qscorer.images.preprocessing import pixels_from_tensor
+from pyiqa_qscorer.images.reading import open_image
+from pyiqa_qscorer.loss import QScorerLoss
 from pyiqa_qscorer.metric import QScorer
-from pyiqa_qscorer.names import METRICS
-from pyiqa_qscorer.plugin import AUTOLOAD_VARIABLE, register_loss
-from pyiqa_qscorer.preprocessing import pixels_from_tensor
-from pyiqa_qscorer.quality_loss import QScorerLoss
+from pyiqa_qscorer.registry import METRICS
 from pyiqa_qscorer.training.tokenizer import prompt_tokenizer
 
 TESTS = Path(__file__).resolve().parent

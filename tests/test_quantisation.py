@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers.quantizers import quantizer_bnb_8bit
 
 from pyiqa_qscorer.checkpoints import load_folder
-from pyiqa_qscorer.checkpoints.loading import UNQUANTISED
+from pyiqa_qscorer.checkpoints.load import UNQUANTISED
 from pyiqa_qscorer.errors import CheckpointError, QScorerError
 from pyiqa_qscorer.metric import QScorer
 from pyiqa_qscorer.model import QScorerForScoring
-from pyiqa_qscorer.scoring import build_metric
+from pyiqa_qscorer.scorer import build_metric
 
 # pyiqa installs it everywhere but on macOS.
 bitsandbytes = pytest.importorskip("bitsandbytes")

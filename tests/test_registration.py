@@ -47,7 +47,7 @@ def toy(tmp_path: Path) -> Path:
     [
         "import pyiqa, pyiqa_qscorer",
         "import pyiqa_qscorer, pyiqa",
-        "import pyiqa.utils.registry, pyiqa_qscorer.names",
+        "import pyiqa.utils.registry, pyiqa_qscorer.registry",
         "import pyiqa_qscorer, pyiqa; pyiqa_qscorer.register(); pyiqa_qscorer.register()",
         "import pyiqa_qscorer; pyiqa_qscorer.register(); import pyiqa; pyiqa_qscorer.register()",
     ],
@@ -92,7 +92,7 @@ def test_state_before_pyiqa_is_imported(toy: Path) -> None:
 def test_off_switch_and_register_in_spite_of_it(flags: tuple[str, ...], toy: Path) -> None:
     code = """
     import pyiqa, pyiqa_qscorer
-    from pyiqa_qscorer.plugin import register_from_entry_point
+    from pyiqa_qscorer.host.registration import register_from_entry_point
     register_from_entry_point()
     off = dataclasses.asdict(pyiqa_qscorer.registration_state())
     listed = pyiqa.list_models()
@@ -124,7 +124,7 @@ def test_the_import_system_sees_nothing_unusual(toy: Path) -> None:
     code = """
     import copy, importlib, importlib.util, inspect
     import pyiqa_qscorer
-    from pyiqa_qscorer.plugin import FINDER
+    from pyiqa_qscorer.host.registration import FINDER
     folder = [p for p in sys.path if p.endswith("toy")][0] + "/pyiqa"
     NAME = "pyiqa.default_model_configs"
     early = FINDER.find_spec(NAME, [folder])
@@ -306,7 +306,7 @@ def test_import_while_another_thread_runs_pyiqas_table(tmp_path: Path) -> None:
     slow = """
     import sys, time
     until = time.monotonic() + 20
-    while "pyiqa_qscorer.plugin" not in sys.modules and time.monotonic() < until:
+    while "pyiqa_qscorer.host.registration" not in sys.modules and time.monotonic() < until:
         time.sleep(0.001)
     time.sleep(0.3)  # by now the other thread asks for this module
     DEFAULT_CONFIGS = {"toy": {"metric_mode": "NR"}}

@@ -21,15 +21,15 @@ import torch
 from fake_metric import FakeMetric
 from PIL import Image
 
-from pyiqa_qscorer import scoring
-from pyiqa_qscorer.errors import ImageError, QScorerError
-from pyiqa_qscorer.input_images import ImageLike
-from pyiqa_qscorer.names import METRICS, resolve_metric_options
-from pyiqa_qscorer.preprocessing import pixels_from_pil
-from pyiqa_qscorer.score_files import InputError, file_key, find_images, score_files
-from pyiqa_qscorer.score_table import COLUMNS, OutputError, ScoreTable
-from pyiqa_qscorer.scoring import FailedImagesError, Scorer
-from pyiqa_qscorer.staging import Stager
+from pyiqa_qscorer import scorer as scoring
+from pyiqa_qscorer.data.score_files import file_key, find_images, score_files
+from pyiqa_qscorer.data.score_table import COLUMNS, ScoreTable
+from pyiqa_qscorer.errors import FailedImagesError, ImageError, InputError, OutputError, QScorerError
+from pyiqa_qscorer.images.inputs import ImageLike
+from pyiqa_qscorer.images.preprocessing import pixels_from_pil
+from pyiqa_qscorer.images.staging import Stager
+from pyiqa_qscorer.registry import METRICS, resolve_metric_options
+from pyiqa_qscorer.scorer import Scorer
 
 
 def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:
@@ -530,7 +530,7 @@ def test_impossible_outputs(tmp_path: Path, name: str, words: str) -> None:
 
 
 def test_parquet_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyiqa_qscorer.score_table.find_spec", lambda name: None)
+    monkeypatch.setattr("pyiqa_qscorer.data.score_table.find_spec", lambda name: None)
     with pytest.raises(InputError, match="parquet needs pandas and pyarrow"):
         ScoreTable(tmp_path / "scores.parquet")
 

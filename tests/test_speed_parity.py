@@ -26,7 +26,7 @@ from pyiqa_qscorer.checkpoints import load_folder
 from pyiqa_qscorer.metric import QScorer
 from pyiqa_qscorer.model import QScorerForScoring
 from pyiqa_qscorer.model.attention import KERNELS_FOR_LAST
-from pyiqa_qscorer.model.linear import apply_linear, onednn_linear
+from pyiqa_qscorer.model.fast_linear import apply_linear, onednn_linear
 from pyiqa_qscorer.model.multiway import NO_VISUAL, VisualSpan
 from pyiqa_qscorer.model.qscorer import IMAGE_TOKEN_ID
 from pyiqa_qscorer.model.vision import quick_gelu

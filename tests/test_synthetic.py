@@ -15,19 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
-from pyiqa_qscorer.training.calibration import BEST_OPINION, REFERENCE_METRICS, Calibration, fit_calibration
-from pyiqa_qscorer.training.distortions import Step, apply_chain
-from pyiqa_qscorer.training.opinions import KADID_OPINIONS, kadid_opinion, typical_spread
-from pyiqa_qscorer.training.synthetic import (
-    Recipe,
-    SyntheticDataError,
-    _compare_cell,
-    compare_as_seen,
-    find_photos,
-    render,
-    tone_of,
-)
+from pyiqa_qscorer.errors import SyntheticDataError
+from pyiqa_qscorer.host.reference_metrics import ReferenceMetrics
+from pyiqa_qscorer.synthetic.calibration import BEST_OPINION, REFERENCE_METRICS, Calibration, fit_calibration
+from pyiqa_qscorer.synthetic.distortions import Step, apply_chain
+from pyiqa_qscorer.synthetic.kadid_opinions import KADID_OPINIONS, kadid_opinion, typical_spread
+from pyiqa_qscorer.synthetic.render import Recipe, _compare_cell, compare_as_seen, find_photos, render, tone_of
 
 PHOTOS = Path(__file__).with_name("photos")
 COMPARE = ReferenceMetrics(REFERENCE_METRICS)
@@ -150,7 +143,7 @@ def test_calibration_is_fitted_once_on_the_photos(photos: list[Path], tmp_path: 
 def test_killed_rendering_goes_on(photos: list[Path], tmp_path: Path) -> None:
     recipe = Recipe("kadid", 400, {}, seed=1)
     program = (
-        "import sys; from pathlib import Path; from pyiqa_qscorer.training.synthetic import *\n"
+        "import sys; from pathlib import Path; from pyiqa_qscorer.synthetic.render import *\n"
         "if __name__ == '__main__':\n"
         " render(Recipe('kadid', 400, {}, seed=1), find_photos([Path(sys.argv[1])]), Path(sys.argv[2]), workers=1)"
     )

@@ -13,10 +13,10 @@ from PIL import Image
 from test_features import ARCHITECTURE, BACKBONE
 from test_training_run import run
 
+from pyiqa_qscorer.errors import SyntheticDataError, TrainingDataError
+from pyiqa_qscorer.synthetic.render import CALIBRATION_FILE
 from pyiqa_qscorer.training.config import parse_config
-from pyiqa_qscorer.training.data import TrainingDataError
 from pyiqa_qscorer.training.run import train
-from pyiqa_qscorer.training.synthetic import CALIBRATION_FILE, SyntheticDataError
 
 PHOTOS = Path(__file__).with_name("photos")
 

@@ -10,7 +10,7 @@ import yaml
 from tiny_training import make_pictures, settings
 from typer.testing import CliRunner
 
-from pyiqa_qscorer.cli import app
+from pyiqa_qscorer.cli.app import app
 from pyiqa_qscorer.training.config import TrainConfig
 
 

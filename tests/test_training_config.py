@@ -8,13 +8,8 @@ from typing import Any
 import pytest
 from tiny_training import settings
 
-from pyiqa_qscorer.training.config import (
-    CONFIG_FOLDER,
-    ObjectiveConfig,
-    TrainingConfigError,
-    parse_config,
-    read_config,
-)
+from pyiqa_qscorer.errors import TrainingConfigError
+from pyiqa_qscorer.training.config import CONFIG_FOLDER, ObjectiveConfig, parse_config, read_config
 
 
 def minimal(**changes: Any) -> dict[str, Any]:

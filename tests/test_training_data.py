@@ -12,14 +12,14 @@ import pytest
 import torch
 from tiny_training import make_pictures
 
+from pyiqa_qscorer.errors import TrainingDataError
 from pyiqa_qscorer.training.batches import Collator, MixedSampler
 from pyiqa_qscorer.training.config import DatasetConfig
-from pyiqa_qscorer.training.data import (
+from pyiqa_qscorer.training.dataset import (
     LabelledImage,
     LabelledImages,
     MosScale,
     QualityDataset,
-    TrainingDataError,
     read_dataset,
     refuse_overlap,
 )

@@ -21,10 +21,10 @@ from transformers import EvalPrediction
 from pyiqa_qscorer import Scorer
 from pyiqa_qscorer.checkpoints import load_folder
 from pyiqa_qscorer.checkpoints.weights import read_shard
-from pyiqa_qscorer.errors import CheckpointError
+from pyiqa_qscorer.errors import CheckpointError, TrainingFailedError
 from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.run import train
-from pyiqa_qscorer.training.trainer import TrainingFailedError, agreement, evaluation_metrics, last_complete_state
+from pyiqa_qscorer.training.trainer import agreement, evaluation_metrics, last_complete_state
 
 PROGRAM = Path(__file__).with_name("train_in_subprocess.py")
 

@@ -10,7 +10,7 @@ import torch
 from tiny_checkpoint import published_folders
 from transformers import PreTrainedTokenizerBase
 
-from pyiqa_qscorer.checkpoints.loading import load_tokenizer
+from pyiqa_qscorer.checkpoints.load import load_tokenizer
 from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.model.qscorer import IGNORED_LABEL, IMAGE_TOKEN_ID
 from pyiqa_qscorer.prompt import PROMPTS, score_tokens, tokenize_prompt

@@ -13,8 +13,9 @@ from tiny_training import make_pictures, settings
 from torch import nn
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from pyiqa_qscorer.errors import TrainingConfigError
 from pyiqa_qscorer.training.average import AVERAGED_WEIGHTS, WeightAverage
-from pyiqa_qscorer.training.config import TrainingConfigError, parse_config
+from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.run import train
 from pyiqa_qscorer.training.trainer import TRAINED_WEIGHTS, last_complete_state
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from tiny_tokenizer import write_sentencepiece
 
-from pyiqa_qscorer.checkpoints.loading import load_tokenizer
-from pyiqa_qscorer.checkpoints.saving import save_folder
+from pyiqa_qscorer.checkpoints.load import load_tokenizer
+from pyiqa_qscorer.checkpoints.save import save_folder
 from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring
 from pyiqa_qscorer.prompt import score_tokens
 

@@ -19,9 +19,9 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pyiqa_qscorer.plugin.reference_metrics import ReferenceMetrics
+from pyiqa_qscorer.host.reference_metrics import ReferenceMetrics
+from pyiqa_qscorer.synthetic.calibration import REFERENCE_METRICS
 from pyiqa_qscorer.training import run, trainer
-from pyiqa_qscorer.training.calibration import REFERENCE_METRICS
 from pyiqa_qscorer.training.config import parse_config
 
 

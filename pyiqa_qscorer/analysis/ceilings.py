@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from ..labels import Floats
+from ..data.labels import Floats
 
 _DECIMALS = 9  # scores nearer than this are equal but for rounding, e.g. of one level restored in two rows
 

@@ -2,7 +2,7 @@
 
 A label over K levels is made of a MOS y (label approximation) and read back as `restored` (restoration). What is
 lost, eps = restored - y, is the conversion error; even a network that predicts every label perfectly keeps it.
-`pyiqa_qscorer.labels` makes the labels, this module measures them. Scores lie on 1 (worst) .. 5 (best) unless a range
+`data/labels.py` makes the labels, this module measures them. Scores lie on 1 (worst) .. 5 (best) unless a range
 is stated; arrays are float64, one row per image.
 
     [1] Q-Align, Wu et al., ICML 2024.
@@ -21,7 +21,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..labels import Floats, gaussian_soft_label, level_centers, linear_soft_label, one_hot, restore
+from ..data.labels import Floats, gaussian_soft_label, level_centers, linear_soft_label, one_hot, restore
 
 Values = Literal["integers", "interval_centers", "optimal"]
 LOW, HIGH = 1.0, 5.0
@@ -68,7 +68,7 @@ def make_label(name: str, mos: ArrayLike, std: ArrayLike | None, levels: int) ->
         (N, K)
 
     Raises:
-        ValueError: another name, a Gaussian label without `std`; besides, as `pyiqa_qscorer.labels`.
+        ValueError: another name, a Gaussian label without `std`; besides, as `pyiqa_qscorer.data.labels`.
     """
     if name in WITHOUT_STD:
         return WITHOUT_STD[name](mos, levels)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..labels import Centers, Floats, level_centers
+from ..data.labels import Centers, Floats, level_centers
 from .conversion_error import HIGH, LOW, uniform_errors, uniform_rounding_errors
 
 

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from ..labels import Floats, level_centers, level_index, restore
+from ..data.labels import Floats, level_centers, level_index, restore
 from .conversion_error import HIGH, LOW, make_label
 from .study import Study
 

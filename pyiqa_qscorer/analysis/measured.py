@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..data.labels import Floats, level_centers, restore
 from ..errors import QScorerError
-from ..labels import Floats, level_centers, restore
 from ..metric import QScorer
-from ..names import SCORE_RANGE
-from ..scoring import Scorer
-from ..training.data import LabelledImages
+from ..registry import SCORE_RANGE
+from ..scorer import Scorer
+from ..training.dataset import LabelledImages
 from .ceilings import correlations
 from .conversion_error import decompose, level_values, make_label, round_to
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..labels import Floats, level_centers, one_hot, restore
+from ..data.labels import Floats, level_centers, one_hot, restore
 from .ceilings import correlations
 from .conversion_error import HIGH, LOW, make_label, uniform_errors
 

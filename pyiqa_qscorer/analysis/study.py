@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..labels import Floats, level_centers, level_index, restore
+from ..data.labels import Floats, level_centers, level_index, restore
+from ..data.opinion_tables import Opinions
 from .ceilings import best_possible, correlations, one_hot_ceilings
 from .conversion_error import (
     HIGH,
@@ -23,7 +24,6 @@ from .conversion_error import (
     round_to,
 )
 from .error_rows import ErrorRow, ErrorSums
-from .opinions import Opinions
 from .simulation import NoiseError, UniformCheck, check_uniform, noisy_levels, noisy_regression
 
 Counts = NDArray[np.int64]

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 from ..errors import CheckpointError
 from . import hub
 from .layouts import CheckpointFolder, Layout, has_lora_files, is_lora_folder, recognise, weight_shards
-from .loading import LoadedCheckpoint, Precision, half_precision, load_folder
-from .saving import SavedLayout, check_output, save_folder, save_lora_folder
+from .load import LoadedCheckpoint, Precision, half_precision, load_folder
+from .save import SavedLayout, check_output, save_folder, save_lora_folder
 
 if TYPE_CHECKING:
     import torch

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..preprocessing import MEAN, STD
+from ..images.preprocessing import MEAN, STD
 
 PUBLISHED_MODEL_TYPE = "mplug_owl2"
 OUR_MODEL_TYPE = "qscorer"

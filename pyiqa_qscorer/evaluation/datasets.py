@@ -8,8 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..opinions import NamedDatasets, OpinionRow, OpinionTableError, Transform, read_opinions
-from ..score_files import file_key
+from ..data.opinions import NamedDatasets, OpinionRow, Transform, read_opinions
+from ..data.score_files import file_key
+from ..errors import OpinionTableError
 
 COLUMNS = ("file", "mos", "std", "reference", "split")
 

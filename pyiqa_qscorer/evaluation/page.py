@@ -8,10 +8,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from .number_format import NONE, bytes_words, number, seconds_words
 from .plots import accuracy_against_cost, scatter, worst_disagreements
 from .published import SOURCE, published_results
 from .results import Entry, Leaderboard, machine_sentences
-from .words import NONE, bytes_words, number, seconds_words
 
 
 def html_page(board: Leaderboard, thumbnails: bool = True) -> str:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter
 from PIL import Image
 
 from ..errors import ImageError
-from ..image_files import open_image
+from ..images.reading import open_image
 from .results import Entry
 from .scoring import BenchmarkRow
 

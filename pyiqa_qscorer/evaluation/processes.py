@@ -9,7 +9,7 @@ from typing import Protocol, TypeVar
 import torch
 
 from ..errors import QScorerError
-from ..scoring import resolve_device
+from ..scorer import resolve_device
 
 Value = TypeVar("Value")
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 
-from ..names import METRICS, PUBLISHED_CHECKPOINT
+from ..registry import METRICS, PUBLISHED_CHECKPOINT
 from .results import Entry
 
 SOURCE = (

@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..row_files import read_rows
-from ..score_files import InputError
+from ..data.row_files import read_rows
+from ..errors import InputError
+from .benchmark_files import read_facts
 from .bootstrap import LEVEL, RESAMPLES, Resampled, compare, holm, intervals, resample
 from .correlation import Correlations, Floats, correlations
-from .files import read_facts
+from .number_format import machine_words
 from .scoring import BenchmarkRow
-from .words import machine_words
 
 SIGNIFICANCE = 1 - LEVEL
 

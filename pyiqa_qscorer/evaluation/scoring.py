@@ -16,11 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..data.opinions import OpinionRow, Transform
+from ..data.score_files import ScoreRow, file_stamp
 from ..errors import ImageError, QScorerError
-from ..image_files import open_image
-from ..opinions import OpinionRow, Transform
-from ..score_files import ScoreRow, file_stamp
-from .metrics import BenchmarkMetric
+from ..images.reading import open_image
+from .metric_protocol import BenchmarkMetric
 
 logger = logging.getLogger("pyiqa_qscorer")
 

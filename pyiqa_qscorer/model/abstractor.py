@@ -9,7 +9,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import LayerStack, attend, split_heads
 from .config import QScorerAbstractorConfig
-from .linear import apply_linear
+from .fast_linear import apply_linear
 
 
 def sine_table(positions: Tensor, width: int) -> Tensor:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ..preprocessing import MEAN, STD
+from ..images.preprocessing import MEAN, STD
 from .batch_norms import fold_batch_norms
 from .config import QScorerVisionConfig
-from .linear import apply_linear
+from .fast_linear import apply_linear
 
 SMALLEST_VARIANCE = 1e-6  # keeps the gradient of the standard deviation finite in flat cells
 

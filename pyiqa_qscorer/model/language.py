@@ -18,7 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import KERNELS_FOR_LAST, attend, mask_of_last, split_heads
 from .config import QScorerConfig
-from .linear import apply_linear
+from .fast_linear import apply_linear
 from .multiway import Multiway, VisualSpan
 
 # Its name changed within transformers 5; the old one warns in every process that scores.

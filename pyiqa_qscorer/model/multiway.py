@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .linear import apply_linear
+from .fast_linear import apply_linear
 
 
 class VisualSpan(NamedTuple):

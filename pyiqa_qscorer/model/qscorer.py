@@ -16,8 +16,8 @@ from transformers.utils import ModelOutput
 
 from .abstractor import CrossAttention, VisualAbstractor
 from .config import QScorerConfig, QScorerVisionConfig
+from .fast_linear import apply_linear
 from .language import Decoder, RMSNorm
-from .linear import apply_linear
 from .multiway import NO_VISUAL, VisualSpan
 from .prefix import PrefixCache
 from .regressor import HyperRegressor, ScoreRegressor
@@ -181,7 +181,7 @@ class QScorerForScoring(QScorerPreTrainedModel):
         Args:
             input_ids: (B, T) token ids with one `IMAGE_TOKEN_ID` per row, in the same column of every row
                 (pad shorter rows on the left to align them).
-            pixel_values: (B, 3, S, S) normalised pixels, see `pyiqa_qscorer.preprocessing`.
+            pixel_values: (B, 3, S, S) normalised pixels, see `pyiqa_qscorer.images.preprocessing`.
             attention_mask: (B, T), True or 1 where a token counts; None: all count.
             labels: (B, T) the tokens to predict, -100 where none is; with them the scores before every quality token
                 come back too.

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from .linear import apply_linear
+from .fast_linear import apply_linear
 
 
 class RegressorBlock(nn.Module):

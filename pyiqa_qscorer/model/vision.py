@@ -8,7 +8,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import LayerStack, attend
 from .config import QScorerVisionConfig
-from .linear import apply_linear
+from .fast_linear import apply_linear
 
 
 class VisionEmbeddings(nn.Module):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .parameters import save_values, set_parameters, trained_parameters
+from .trained_parameters import save_values, set_parameters, trained_parameters
 
 AVERAGED_WEIGHTS = "averaged.safetensors"
 

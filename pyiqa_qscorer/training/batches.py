@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from ..labels import level_index
+from ..data.labels import level_index
 from .text import TrainingText, pad_texts
 
 if TYPE_CHECKING:
-    from .data import LabelledImages
+    from .dataset import LabelledImages
 
 
 def drawn_number(*numbers: int) -> int:

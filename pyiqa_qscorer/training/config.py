@@ -12,13 +12,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ..errors import QScorerError
+from ..errors import TrainingConfigError
 
 CONFIG_FOLDER = Path(__file__).with_name("configs")
-
-
-class TrainingConfigError(QScorerError, ValueError):
-    """A training configuration has an unknown key or a value outside its rule."""
 
 
 class _Section(BaseModel):

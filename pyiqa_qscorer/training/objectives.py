@@ -103,7 +103,7 @@ def soft_label_kl(logits: Tensor, soft: Tensor, level_ids: Sequence[int] | None 
 
     Args:
         logits: (N, K) at the positions that predict the level token; with `level_ids` (N, V).
-        soft: (N, K) label >= 0, see `pyiqa_qscorer.labels`.
+        soft: (N, K) label >= 0, see `pyiqa_qscorer.data.labels`.
         level_ids: ids of the K level tokens, in the order of `soft`.
 
     Returns:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from ..atomic_files import write_text
+from ..errors import TrainingFailedError
+from ..files import write_text
 from .config import TrainConfig
-from .trainer import TrainingFailedError, last_complete_state
+from .trainer import last_complete_state
 
 CONFIGURATION_FILE = "configuration.json"
 FREE_SETTINGS = {

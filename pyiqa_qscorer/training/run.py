@@ -15,20 +15,20 @@ from tqdm import tqdm
 from transformers import TrainingArguments, set_seed
 
 from .. import __version__
-from ..checkpoints.starting import StartingPoint
+from ..checkpoints.start import StartingPoint
+from ..data.opinions import NamedDatasets
 from ..model.gradient_checkpointing import enable_gradient_checkpointing
-from ..opinions import NamedDatasets
-from .backbone import CachedStatistics, fit_standardisation
+from ..synthetic.distortions import codec_versions
+from ..synthetic.render import CALIBRATION_FILE, CompareToReference, Recipe, find_photos, render
 from .batches import Collator
+from .cached_statistics import CachedStatistics, fit_standardisation
 from .config import DatasetConfig, TrainConfig
-from .data import LabelledImages, QualityDataset, read_dataset, refuse_common_files, refuse_overlap, scale_facts
-from .distortions import codec_versions
+from .dataset import LabelledImages, QualityDataset, read_dataset, refuse_common_files, refuse_overlap, scale_facts
+from .output_checkpoints import check_targets, write_checkpoints, written_checkpoints
 from .output_folder import explained_failures, open_output
 from .starting_model import choose_trained, starting_point
-from .synthetic import CALIBRATION_FILE, CompareToReference, Recipe, find_photos, render
 from .text import TrainingText, training_text
 from .trainer import QScorerTrainer, evaluation_metrics
-from .writing import check_targets, write_checkpoints, written_checkpoints
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -65,9 +65,9 @@ def train(
     Args:
         resume: go on from the newest complete state in `config.output`, if there is one. A resumed run gives the same
             losses as one that was not interrupted.
-        named_datasets: opens datasets given by name; `pyiqa_qscorer.plugin.datasets.pyiqa_dataset` for those of pyiqa.
+        named_datasets: opens datasets given by name; `host.pyiqa_datasets.pyiqa_dataset` for those of pyiqa.
         compare: full-reference metrics for the labels of synthetic chains;
-            `pyiqa_qscorer.plugin.reference_metrics.ReferenceMetrics(REFERENCE_METRICS)`.
+            `pyiqa_qscorer.host.reference_metrics.ReferenceMetrics(REFERENCE_METRICS)`.
 
     Raises:
         SyntheticDataError, TrainingDataError, CheckpointError, DownloadError: what the configuration names cannot be

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, cast
 import torch
 
 from ..checkpoints import download_checkpoint
-from ..checkpoints.loading import load_tokenizer, quantise
-from ..checkpoints.starting import Formulation, StartingPoint, start_from_checkpoint, start_new
+from ..checkpoints.load import load_tokenizer, quantise
+from ..checkpoints.start import Formulation, StartingPoint, start_from_checkpoint, start_new
+from ..errors import TrainingFailedError
 from ..model import QScorerForScoring
-from .backbone import load_backbone
+from .cached_statistics import load_backbone
 from .config import TrainConfig
 from .tokenizer import prompt_tokenizer
-from .trainer import TrainingFailedError
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -15,28 +15,24 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer
 
-from ..errors import CheckpointError, QScorerError
+from ..errors import CheckpointError, TrainingFailedError
 from ..evaluation.correlation import correlations
 from ..model import QScorerConfig, QScorerForScoring
 from ..prompt import PromptTokens
 from .average import WeightAverage
-from .backbone import CachedStatistics
 from .batches import MixedSampler
+from .cached_statistics import CachedStatistics
 from .callbacks import SaveEvery, ShowParts, StartEpoch, StopOnSignal
 from .config import ObjectiveConfig
-from .data import QualityDataset
-from .parameters import save_values, set_parameters, trained_parameters
-from .total import total_objective
+from .dataset import QualityDataset
+from .total_objective import total_objective
+from .trained_parameters import save_values, set_parameters, trained_parameters
 
 TRAINED_WEIGHTS = "trained.safetensors"
 REMEDY = (
     "lower optimisation.learning_rate, or set optimisation.precision to bfloat16 or float32, with a new output folder"
 )
 STATE_FILE = "trainer_state.json"  # transformers writes it last, so a folder with a whole one is complete
-
-
-class TrainingFailedError(QScorerError):
-    """Training could not go on; the message says what to change."""
 
 
 class QScorerTrainer(Trainer):

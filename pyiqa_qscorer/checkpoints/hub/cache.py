@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import constants
 
-from ...atomic_files import write_text
+from ...files import write_text
 from .files import DownloadPlan, HubFile
 
 logger = logging.getLogger("pyiqa_qscorer")

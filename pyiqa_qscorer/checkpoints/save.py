@@ -1,0 +1,238 @@
+"""Writing checkpoints in any of the three layouts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from ..byte_sizes import readable_size
+from ..errors import CheckpointError
+from ..images.preprocessing import MEAN, STD
+from ..model import QScorerForScoring
+from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS
+
+if TYPE_CHECKING:  # peft takes seconds to import, and scoring does not need it
+    from peft import LoraConfig, PeftModel
+
+SavedLayout = Literal["qscorer", "published"]
+NOT_IN_BASE = ("model.embed_tokens.", "lm_head.", "deepmlp.")  # new rows and the regressor, trained or not
+
+
+def save_folder(
+    output: Path,
+    model: QScorerForScoring,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    layout: SavedLayout = "qscorer",
+    tokenizer_source: Path | None = None,
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """Write a checkpoint that loads by itself.
+
+    The files go to a temporary folder beside `output`, which is renamed when all are complete.
+
+    Args:
+        layout: `qscorer` (ours) or `published` (the merged layout that the published code reads; it needs LLaMA's
+            `tokenizer.model`, taken from `tokenizer_source`).
+        notes: text files to put beside the weights, by name.
+
+    Raises:
+        CheckpointError: `output` exists and is not an empty folder, the disk is full, or the tokenizer file is missing.
+    """
+    check_output(output, layout, tokenizer_source)
+    source = None if tokenizer_source is None else tokenizer_source / "tokenizer.model"
+    with _new_folder(output) as folder:
+        # Small shards, because a loader's mapped pages add up to one shard.
+        model.save_pretrained(folder, max_shard_size="1GB")
+        if layout == "qscorer":
+            tokenizer.save_pretrained(folder)
+        else:
+            _write_json(folder / "config.json", {**model.config.to_published(), "torch_dtype": _dtype(model)})
+            _save_published_tokenizer(folder, model.config.score_tokens, model.config.score_token_ids, source)
+        _write_json(folder / "preprocessor_config.json", image_settings(model.config.vision_config.image_size))
+        _write_notes(folder, notes)
+    return output
+
+
+def check_output(output: Path, layout: SavedLayout, tokenizer_source: Path | None, size: int = 0) -> None:
+    """Raise what `save_folder` would, before a long load: bad layout, output in the way, no tokenizer, too little disk.
+
+    Args:
+        size: bytes that are going to be written.
+    """
+    if layout not in get_args(SavedLayout):
+        raise ValueError(f"layout must be one of {', '.join(get_args(SavedLayout))}, got {layout!r}")
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise CheckpointError(f"output must be a new or empty folder, got {output}")
+    if layout == "published" and (tokenizer_source is None or not (tokenizer_source / "tokenizer.model").exists()):
+        raise CheckpointError(f"layout 'published' needs the original tokenizer.model, not found in {tokenizer_source}")
+    existing = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if free < size:
+        raise CheckpointError(
+            f"output {output} needs {readable_size(size)} of disk, {existing} has {readable_size(free)} free; "
+            "make room or choose another disk"
+        )
+
+
+def image_settings(image_size: int) -> dict[str, Any]:
+    """`preprocessor_config.json` as the published checkpoints have it."""
+    return {
+        "crop_size": {"height": image_size, "width": image_size},
+        "do_center_crop": True,
+        "do_convert_rgb": True,
+        "do_normalize": True,
+        "do_rescale": True,
+        "do_resize": True,
+        "feature_extractor_type": "CLIPFeatureExtractor",
+        "image_mean": list(MEAN),
+        "image_processor_type": "CLIPImageProcessor",
+        "image_std": list(STD),
+        "resample": 3,
+        "rescale_factor": 1 / 255,
+        "size": {"shortest_edge": image_size},
+    }
+
+
+def _save_published_tokenizer(folder: Path, names: list[str], ids: list[int], source: Path | None) -> None:
+    """Files of the slow LLaMA tokenizer, with the score tokens, that transformers 4.36 reads."""
+    assert source is not None  # checked before anything was written
+    shutil.copyfile(source, folder / "tokenizer.model")
+    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
+    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+    listed = dict(enumerate(special.values())) | dict(zip(ids, names, strict=True))
+    _write_json(folder / "added_tokens.json", dict(zip(names, ids, strict=True)))
+    _write_json(
+        folder / "special_tokens_map.json",
+        {
+            "additional_special_tokens": [{"content": name, **plain} for name in names],
+            **{role: {"content": token, **plain} for role, token in special.items()},
+            "pad_token": {"content": "<unk>", **plain},
+        },
+    )
+    _write_json(
+        folder / "tokenizer_config.json",
+        {
+            "add_bos_token": True,
+            "add_eos_token": False,
+            "added_tokens_decoder": {
+                str(index): {"content": token, **plain, "special": True} for index, token in listed.items()
+            },
+            "additional_special_tokens": names,
+            **special,
+            "pad_token": "<unk>",
+            "clean_up_tokenization_spaces": False,
+            "legacy": False,
+            "model_max_length": 2048,
+            "padding_side": "right",
+            "sp_model_kwargs": {},
+            "spaces_between_special_tokens": False,
+            "tokenizer_class": "LlamaTokenizer",
+            "use_default_system_prompt": False,
+        },
+    )
+
+
+def _dtype(model: QScorerForScoring) -> str:
+    return str(model.lm_head.weight.dtype).removeprefix("torch.")
+
+
+def _umask() -> int:
+    """The process umask; mkdtemp ignores it and makes folders that only the owner can read."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _write_notes(folder: Path, notes: Mapping[str, str]) -> None:
+    for name, text in notes.items():
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+def save_lora_folder(
+    output: Path,
+    model: QScorerForScoring,
+    adapters: PeftModel | None,
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> Path:
+    """Write the published LoRA layout (layout 1): adapters in float32, other trained parts in bfloat16, no tokenizer.
+
+    Args:
+        model: with the adapters inside, not merged.
+        adapters: the peft wrapper around it.
+        notes: text files to put beside the weights, by name.
+
+    Raises:
+        CheckpointError: there are no adapters, `output` is not empty, or the disk is full.
+    """
+    check_output(output, "qscorer", None)
+    if adapters is None:
+        raise CheckpointError("layout 'published_lora' needs a run with lora.enabled: true")
+    settings = cast("LoraConfig", adapters.peft_config["default"])
+    factors: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            factors[f"base_model.model.{name.replace('.default', '')}"] = parameter.detach().float().cpu()
+        elif parameter.requires_grad or name.startswith(NOT_IN_BASE):
+            others[f"base_model.model.{name}"] = parameter.detach().to(torch.bfloat16).cpu()
+    modules = sorted({name.split("base_model.model.")[1].split(".lora_")[0] for name in factors})
+    published = {**model.config.to_published(), "score_token_id": [], "score_tokens": []}
+    with _new_folder(output) as folder:
+        torch.save(factors, folder / ADAPTER_WEIGHTS[1])
+        torch.save(others, folder / NON_LORA_WEIGHTS)
+        _write_json(folder / "config.json", {**published, "torch_dtype": "float16"})
+        _write_json(
+            folder / ADAPTER_CONFIG,
+            {
+                "base_model_name_or_path": model.config.name_or_path,
+                "bias": "none",
+                "fan_in_fan_out": False,
+                "inference_mode": True,
+                "lora_alpha": settings.lora_alpha,
+                "lora_dropout": settings.lora_dropout,
+                "modules_to_save": None,
+                "peft_type": "LORA",
+                "r": settings.r,
+                "target_modules": modules,
+                "task_type": "CAUSAL_LM",
+            },
+        )
+        _write_notes(folder, notes)
+    return output
+
+
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder beside `output` that becomes `output` when the block ends well, and vanishes otherwise."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
+    try:
+        yield unfinished
+        mask = _umask()
+        for file in unfinished.iterdir():  # safetensors makes files that only the owner can read
+            file.chmod(0o666 & ~mask)
+        unfinished.chmod(0o777 & ~mask)
+        if output.exists():
+            output.rmdir()
+        unfinished.rename(output)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"could not write {output}: {error}; nothing was left behind") from error
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,0 +1,1 @@
+"""Command line `pyiqa-qscorer`, one module per command."""

@@ -1,0 +1,198 @@
+"""`pyiqa-qscorer errors`: what a token formulation costs on a dataset. Argument parsing and printing only."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from . import console as cli_output
+from .console import clean_errors, count, printable, require, say
+from .options import Debug, option
+
+if TYPE_CHECKING:
+    from ..analysis.measured import MeasuredModel
+    from ..analysis.study_tables import ReportTable
+    from ..data.opinion_tables import OpinionColumns, Opinions
+    from ..training.dataset import LabelledImages
+
+LISTED_ROWS = 3  # of those left out
+NETWORKS = {"rich_help_panel": "Networks"}
+
+
+def errors(
+    mos: Annotated[Path, option("CSV file with one image per row", "--mos", metavar="FILE.csv")],
+    mos_column: Annotated[str | None, option("column of the MOS; default: the one named MOS", metavar="NAME")] = None,
+    std_column: Annotated[
+        str | None, option("spread of single opinions; soft labels are made of it", metavar="NAME")
+    ] = None,
+    vote_columns: Annotated[
+        str | None,
+        option("votes, or their shares, for score 1, 2, ...: MOS and spread come from them", metavar="NAME NAME ..."),
+    ] = None,
+    more_vote_columns: Annotated[
+        # An option of click takes a fixed number of words; the rest of the names arrives here.
+        list[str] | None, typer.Argument(hidden=True, metavar="")
+    ] = None,
+    range_: Annotated[
+        tuple[float, float] | None,
+        option("range of the MOS; default: its smallest and largest value", "--range", metavar="LOW HIGH"),
+    ] = None,
+    std_range: Annotated[
+        tuple[float, float] | None, option("range that the spreads are on, where it is another", metavar="LOW HIGH")
+    ] = None,
+    lower_better: Annotated[bool, option("small MOS mean good quality (DMOS)", "--lower-better")] = False,
+    skip_rows: Annotated[int, option("leave out the first N rows", min=0, metavar="N", show_default=False)] = 0,
+    levels: Annotated[
+        str, option("numbers of levels: 2..20 (default), 5,10,20", metavar="K", show_default=False)
+    ] = "2..20",
+    detail: Annotated[
+        int,
+        option("number of levels that is shown in detail (default 5)", min=2, max=100, metavar="K", show_default=False),
+    ] = 5,
+    seed: Annotated[int, option("of samples and simulations", min=0, metavar="N", show_default=False)] = 0,
+    output: Annotated[
+        Path | None,
+        option("folder for errors.html, .csv, .json and pictures", "--output", "-o", metavar="DIR"),
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        option("measure this trained network too; repeatable", "--checkpoint", metavar="ID|DIR", **NETWORKS),
+    ] = None,
+    data: Annotated[
+        Path | None, option("folder of the images that the table names", "--data", metavar="DIR", **NETWORKS)
+    ] = None,
+    file_column: Annotated[
+        str | None, option("column of the file names; default: the first", metavar="NAME", **NETWORKS)
+    ] = None,
+    base: Annotated[str | None, option("model under a LoRA checkpoint", metavar="ID|DIR", **NETWORKS)] = None,
+    device: Annotated[str | None, option("cpu, cuda, ...", metavar="DEVICE", **NETWORKS)] = None,
+    batch_size: Annotated[int, option("images per pass", min=1, metavar="N", show_default=False, **NETWORKS)] = 16,
+    debug: Debug = False,
+) -> None:
+    """Show what telling a MOS by words or tokens costs on your dataset.
+
+    Errors of MOS -> label -> MOS, and the best SRCC that is left, for one-hot
+    levels, soft labels and score tokens. With --checkpoint and --data: the
+    measured error of trained networks beside it.
+
+    [bold]Examples[/bold]
+    $ pyiqa-qscorer errors --mos koniq.csv --vote-columns c1 c2 c3 c4 c5 --std-column std -o report
+    $ pyiqa-qscorer errors --mos live.csv --range 0 100 --lower-better --levels 5,10,20
+    $ pyiqa-qscorer errors --mos val.csv --data photos --checkpoint out/checkpoint_qscorer
+    """
+    with clean_errors(debug):
+        require("analysis", "scipy", "pandas", "matplotlib", *(("pydantic", "yaml") if checkpoint else ()))
+        from ..analysis.study import study
+        from ..data.opinion_tables import OpinionColumns, read_opinion_table
+
+        if bool(checkpoint) != (data is not None):
+            raise ValueError("--checkpoint and --data go together: a network, and the folder of its images")
+        wanted = _levels(levels)
+        votes = _votes(vote_columns, more_vote_columns)
+        columns = OpinionColumns(mos_column, std_column, votes, range_, std_range, lower_better, skip_rows)
+        if data is not None and (votes or skip_rows):
+            raise ValueError("--vote-columns and --skip-rows do not go with --checkpoint: give a table with a MOS")
+        opinions = read_opinion_table(mos, columns)
+        labelled = None if data is None else _labelled(data, file_column, columns, opinions)
+        found = study(opinions, wanted, detail, seed)
+        measured = []
+        if labelled is not None:
+            options = {"base": base} if base else {}
+            measured = _measure(checkpoint or [], options, labelled, device, batch_size)
+
+        from ..analysis.error_report import write_report
+        from ..analysis.study_tables import facts, tables
+
+        for name, text in facts(found):
+            say((f"{name}: ", "dim"), printable(text))
+        for table in tables(found, measured):
+            if table.brief:
+                _print(table)
+        if output is not None:
+            print(write_report(output, found, measured))
+
+
+def _labelled(folder: Path, file_column: str | None, columns: OpinionColumns, opinions: Opinions) -> LabelledImages:
+    """The images that networks are measured on; says which rows of the table are left out."""
+    from ..training.config import DatasetConfig
+    from ..training.dataset import read_dataset
+
+    config = DatasetConfig(
+        folder=folder,
+        csv=opinions.path,
+        file_column=file_column,
+        mos_column=opinions.mos_column,
+        std_column=columns.std,
+        mos_range=(opinions.low, opinions.high),
+        std_range=columns.std_range,
+        lower_better=columns.lower_better,
+    )
+    labelled = read_dataset(config, "test", on_error="skip")
+    if labelled.skipped:
+        say((f"{count(len(labelled.skipped), 'row')} left out of the measurement:", "yellow"))
+    for path, reason in labelled.skipped[:LISTED_ROWS]:
+        say(printable(f"  {path}: {reason}"))
+    if len(labelled.skipped) > LISTED_ROWS:
+        say(f"  and {len(labelled.skipped) - LISTED_ROWS:,} more")
+    return labelled
+
+
+def _measure(
+    checkpoints: list[str], options: dict[str, str], labelled: LabelledImages, device: str | None, batch_size: int
+) -> list[MeasuredModel]:
+    from ..analysis.measured import measure
+    from ..scorer import build_metric, resolve_device
+
+    measured = []
+    for place in checkpoints:
+        say(f"Scoring {len(labelled.images):,} images with {printable(place)} ...", style="dim")
+        where = resolve_device(device)
+        metric = build_metric("qscorer", {"checkpoint": place, **options}, where)
+        measured.append(measure(_name(place), metric.to(where), labelled, where, batch_size))
+        if measured[-1].failed:
+            say((f"{measured[-1].failed:,} images could not be scored and are left out", "yellow"))
+    return measured
+
+
+def _name(checkpoint: str) -> str:
+    """Short name of a checkpoint; of `run/checkpoint_qscorer`, as training leaves it, that of the run."""
+    *_, parent, name = ("", *Path(checkpoint).parts)
+    return parent if name.startswith("checkpoint_") and parent else name
+
+
+def _votes(first: str | None, more: list[str] | None) -> tuple[str, ...]:
+    if more and first is None:
+        raise ValueError(f"errors takes options only, got {' '.join(more)!r}; the table goes with --mos")
+    return () if first is None else (first, *(more or ()))
+
+
+def _levels(text: str) -> list[int]:
+    """Numbers of levels: "2..20", "5,10,20", "2..6,10"."""
+    found: list[int] = []
+    try:
+        for part in text.split(","):
+            first, dots, last = part.partition("..")
+            found += range(int(first), int(last) + 1) if dots else [int(first)]
+    except ValueError:
+        found = []
+    if not found or min(found) < 2 or max(found) > 100:
+        raise ValueError(f"--levels must be whole numbers from 2 to 100, such as 2..20 or 5,10,20, got {text!r}")
+    return found
+
+
+def _print(table: ReportTable) -> None:
+    # In a file or pipe there is room.
+    out = cli_output.out if cli_output.out.is_terminal else Console(width=160, highlight=False)
+    out.print(Text(table.title, style="bold"))
+    shown = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for place, name in enumerate(table.columns):
+        shown.add_column(name, justify="left" if place < table.words else "right", overflow="fold")
+    for cells in table.rows:
+        shown.add_row(*(Text(printable(cell)) for cell in cells))
+    out.print(shown)
+    out.print()

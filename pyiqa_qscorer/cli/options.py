@@ -1,0 +1,48 @@
+"""Options that several commands share, spelled as in `create_metric` and `Scorer`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from ..registry import DEFAULT_METRIC, METRICS, OPTIONS, PUBLISHED_METRIC
+
+
+def option(help: str, *flags: str, metavar: str = "", **settings: Any) -> Any:
+    """An option with help in the style of `names.OPTIONS`; no `metavar` for a flag."""
+    return typer.Option(*flags, help=help.replace("[", r"\["), metavar=metavar, **settings)
+
+
+def _model_option(name: str, metavar: str = "", *flags: str) -> Any:
+    panel = {"rich_help_panel": "Model", "show_default": False}
+    return option(OPTIONS[name], *flags, metavar=metavar, **panel)
+
+
+Metric = Annotated[
+    str,
+    option(", ".join(METRICS), "--metric", "-m", metavar="NAME", rich_help_panel="Model"),
+]
+ScoreMetric = Annotated[
+    str | None,
+    option(
+        ", ".join(METRICS),
+        "--metric",
+        "-m",
+        metavar="NAME",
+        rich_help_panel="Model",
+        show_default=f"{DEFAULT_METRIC}; {PUBLISHED_METRIC} with --checkpoint",
+    ),
+]
+Checkpoint = Annotated[str | None, _model_option("checkpoint", "ID|DIR")]
+Base = Annotated[str | None, _model_option("base", "ID|DIR")]
+Revision = Annotated[str | None, _model_option("revision", "REV")]
+BaseRevision = Annotated[str | None, _model_option("base_revision", "REV")]
+CacheDir = Annotated[str | None, _model_option("cache_dir", "DIR")]
+LocalFilesOnly = Annotated[bool, _model_option("local_files_only", "", "--local-files-only")]
+Dtype = Annotated[str | None, _model_option("dtype", "TYPE")]
+Prompt = Annotated[str | None, _model_option("prompt", "TEXT")]
+Clamp = Annotated[bool | None, _model_option("clamp", "", "--clamp/--no-clamp")]
+AttnImplementation = Annotated[str | None, _model_option("attn_implementation", "NAME")]
+Compile = Annotated[bool, _model_option("compile", "", "--compile")]
+Debug = Annotated[bool, option("show the traceback of an error", "--debug")]

@@ -1,0 +1,1 @@
+"""Tables: opinions in, scores out."""

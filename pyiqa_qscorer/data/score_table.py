@@ -1,0 +1,233 @@
+"""Score tables on disk that survive a crash: csv, jsonl or parquet, one row per image file.
+
+While a run is under way, its rows go one by one, as JSON lines, to `OUTPUT.partial.jsonl` beside
+the output. At the end the whole table is written under a temporary name and renamed. So a killed
+run loses the batch in work and nothing else, and the output is at any time either the old table
+or the whole new one.
+
+A later run with `resume` keeps a row if the metric's identity, and path, size and time of last
+change of the image file, are the same. Rows without a score are made again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+from typing import BinaryIO, Generic
+
+from ..errors import InputError, OutputError
+from .row_files import Row, columns_of, read_jsonl, read_rows, write_rows
+from .score_files import ScoreRow, file_key
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+COLUMNS = columns_of(ScoreRow)
+SECONDS_BETWEEN_SYNCS = 5.0
+
+
+class ScoreTable(Generic[Row]):
+    """A table in the making; a context manager.
+
+    Creating one changes nothing on disk and raises what can be known to fail, so do it before
+    loading a model. Then `open`, score what is `unfinished`, `add` each row, `finish`.
+
+    Args:
+        output: File that ends in .csv, .jsonl or .parquet (which needs pandas and pyarrow).
+        resume: Go on from the output and from what an interrupted run left, if they exist.
+        overwrite: Start again; the old output stays until the new one is whole.
+        row_type: `ScoreRow`, or a dataclass derived from it with more columns of str, float or int.
+
+    Attributes:
+        partial: File of the rows of a run that is under way or was interrupted.
+        rows: All rows so far, also of earlier runs, by `file_key`.
+
+    Raises:
+        InputError: An impossible output; or one that exists, without `resume` or `overwrite`.
+    """
+
+    def __init__(
+        self,
+        output: str | os.PathLike[str],
+        resume: bool = False,
+        overwrite: bool = False,
+        row_type: type[Row] = ScoreRow,  # type: ignore[assignment]
+    ) -> None:
+        self.output = Path(output)
+        self.partial = self.output.with_name(self.output.name + ".partial.jsonl")
+        self.rows: dict[str, Row] = {}
+        self._row_type = row_type
+        self._resume = resume
+        self._file: BinaryIO | None = None
+        self._length = 0
+        self._last_sync = time.monotonic()
+        if resume and overwrite:
+            raise InputError("--resume and --overwrite exclude each other")
+        suffix = self.output.suffix.lower()
+        if suffix not in SUFFIXES:
+            raise InputError(f"the output must end in {', '.join(SUFFIXES)}, not {str(output)!r}")
+        if suffix == ".parquet" and not (find_spec("pandas") and find_spec("pyarrow")):
+            raise InputError("parquet needs pandas and pyarrow: install them, or write .csv")
+        if not self.output.parent.is_dir():
+            raise InputError(f"the folder of the output does not exist: {self.output.parent}")
+        if self.output.is_dir():
+            raise InputError(f"the output is a folder: {self.output}")
+        if not resume and not overwrite:
+            if self.partial.exists():
+                raise InputError(
+                    f"{self.partial} has the rows of an interrupted run: "
+                    "--resume goes on with them, --overwrite starts again"
+                )
+            if self.output.exists():
+                raise InputError(f"{self.output} exists: --resume adds to it, --overwrite replaces it")
+
+    def open(self, metric: str, identity: str) -> ScoreTable[Row]:
+        """Open the partial file and, with `resume`, read the rows of earlier runs.
+
+        Raises:
+            InputError: Those rows come from another checkpoint or other options, or are not
+                ours; or another process is writing this table.
+            OutputError: The partial file cannot be written.
+        """
+        with ExitStack() as on_failure:
+            on_failure.callback(self.close)
+            try:
+                self._file = _open_alone(self.partial)
+                # Cut only under the lock. A last line without its end is torn by a killed run.
+                self._length = _length_of_whole_lines(self.partial) if self._resume else 0
+                self._file.truncate(self._length)
+            except OSError as error:
+                raise OutputError(f"cannot write {self.partial}: {error.strerror}") from error
+            if self._resume:
+                earlier = read_rows(self.output, self._row_type) if self.output.exists() else []
+                for row in earlier + read_jsonl(self.partial, self._row_type):
+                    self._keep(row, metric, identity)
+            on_failure.pop_all()
+        return self
+
+    def __enter__(self) -> ScoreTable[Row]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def unfinished(self, paths: Iterable[str]) -> list[str]:
+        """The `paths` that no earlier run has scored, or whose file has changed since."""
+        return [path for path in paths if not self._is_scored(path)]
+
+    def absorb(self, parts: Iterable[Path], metric: str, identity: str) -> None:
+        """Take over the rows of other JSON-lines tables, also of interrupted runs, and remove those files.
+
+        Raises:
+            InputError: Their rows come from another checkpoint or other options, or are not ours.
+            OutputError: They cannot be written here.
+        """
+        for part in parts:
+            for row in read_jsonl(part, self._row_type):
+                self._check(row, metric, identity)
+                self.add(row)
+            part.unlink()
+
+    def add(self, row: Row) -> None:
+        """Write one row; it survives the end of this process, and within seconds a power cut.
+
+        Raises:
+            OutputError: It cannot be written; the rows before it are kept.
+        """
+        if self._file is None:
+            raise ValueError("the table is not open")
+        line = json.dumps(asdict(row)).encode("ascii") + b"\n"
+        try:
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
+            if time.monotonic() - self._last_sync > SECONDS_BETWEEN_SYNCS:
+                os.fsync(self._file.fileno())
+                self._last_sync = time.monotonic()
+        except OSError as error:
+            self._file.truncate(self._length)
+            raise OutputError(self._write_problem(self.partial, error)) from error
+        self._length += len(line)
+        self.rows[file_key(row.path)] = row
+
+    def finish(self, paths: Sequence[str]) -> None:
+        """Write the output and remove the partial file.
+
+        Rows stand in the order of `paths`, after those that earlier runs made of other files.
+
+        Raises:
+            OutputError: The output cannot be written; all rows are kept in the partial file.
+        """
+        keys = [file_key(path) for path in paths]
+        chosen = set(keys)
+        rows = [row for key, row in self.rows.items() if key not in chosen]
+        rows += [self.rows[key] for key in keys if key in self.rows]
+        temporary = self.output.with_name(f".{self.output.name}.{os.getpid()}.tmp")
+        try:
+            write_rows(temporary, rows, self._row_type, self.output.suffix.lower())
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, self.output)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise OutputError(self._write_problem(self.output, error)) from error
+        self._length = 0  # nothing is left that only the partial file has
+        self.close()
+
+    def close(self) -> None:
+        """Close the partial file, and remove it if it has nothing that is needed."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            with file:
+                if self._length:
+                    os.fsync(file.fileno())
+            if not self._length:
+                self.partial.unlink()
+        except OSError as error:
+            raise OutputError(self._write_problem(self.partial, error)) from error
+
+    def _write_problem(self, path: Path, error: OSError) -> str:
+        return (
+            f"cannot write {path}: {error.strerror}. {len(self.rows)} finished rows are kept; put it right and resume"
+        )
+
+    def _keep(self, row: Row, metric: str, identity: str) -> None:
+        self._check(row, metric, identity)
+        self.rows[file_key(row.path)] = row
+
+    def _check(self, row: Row, metric: str, identity: str) -> None:
+        if row.identity != identity:
+            raise InputError(
+                f"cannot resume {self.output}: its scores were made by {row.metric} with identity "
+                f"{row.identity}, but this run is {metric} with identity {identity} (another "
+                "checkpoint or other options). Use the same options, another output, or --overwrite"
+            )
+
+    def _is_scored(self, path: str) -> bool:
+        row = self.rows.get(file_key(path))
+        return row is not None and row.score is not None and row.is_current()
+
+
+def _open_alone(path: Path) -> BinaryIO:
+    """Open for appending; a second run on the same table is refused (but not on Windows)."""
+    file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by ScoreTable.close)
+    if find_spec("fcntl"):
+        import fcntl
+
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.close()
+            raise InputError(f"another run is writing {path}: wait for it to end") from error
+    return file
+
+
+def _length_of_whole_lines(path: Path) -> int:
+    with open(path, "rb") as file:
+        return sum(len(line) for line in file if line.endswith(b"\n"))

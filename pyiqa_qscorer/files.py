@@ -1,0 +1,42 @@
+"""Files that appear whole or not at all, and sizes of files in words."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name beside it, and rename that; an older file is replaced.
+
+    Missing folders are made. Who may read the file is what the umask says. Several threads and processes may write the
+    same file: one of them wins.
+
+    Raises:
+        OSError: it cannot be written; an older file then stays as it was, and no temporary one is left.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power failure could leave the new name with nothing in it
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """The same for text in UTF-8; `errors` as for `str.encode`. Line ends stay as they are."""
+    write_bytes(path, text.encode("utf-8", errors))
+
+
+def readable_size(size: float) -> str:
+    """`size` bytes in powers of ten, as disks and memory are sold: "16.4 GB"."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} bytes"

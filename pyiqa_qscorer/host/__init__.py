@@ -1,0 +1,1 @@
+"""Registration with pyiqa. The only place of the package that deals with pyiqa."""

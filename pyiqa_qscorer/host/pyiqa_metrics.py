@@ -1,0 +1,158 @@
+"""pyiqa's metrics, ours among them, as the leaderboard uses them."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+import random
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from .. import __version__
+from ..checkpoints import plan_checkpoint
+from ..errors import QScorerError
+from ..evaluation.metric_protocol import MetricDescription, MetricFacts, tensor_bytes
+from ..images.preprocessing import pixels_from_pil
+from ..metric import QScorer
+from ..registry import METRICS, nearest, resolve_metric_options
+
+SEED = 123
+
+
+class PyiqaMetrics:
+    """Every metric that pyiqa can create by name."""
+
+    def describe(self, name: str) -> MetricDescription:
+        """Mode and direction of a metric. Raises `QScorerError`: unknown, or of whole sets of images."""
+        config = _config(name)
+        if "fid" in name or name == "inception_score":
+            raise QScorerError(f"metric {name!r} gives one number to a set of images, not a score to each")
+        return MetricDescription(config["metric_mode"], bool(config.get("lower_better", False)))
+
+    def build(self, name: str, device: torch.device, options: dict[str, Any]) -> PyiqaMetric:
+        """Create a metric; it may download its weights. Raises whatever pyiqa raises."""
+        return PyiqaMetric(name, device, options)
+
+
+class PyiqaMetric:
+    """A metric of pyiqa with its input and output as plain tensors and numbers.
+
+    Args:
+        name: as for `pyiqa.create_metric`.
+        device: where it runs.
+        options: keyword arguments of `pyiqa.create_metric`.
+    """
+
+    def __init__(self, name: str, device: torch.device, options: dict[str, Any]) -> None:
+        import pyiqa
+
+        if name in METRICS:
+            resolve_metric_options(name, options)  # names what an option is called, before anything is loaded
+        with redirect_stdout(sys.stderr):  # pyiqa and what it loads print there
+            self._metric = pyiqa.create_metric(name, device=device, **options).eval()
+        net = self._metric.net
+        self._ours = net if isinstance(net, QScorer) else None
+        tensors = [*net.parameters(), *net.buffers()]
+        self.facts = MetricFacts(
+            identity=net.identity[:16] if isinstance(net, QScorer) else _identity(name, net, options),
+            parameters=sum(parameter.numel() for parameter in net.parameters()),
+            weight_bytes=tensor_bytes(tensors),
+            download_bytes=_download_bytes(name, options, tensors),
+            versions={
+                "python": platform.python_version(),
+                "pyiqa-qscorer": __version__,
+                **{library: version(library) for library in ("pyiqa", "torch", "transformers", "pillow", "numpy")},
+            },
+        )
+
+    def prepare(self, picture: Image.Image) -> Tensor:
+        """(3, H, W) float32 in [0, 1], as pyiqa's loaders make it; for our metrics their own (3, S, S) pixel values,
+        which are the same for a file, a picture and a tensor, so that images of all sizes share a batch."""
+        if self._ours is not None:
+            return pixels_from_pil(picture, self._ours.image_size)
+        pixels = torch.from_numpy(np.array(picture, dtype=np.uint8, copy=True))
+        return pixels.permute(2, 0, 1).contiguous().float().div(255)
+
+    def score(self, images: Tensor, references: Tensor | None) -> list[float]:
+        """Score of each of (B, 3, H, W) images.
+
+        Random numbers that a metric draws (some score random crops) start from the same seed each time.
+
+        Raises:
+            QScorerError: not one number per image came back.
+        """
+        with torch.no_grad(), _same_random_numbers(), redirect_stdout(sys.stderr):
+            if self._ours is not None:
+                output = self._ours.score_pixels(images.to(self._ours.device))
+            elif references is None:
+                output = self._metric(images)
+            else:
+                output = self._metric(images, references)
+        if not isinstance(output, Tensor) or output.numel() != len(images):
+            shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+            raise QScorerError(f"it gave {shape} for {len(images)} images, not one number each")
+        values = output.detach().reshape(-1).cpu()
+        if values.dtype == torch.float64:
+            return [float(value) for value in values]
+        # The shortest decimal of a float32: 3.302386, not 3.30238604545593.
+        return [float(str(np.float32(value))) for value in values.float().numpy()]
+
+
+def _config(name: str) -> dict[str, Any]:
+    from pyiqa.default_model_configs import DEFAULT_CONFIGS
+
+    if name not in DEFAULT_CONFIGS:
+        raise QScorerError(f"pyiqa has no metric {name!r}; {nearest(name, DEFAULT_CONFIGS)}")
+    config: dict[str, Any] = DEFAULT_CONFIGS[name]
+    return config
+
+
+def _identity(name: str, net: nn.Module, options: dict[str, Any]) -> str:
+    """Fingerprint of what pyiqa computes: its version, the metric's settings, every weight."""
+    settings = {**_config(name)["metric_opts"], **options}
+    digest = hashlib.sha256(repr((version("pyiqa"), name, sorted(settings.items(), key=str))).encode())
+    for key, value in sorted(net.state_dict().items()):
+        digest.update(key.encode())
+        if isinstance(value, Tensor):
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:16]
+
+
+def _download_bytes(name: str, options: dict[str, Any], tensors: list[Tensor]) -> int | None:
+    if name in METRICS:
+        given = resolve_metric_options(name, options)
+        where = ("checkpoint", "base", "revision", "base_revision", "cache_dir")
+        parts = plan_checkpoint(**{key: given[key] for key in where if key in given}, local_files_only=True)
+        sizes: list[int | None] = []
+        for part in parts:
+            if isinstance(part, Path):
+                sizes += [file.stat().st_size for file in part.rglob("*") if file.is_file()]
+            else:
+                sizes += [(part.folder / file.name).stat().st_size for file in part.files]
+        return sum(size or 0 for size in sizes)
+    # pyiqa keeps no record of what a metric fetched; without weights it fetched nothing.
+    return None if tensors else 0
+
+
+@contextmanager
+def _same_random_numbers() -> Iterator[None]:
+    before = random.getstate(), np.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(SEED)
+        random.seed(SEED)
+        np.random.seed(SEED)
+        try:
+            yield
+        finally:
+            random.setstate(before[0])
+            np.random.set_state(before[1])

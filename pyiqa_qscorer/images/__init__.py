@@ -1,0 +1,1 @@
+"""Images from files, PIL and tensors to the network's input pixels."""

@@ -1,0 +1,310 @@
+"""From an image to the pixel values of the vision encoder, bit for bit as published.
+
+The published preprocessing: convert to RGB, pad to a square with the mean colour, resize to
+448 x 448 with Pillow's bicubic filter (8-bit result), scale to [0, 1], normalise. Images from files
+go through Pillow itself (`pixels_from_pil`), tensors through `pixels_from_tensor`, whose own resize
+is differentiable, runs on any device, and differs from Pillow's in 0 of all values. The published
+centre crop is left out: a padded and resized image already is a 448 x 448 square.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from ..errors import ImageError
+from .reading import check_sides, open_image
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+PAD_COLOR = (int(255 * MEAN[0]), int(255 * MEAN[1]), int(255 * MEAN[2]))
+IMAGE_SIZE = 448
+
+#: Values worked on at once. Bounds the memory that large images need; never changes a result.
+STRIP_VALUES = 2**20
+
+FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+# --- pixel values ----------------------------------------------------------------------------
+
+
+def pixels_from_pil(image: Image.Image, size: int = IMAGE_SIZE) -> torch.Tensor:
+    """Normalised pixel values of one PIL image: float32 (3, size, size), on the CPU.
+
+    Takes every mode that `open_image` takes and raises its `ImageError`. Every image size works,
+    1x1 and 3x3 included, for which the published code mistakes rows for channels.
+    """
+    return normalise(levels_from_pil(image, size))
+
+
+def levels_from_pil(image: Image.Image, size: int = IMAGE_SIZE) -> torch.Tensor:
+    """The same before normalisation: levels 0..255, uint8 (3, size, size)."""
+    return _resize_with_pillow(open_image(image), size)
+
+
+def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE, exact: bool = True) -> torch.Tensor:
+    """Normalised pixel values of a batch (B, 1 or 3, H, W) in [0, 1]: float32 (B, 3, size, size).
+
+    float16, bfloat16, float32 or float64, any device; gray is repeated. Values are first rounded to
+    8 bits, so k/255 in any of these dtypes gives, to the bit, what a file with the value k gives.
+    Images do not influence each other.
+
+    Differentiable: each rounding and each clipping is exact in the forward pass and the identity in
+    the backward pass. The gradient is that of a linear resize. Values outside [0, 1], which the
+    forward pass clamps, get the part of it whose descent step moves them back towards [0, 1]; a step
+    that would move them further out gets none. So what is minimised must be what `backward` is
+    called on, as with every optimiser of PyTorch.
+
+    `exact=False` leaves rounding and clipping out and returns float64: the smooth function whose
+    gradient this is, for comparing it with finite differences. It gives no valid scores.
+
+    Raises `ImageError` as `check_images` does. Values are not judged, since that would make the CPU
+    wait for the GPU: an image with a NaN or infinite value gives NaN, and one outside [0, 1] is
+    clamped. Callers that must refuse such images ask `values_in_range`.
+    """
+    check_images(images)
+    if images.device.type == "mps":  # Apple GPUs have no float64
+        return pixels_from_tensor(images.cpu(), size, exact).to(images.device)
+    if images.requires_grad and torch.is_grad_enabled():
+        images = _OnlyInwards.apply(images)
+    images = images.expand(-1, 3, -1, -1)
+    if exact and _pillow_gives_the_same(images):
+        levels = torch.stack([_resize_with_pillow(_to_pil(image), size) for image in images])
+    else:
+        levels = _resize_with_matrices(images, size, exact)
+    return normalise(levels, exact)
+
+
+def levels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Tensor:
+    """As `pixels_from_tensor` before normalisation: uint8 (B, 3, size, size), without gradient.
+
+    Values must be finite: see `values_in_range`.
+    """
+    check_images(images)
+    images = images.detach().expand(-1, 3, -1, -1)
+    if images.device.type in ("cpu", "mps"):
+        return torch.stack([_resize_with_pillow(_to_pil(image), size) for image in images.cpu()])
+    return _resize_with_matrices(images, size).to(torch.uint8)
+
+
+def check_images(images: torch.Tensor) -> None:
+    """Raise `ImageError` unless `images` is a floating point (B, 1 or 3, H, W) tensor, not empty.
+
+    Its values are not looked at: see `values_in_range`.
+    """
+    if not isinstance(images, torch.Tensor):
+        raise ImageError(
+            f"images must be a torch.Tensor (B, 3 or 1, H, W), got {type(images).__name__}; "
+            "give paths and PIL images to Scorer."
+        )
+    shape = tuple(images.shape)
+    if images.ndim != 4:
+        hint = "add the batch axis with images[None]" if images.ndim == 3 else "reshape it"
+        raise ImageError(f"images must have 4 axes (B, 3 or 1, H, W), got shape {shape}; {hint}.")
+    if images.dtype not in FLOAT_DTYPES:
+        raise ImageError(
+            "images must be float16, bfloat16, float32 or float64 with values in [0, 1], "
+            f"got {images.dtype}; convert with images.float(), and divide by 255 if it is 8-bit."
+        )
+    if shape[1] not in (1, 3):
+        hint = "drop alpha with images[:, :3]" if shape[1] == 4 else "channels are the second axis"
+        raise ImageError(f"images must have 1 or 3 channels, got shape {shape}; {hint}.")
+    if shape[0] == 0:
+        raise ImageError(f"images must hold at least one image, got shape {shape}.")
+    check_sides(shape[3], shape[2], "images")
+
+
+def values_in_range(images: torch.Tensor, tolerance: float = 1e-6) -> torch.Tensor:
+    """Bool (B,) on the device of `images` (B, C, H, W): all values finite and in [0, 1]?
+
+    `tolerance`, allowed on either side, is pyiqa's. Does not make the CPU wait for the GPU.
+    """
+    images = images.detach()
+    low, high = images.amin(dim=(1, 2, 3)).float(), images.amax(dim=(1, 2, 3)).float()
+    return (low >= -tolerance) & (high <= 1 + tolerance)  # NaN is neither
+
+
+def normalise(levels: torch.Tensor, exact: bool = True) -> torch.Tensor:
+    """Levels 0..255 (..., 3, S, S) -> float32 pixel values; scaled in float64, normalised in float32."""
+    mean, std, _ = _constants(levels.device)
+    scaled = levels.double() * (1 / 255)
+    return ((scaled.float() if exact else scaled) - mean) / std
+
+
+class _OnlyInwards(torch.autograd.Function):
+    """The identity; of the gradient of values outside [0, 1] only what descends towards it.
+
+    The projection of a descent direction on those that an image may take, so an overshooting
+    optimiser neither drifts away nor gets stuck. Inside, ends included, all of the gradient passes.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(images: torch.Tensor) -> torch.Tensor:
+        return images.view_as(images)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[torch.Tensor], output: torch.Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        (images,) = ctx.saved_tensors
+        outwards = ((images < 0) & (gradient > 0)) | ((images > 1) & (gradient < 0))
+        return gradient.masked_fill(outwards, 0)
+
+
+# --- pad to a square and resize, exactly as Pillow -------------------------------------------
+
+
+def _square(width: int, height: int) -> tuple[int, int, int]:
+    """Side of the padded square, and the column and row at which the image starts in it."""
+    side = max(width, height)
+    return side, (side - width) // 2, (side - height) // 2
+
+
+def _resize_with_pillow(image: Image.Image, size: int) -> torch.Tensor:
+    """RGB image -> uint8 (3, size, size).
+
+    Pillow resizes rows, then columns. Called for one direction at a time, the first pass can skip
+    the padding rows, whose colour it would not change, and go through large images in strips.
+    """
+    width, height = image.size
+    side, left, top = _square(width, height)
+    step = max(1, STRIP_VALUES // side)
+    narrowed = Image.new("RGB", (size, side), PAD_COLOR)
+    for row in range(0, height, step):
+        strip = image
+        if width < side or step < height:
+            strip = Image.new("RGB", (side, min(step, height - row)), PAD_COLOR)
+            strip.paste(image, (left, -row))
+        strip = strip.resize((size, strip.height), Image.Resampling.BICUBIC)
+        narrowed.paste(strip, (0, top + row))
+    resized = narrowed.resize((size, size), Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+
+
+def _pillow_gives_the_same(images: torch.Tensor) -> bool:
+    """On the CPU without gradient Pillow is 2 to 3 times faster than the matrices, same bits."""
+    if images.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if images.requires_grad and torch.is_grad_enabled():
+        return False
+    # 8 bits cannot carry a NaN on, the matrices can.
+    return all(bool(extreme.isfinite()) for extreme in images.aminmax())
+
+
+def _to_pil(image: torch.Tensor) -> Image.Image:
+    _, height, width = image.shape
+    step = max(1, STRIP_VALUES // (3 * width))
+    levels = torch.empty(height, width, 3, dtype=torch.uint8, device="cpu")
+    for row in range(0, height, step):
+        strip = image[:, row : row + step].detach().double() * 255
+        levels[row : row + step] = strip.round_().clamp_(0, 255).permute(1, 2, 0)
+    return Image.fromarray(levels.numpy())
+
+
+def _resize_with_matrices(images: torch.Tensor, size: int, exact: bool = True) -> torch.Tensor:
+    """(B, 3, H, W) in [0, 1] -> float64 levels (B, 3, size, size), each equal to Pillow's.
+
+    Padding is never built: what it adds to an output value is a constant. Exact, because each sum
+    is one of multiples of 2^-22 that float64 holds exactly, whatever the order of summation.
+    """
+    # A compiled graph is for one image size: index() makes torch.compile see plain numbers.
+    height, width = (operator.index(length) for length in images.shape[-2:])
+    side, left, top = _square(width, height)
+    step = max(1, STRIP_VALUES // (images.shape[0] * 3 * width))
+    matrix = _resize_matrix_on(side, size, images.device)
+    _, _, pad = _constants(images.device)
+    across, across_padding = _of_image_and_padding(matrix, left, left + width)
+    down, down_padding = _of_image_and_padding(matrix, top, top + height)
+
+    strips = [_to_levels(s, exact) @ across.T + pad * across_padding for s in images.split(step, dim=-2)]
+    narrowed = torch.cat([_round_and_clip(strip, exact) for strip in strips], dim=-2)
+    # The padding rows keep their colour in the first pass, so it enters the second as it is.
+    return _round_and_clip(down @ narrowed + pad * down_padding[:, None], exact)
+
+
+def _of_image_and_padding(matrix: torch.Tensor, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Columns of the resize matrix that meet the image; sum (size,) of those that meet padding."""
+    return matrix[:, start:end], matrix[:, :start].sum(1) + matrix[:, end:].sum(1)
+
+
+def _to_levels(images: torch.Tensor, exact: bool = True) -> torch.Tensor:
+    levels = images.double() * 255
+    return straight_through(levels.detach().round().clamp(0, 255), levels) if exact else levels
+
+
+def _round_and_clip(levels: torch.Tensor, exact: bool) -> torch.Tensor:
+    return straight_through((levels.detach() + 0.5).floor().clamp(0, 255), levels) if exact else levels
+
+
+def straight_through(exact: torch.Tensor, smooth: torch.Tensor) -> torch.Tensor:
+    """`exact`, to the bit, with the gradient of `smooth`; NaN where `smooth` is not finite."""
+    return exact.detach() + (smooth - smooth.detach())
+
+
+def _resize_matrix(in_size: int, out_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Pillow's bicubic filter as float64 (out_size, in_size), each entry a multiple of 2^-22."""
+    scale = in_size / out_size
+    stretch = max(scale, 1.0)  # antialiasing: the kernel widens when the image shrinks
+    centers = (np.arange(out_size) + 0.5) * scale
+    starts = np.maximum((centers - 2 * stretch + 0.5).astype(np.int64), 0)
+    ends = np.minimum((centers + 2 * stretch + 0.5).astype(np.int64), in_size)
+    taps = starts[:, None] + np.arange((ends - starts).max())
+    inside = taps < ends[:, None]
+
+    a = -0.5
+    x = np.abs((taps - centers[:, None] + 0.5) * (1.0 / stretch))
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0)) * inside
+    weights /= weights.cumsum(axis=1)[:, -1:]  # Pillow adds one by one; sum() adds in pairs
+    fixed = np.trunc(weights * 2**22 + np.copysign(0.5, weights))
+
+    matrix = np.zeros((out_size, in_size))
+    rows, columns = inside.nonzero()
+    matrix[rows, taps[rows, columns]] = fixed[rows, columns] / 2**22
+    return matrix
+
+
+# A traced call takes the two functions below as constants, and must not fill their caches, where
+# torch.export would leave fake tensors.
+
+
+@torch.compiler.assume_constant_result
+def _resize_matrix_on(in_size: int, out_size: int, device: torch.device) -> torch.Tensor:
+    return _cached_unless_tracing(_build_matrix)(in_size, out_size, device)
+
+
+@torch.compiler.assume_constant_result
+def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Mean and std as float32 (3, 1, 1), padding colour as float64 (3, 1, 1)."""
+    return _cached_unless_tracing(_build_constants)(device)
+
+
+def _cached_unless_tracing(build: functools._lru_cache_wrapper[Any]) -> Callable[..., Any]:
+    return build.__wrapped__ if torch.compiler.is_compiling() else build
+
+
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)  # autograd refuses cached tensors born in inference mode
+def _build_matrix(in_size: int, out_size: int, device: torch.device) -> torch.Tensor:
+    return torch.from_numpy(_resize_matrix(in_size, out_size)).to(device)
+
+
+@functools.lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _build_constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    mean = torch.tensor(MEAN, dtype=torch.float32, device=device).view(3, 1, 1)
+    std = torch.tensor(STD, dtype=torch.float32, device=device).view(3, 1, 1)
+    pad = torch.tensor(PAD_COLOR, dtype=torch.float64, device=device).view(3, 1, 1)
+    return mean, std, pad

@@ -1,0 +1,124 @@
+"""Metric names, their options, the published checkpoints: plain data that imports nothing heavy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from .errors import UnknownMetricError, UnknownOptionError
+
+PUBLISHED_CHECKPOINT = "2kxx/Qscorer_lora_5_1"
+PUBLISHED_BASE = "MAGAer13/mplug-owl2-llama2-7b"
+MINI_CHECKPOINT = Path(__file__).with_name("weights") / "mini"
+
+DEFAULT_METRIC = "qscorer-mini"
+"""Where neither a metric nor a checkpoint is given: works at once."""
+
+PUBLISHED_METRIC = "qscorer"
+"""Its options fit any checkpoint: the base is only used for a LoRA, and `auto` keeps float32 as it is."""
+
+ARCH_NAME = "QScorer"
+"""`type` of the metric in pyiqa's configs and YAML files."""
+
+SCORE_RANGE = (0.0, 5.0)
+"""Scores of every metric, worst to best; where `clamp` is on, none lies outside."""
+
+OPTIONS: dict[str, str] = {
+    "checkpoint": "Hub id or local folder of the weights, in any of the three layouts",
+    "base": "Hub id or local folder of the model under a LoRA checkpoint",
+    "revision": "branch, tag or commit of the checkpoint on the Hub",
+    "base_revision": "branch, tag or commit of the base on the Hub",
+    "dtype": "auto (float32 if this package saved it so; else float16 on GPUs, bfloat16 on the CPU), float16, "
+    "bfloat16, float32, 8bit or 4bit",
+    "prompt": "score, evaluation, training or a text with one <|image|>; default: the checkpoint's",
+    "clamp": "keep scores inside [0, 5]",
+    "attn_implementation": "sdpa, eager or flash_attention_2",
+    "compile": "compile the model: minutes at first, once per batch size, faster after that",
+    "local_files_only": "never go to the network",
+    "cache_dir": "folder of downloads, instead of the Hub's own cache",
+}
+"""What every metric takes, spelled the same in `create_metric`, `Scorer` and the command line."""
+
+
+@dataclass(frozen=True)
+class MetricDefinition:
+    """What a metric name stands for.
+
+    Attributes:
+        options: Keyword arguments of `pyiqa_qscorer.QScorer`; the caller's own go over them.
+        description: One line for lists and help texts.
+    """
+
+    options: dict[str, Any]
+    description: str
+
+
+def _published(dtype: str, description: str) -> MetricDefinition:
+    return MetricDefinition({"checkpoint": PUBLISHED_CHECKPOINT, "base": PUBLISHED_BASE, "dtype": dtype}, description)
+
+
+METRICS: dict[str, MetricDefinition] = {
+    "qscorer": _published("auto", "published Q-Scorer (7B), float16 on CUDA and bfloat16 on CPU"),
+    "qscorer-mini": MetricDefinition(
+        {"checkpoint": str(MINI_CHECKPOINT), "dtype": "float32"}, "small Q-Scorer inside this package, for CPUs"
+    ),
+    "qscorer_8bit": _published("8bit", "published Q-Scorer (7B), bitsandbytes 8-bit"),
+    "qscorer_4bit": _published("4bit", "published Q-Scorer (7B), bitsandbytes 4-bit"),
+}
+
+
+def default_metric(checkpoint: object = None) -> str:
+    """The metric that is meant where only a `checkpoint` is given, or nothing.
+
+    The options of the small model (float32, no base) fit no checkpoint that somebody brings.
+    """
+    return DEFAULT_METRIC if checkpoint is None else PUBLISHED_METRIC
+
+
+def pyiqa_config(name: str) -> dict[str, Any]:
+    """A fresh entry for pyiqa's `DEFAULT_CONFIGS`. Raises `UnknownMetricError`."""
+    low, high = SCORE_RANGE
+    return {
+        "metric_opts": {"type": ARCH_NAME, **_definition(name).options},
+        "metric_mode": "NR",
+        "lower_better": False,
+        "score_range": f"{low:g}, {high:g}",
+    }
+
+
+def resolve_metric_options(name: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Keyword arguments of `pyiqa_qscorer.QScorer` for a metric name.
+
+    Args:
+        name: A key of `METRICS`.
+        overrides: Options (keys of `OPTIONS`) that go over those of the name; None: not given.
+
+    Raises:
+        UnknownMetricError: No such metric; the message has the nearest names.
+        UnknownOptionError: An option that no metric has; the message has the nearest names.
+    """
+    options = dict(_definition(name).options)
+    for option, value in overrides.items():
+        if option not in OPTIONS:
+            raise UnknownOptionError(f"metric {name!r} has no option {option!r}; {nearest(option, OPTIONS)}")
+        if value is not None:
+            options[option] = value
+    return options
+
+
+def _definition(name: str) -> MetricDefinition:
+    try:
+        return METRICS[name]
+    except KeyError:
+        raise UnknownMetricError(f"pyiqa-qscorer has no metric {name!r}; {nearest(name, METRICS)}") from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The names most like `word`, and all there are, for an error message."""
+    known = list(known)
+    near = get_close_matches(word.lower().replace("-", "_"), known, n=3)
+    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
+    return f"{hint}There are: {', '.join(known)}"

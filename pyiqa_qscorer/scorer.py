@@ -1,0 +1,284 @@
+"""`Scorer`: images of any kind and size in, scores out.
+
+Decoding and resizing run in threads ahead of the model (Pillow releases the GIL), and one more
+thread brings the next batch to the device while the model works on this one, so that the device
+waits neither for files nor for copies. Images are read lazily, results come in input order, and at
+most `3 * batch_size + workers` images are held at a time, however long the input.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+
+from .errors import FailedImagesError, QScorerError
+from .images.inputs import ImageLike, ImagePreparation, is_single, reason
+from .images.staging import PreparedImage, StagedBatch, Stager
+from .registry import default_metric
+
+if TYPE_CHECKING:
+    from .metric import QScorer
+
+MAX_DEFAULT_WORKERS = 16
+
+
+@dataclass(frozen=True)
+class ScoredImage:
+    """Result of one image; exactly one of `score` and `error` is None.
+
+    Attributes:
+        index: Position in the input, from 0.
+        source: The path as given, or a short description of an image in memory.
+        score: Finite; higher is better.
+        error: Why there is no score, in one line.
+        width: Of the image as it came in, before padding and resizing; None if unreadable.
+        height: As `width`.
+    """
+
+    index: int
+    source: str
+    score: float | None = None
+    error: str | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+class Scorer:
+    """Scores images, mixed in kind and size.
+
+    An image is a path (str or os.PathLike), the bytes of an image file, a PIL image, a float
+    tensor (3 or 1, H, W) in [0, 1], or a uint8 array (H, W, 3), (H, W, 4), (H, W, 1) or (H, W) in
+    the order RGB(A); OpenCV gives BGR. Alpha is dropped.
+
+    Args:
+        metric: A name of `pyiqa_qscorer.METRICS`; or a built `QScorer` (any module with
+            `score_pixels`, `image_size` and `identity`), which is set to eval mode. Default
+            `qscorer-mini`; with `checkpoint` (and no metric) `qscorer`.
+        device: Where the model runs; default CUDA where there is one, else CPU. A built metric
+            stays where it is.
+        batch_size: Images per pass of the model.
+        workers: Threads that decode and resize; default one per core, at most 16.
+        **options: Those of `QScorer` (checkpoint, base, dtype, prompt, ...); only with a name.
+
+    Raises:
+        QScorerError: Unknown name or option, a device that does not exist, a faulty checkpoint.
+    """
+
+    def __init__(
+        self,
+        metric: str | torch.nn.Module | None = None,
+        device: str | torch.device | None = None,
+        batch_size: int = 16,
+        workers: int | None = None,
+        **options: Any,
+    ) -> None:
+        self.batch_size = _positive("batch_size", batch_size)
+        self.workers = _positive("workers", _default_workers() if workers is None else workers)
+        if metric is None:
+            metric = default_metric(options.get("checkpoint"))
+        if isinstance(metric, str):
+            self.name = metric
+            self.device = resolve_device(device)
+            built: torch.nn.Module = build_metric(metric, options, self.device)
+        else:
+            _check_built(metric, options)
+            self.name = str(getattr(metric, "name", type(metric).__name__))
+            self.device = _device_of(metric) if device is None else resolve_device(device)
+            built = metric
+        self.metric = cast("QScorer", built.to(self.device).eval())
+        self._prepare = ImagePreparation(self.metric.image_size)
+
+    def __repr__(self) -> str:
+        return (
+            f"Scorer({self.name!r}, device={str(self.device)!r}, batch_size={self.batch_size}, workers={self.workers})"
+        )
+
+    @property
+    def identity(self) -> str:
+        """Fingerprint of the checkpoint and of the options that change scores, 16 hex digits."""
+        return self.metric.identity[:16]
+
+    def score(self, images: ImageLike | Iterable[ImageLike], on_error: str = "raise") -> np.ndarray:
+        """Scores of one image or of an iterable of images: float32 (N,), in input order.
+
+        Args:
+            images: A str is a path. A tensor or array is one image, unless it has 4 axes.
+            on_error: "raise", or "nan" to get NaN for images that cannot be scored.
+
+        Raises:
+            FailedImagesError: (an `ImageError`) After all images were tried: lists those that
+                failed and carries the scores of the others.
+        """
+        if on_error not in ("raise", "nan"):
+            raise ValueError(f"on_error must be 'raise' or 'nan', not {on_error!r}")
+        many = cast("Iterable[ImageLike]", [images] if is_single(images) else images)
+        results = list(self.score_iter(many))
+        scores = np.array([np.nan if item.score is None else item.score for item in results], dtype=np.float32)
+        failures = [item for item in results if item.error is not None]
+        if failures and on_error == "raise":
+            raise FailedImagesError(scores, failures)
+        return scores
+
+    def score_iter(self, images: Iterable[ImageLike]) -> Iterator[ScoredImage]:
+        """One `ScoredImage` per image, in input order, batch by batch; reads `images` lazily.
+
+        An image that cannot be scored is a result with `error` and stops nothing. Raises what the
+        model raises; and what `images` raises, once the images before that are scored.
+        """
+        if is_single(images):
+            raise TypeError(f"score_iter takes an iterable of images, not a {type(images).__name__}: put it in a list")
+        return self._score_iter(iter(images))
+
+    def _score_iter(self, images: Iterator[ImageLike]) -> Iterator[ScoredImage]:
+        decoders = ThreadPoolExecutor(self.workers, thread_name_prefix="qscorer-decode")
+        staging = ThreadPoolExecutor(1, thread_name_prefix="qscorer-stage")
+        stager = Stager(self.device)
+        pending: deque[Future[PreparedImage]] = deque()
+        batches: deque[Future[StagedBatch]] = deque()  # this one and the next
+        staged = 0  # images in `batches`
+        input_error: Exception | None = None
+        index = 0
+        try:
+            while True:
+                # Filled up before scoring: the threads prepare the next batch during this one.
+                room = 2 * self.batch_size + self.workers - len(pending) - staged
+                try:
+                    for image in islice(images, room if input_error is None else 0):
+                        pending.append(decoders.submit(self._prepare, image))
+                except Exception as error:  # of the caller's iterable; raised below
+                    input_error = error
+                while pending and len(batches) < 2:
+                    taken = [pending.popleft() for _ in range(min(self.batch_size, len(pending)))]
+                    batches.append(staging.submit(stager.stage, taken))
+                    staged += len(taken)
+                if not batches:
+                    break
+                with self._advice_on_memory():
+                    batch = batches.popleft().result()
+                    scores = iter(self._score_batch(batch))
+                staged -= len(batch.images)
+                for item in batch.images:
+                    yield _result(index, item, item.error or next(scores))
+                    index += 1
+            if input_error is not None:
+                raise input_error
+        finally:
+            # The decoders last: a batch on its way needs its images.
+            staging.shutdown(wait=True, cancel_futures=True)
+            decoders.shutdown(wait=True, cancel_futures=True)
+
+    def _score_batch(self, batch: StagedBatch) -> list[float | str]:
+        """Score of every image without an error, or why there is none."""
+        pixels = batch.wait()
+        if pixels is None:
+            return []
+        sources = [image.source for image in batch.images if image.error is None]
+        try:
+            scores = self._scores_of(pixels)
+        except QScorerError as error:
+            # The metric refuses a batch with a score that is not finite. Its neighbours have one.
+            if len(sources) == 1:
+                return [reason(error, sources[0])]
+            scores = [self._score_or_reason(pixels[row : row + 1], source) for row, source in enumerate(sources)]
+        return [f"the model's score is {s}" if isinstance(s, float) and not math.isfinite(s) else s for s in scores]
+
+    def _score_or_reason(self, pixels: torch.Tensor, source: str) -> float | str:
+        try:
+            return self._scores_of(pixels)[0]
+        except QScorerError as error:
+            return reason(error, source)
+
+    def _scores_of(self, pixels: torch.Tensor) -> list[float | str]:
+        # Not inference_mode: what the metric caches may be needed by a loss later.
+        with torch.no_grad():
+            scores: list[float | str] = self.metric.score_pixels(pixels).tolist()
+        return scores
+
+    @contextmanager
+    def _advice_on_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.cuda.OutOfMemoryError as error:
+            advice = f"lower batch_size (now {self.batch_size})"
+            if self.batch_size == 1:
+                advice = "batch_size is 1 already: use a smaller dtype or another device"
+            raise QScorerError(f"CUDA ran out of memory with a batch of {self.batch_size} images: {advice}") from error
+
+
+def build_metric(name: str, options: dict[str, Any], device: torch.device) -> QScorer:
+    """The `QScorer` of a metric name, with `options` over those of the name, loaded for `device`."""
+    from .metric import QScorer
+    from .registry import resolve_metric_options
+
+    return QScorer(**resolve_metric_options(name, options), device=device)
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """`device`; for None CUDA where there is one, else CPU.
+
+    Raises:
+        QScorerError: It does not exist here.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+    except RuntimeError as error:
+        raise QScorerError(f"device must be like 'cpu', 'cuda' or 'cuda:1', not {device!r}") from error
+    if resolved.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (resolved.index or 0) >= count:
+            raise QScorerError(f"device {str(resolved)!r} does not exist: torch sees {count} CUDA devices")
+    elif resolved.type == "mps" and not torch.backends.mps.is_available():
+        raise QScorerError("device 'mps' does not exist: torch sees no Apple GPU")
+    return resolved
+
+
+def _result(index: int, item: PreparedImage, result: float | str) -> ScoredImage:
+    if isinstance(result, str):
+        return ScoredImage(index, item.source, None, result, item.width, item.height)
+    score = float(str(np.float32(result)))  # the shortest decimal: 3.302386, not 3.30238604545593
+    return ScoredImage(index, item.source, score, None, item.width, item.height)
+
+
+def _check_built(metric: object, options: dict[str, Any]) -> None:
+    needed = ("score_pixels", "image_size", "identity")
+    missing = [name for name in needed if not hasattr(metric, name)]
+    if missing:
+        raise TypeError(
+            f"metric must be a metric name or a built QScorer, but {type(metric).__name__} has no "
+            f"{', '.join(missing)} (of a pyiqa metric give .net)"
+        )
+    if options:
+        raise TypeError(
+            f"{', '.join(sorted(options))}: options go with a metric name; this metric is built, "
+            "give them to QScorer(...)"
+        )
+
+
+def _device_of(module: torch.nn.Module) -> torch.device:
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _positive(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    return value
+
+
+def _default_workers() -> int:
+    if hasattr(os, "sched_getaffinity"):  # unlike cpu_count it respects container limits
+        return min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0)))
+    return min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)

@@ -1,0 +1,1 @@
+"""Distorted pictures with known or calibrated quality, to train on."""

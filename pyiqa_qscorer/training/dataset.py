@@ -1,0 +1,267 @@
+"""Labelled images for training and validation: pyiqa datasets by name, or a folder with a CSV file."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import ImageOps
+from torch.utils.data import Dataset
+
+from ..data.opinions import NamedDatasets, OpinionRow, read_opinions
+from ..errors import ImageError, OpinionTableError, TrainingDataError
+from ..images.preprocessing import pixels_from_pil
+from ..images.reading import open_image
+from .batches import drawn_number
+from .config import DatasetConfig
+
+
+@dataclass(frozen=True)
+class MosScale:
+    """A dataset's opinion scale, mapped linearly to 1 (worst) .. 5 (best).
+
+    Attributes:
+        low, high: stated range of the scale.
+        lower_better: True where small numbers mean good quality (DMOS of LIVE, CSIQ).
+        std_range: range of the scale that the standard deviations are on; None: the same. KonIQ-10k gives MOS on
+            0..100 and standard deviations on 1..5.
+    """
+
+    low: float
+    high: float
+    lower_better: bool = False
+    std_range: tuple[float, float] | None = None
+
+    def score(self, mos: float) -> float:
+        """MOS on this scale -> [1, 5]."""
+        share = (mos - self.low) / (self.high - self.low)
+        return 1 + 4 * (1 - share if self.lower_better else share)
+
+    def score_std(self, std: float) -> float:
+        """Standard deviation of opinions -> on the 1..5 scale."""
+        low, high = self.std_range or (self.low, self.high)
+        return 4 * std / (high - low)
+
+
+@dataclass(frozen=True)
+class LabelledImage:
+    """One image: `mos` in [1, 5], higher is better; `std` on the same scale, None where the dataset has none."""
+
+    path: str
+    mos: float
+    std: float | None
+    dataset: str
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """A dataset read from disk: its images, the scale they were mapped from, its weight, what was left out and why."""
+
+    name: str
+    images: list[LabelledImage]
+    scale: MosScale
+    weight: float = 1.0
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+def read_dataset(
+    config: DatasetConfig,
+    phase: str,
+    on_error: str = "stop",
+    needs_std: bool = False,
+    named_datasets: NamedDatasets | None = None,
+) -> LabelledImages:
+    """Read a dataset's table, map its opinions to [1, 5], and check every row.
+
+    Args:
+        phase: `train`, `val` or `test`, for datasets with splits.
+        on_error: `stop` at the first unusable row, or `skip` it and report it in `skipped`. `skip` decodes every image
+            once, so that a broken one is known before training.
+        needs_std: a missing spread of opinions makes a row unusable.
+        named_datasets: opens datasets given by name.
+
+    Raises:
+        TrainingDataError: no such dataset, folder, file or column; nothing usable; or, with `stop`, a row whose image
+            is missing or whose MOS is missing or outside the stated range.
+    """
+    if on_error not in ("stop", "skip"):
+        raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
+    if config.dataset is not None:
+        name, scale, rows = _named_rows(config, config.dataset, phase, named_datasets)
+    else:
+        name, scale, rows = _own_rows(config, phase)
+    usable, skipped = [], []
+    for path, mos, std, _ in rows:
+        problem = _problem(path, mos, std, scale, needs_std)
+        if problem is None:
+            mapped_std = None if std is None else scale.score_std(std)
+            usable.append(LabelledImage(path, scale.score(mos), mapped_std, name))
+        elif on_error == "stop":
+            raise TrainingDataError(
+                f"dataset {name}: {path}: {problem}; mend it, set on_error: skip, or, for a wrong range, give mos_range"
+            )
+        else:
+            skipped.append((path, problem))
+    if on_error == "skip":
+        usable, broken = _decodable(usable)
+        skipped += broken
+    if not usable:
+        raise TrainingDataError(f"dataset {name} has no usable image for phase {phase!r} ({len(skipped)} skipped)")
+    return LabelledImages(name, usable, scale, config.weight, tuple(skipped))
+
+
+def _problem(path: str, mos: float, std: float | None, scale: MosScale, needs_std: bool) -> str | None:
+    if not Path(path).is_file():
+        return "the image is missing"
+    if not math.isfinite(mos):
+        return "its MOS is missing"
+    slack = 1e-6 * (scale.high - scale.low)
+    if not scale.low - slack <= mos <= scale.high + slack:
+        return f"its MOS {mos} is outside the stated range [{scale.low}, {scale.high}]"
+    if std is not None and not (math.isfinite(std) and std >= 0):
+        return f"its standard deviation {std} is not a number >= 0"
+    if needs_std and std is None:
+        return "its standard deviation is missing, which the objective needs"
+    return None
+
+
+def _decodable(images: Sequence[LabelledImage]) -> tuple[list[LabelledImage], list[tuple[str, str]]]:
+    def problem(image: LabelledImage) -> str | None:
+        try:
+            open_image(image.path)
+        except ImageError as error:
+            return str(error)
+        return None
+
+    with ThreadPoolExecutor() as pool:
+        problems = list(pool.map(problem, images))
+    good = [image for image, found in zip(images, problems, strict=True) if found is None]
+    return good, [(image.path, found) for image, found in zip(images, problems, strict=True) if found is not None]
+
+
+def _own_rows(config: DatasetConfig, phase: str) -> tuple[str, MosScale, list[OpinionRow]]:
+    """Rows of a folder + CSV dataset: first column the file, second the MOS, unless the columns are named."""
+    assert config.csv is not None and config.folder is not None and config.mos_range is not None  # by validation
+    try:
+        rows = read_opinions(
+            config.csv,
+            config.folder,
+            file_column=config.file_column,
+            mos_column=config.mos_column,
+            std_column=config.std_column,
+            split_column=config.split_column,
+            phase=phase,
+        )
+    except OpinionTableError as error:
+        raise TrainingDataError(str(error)) from error
+    return config.name or config.csv.stem, MosScale(*config.mos_range, config.lower_better, config.std_range), rows
+
+
+def _named_rows(
+    config: DatasetConfig, name: str, phase: str, named_datasets: NamedDatasets | None
+) -> tuple[str, MosScale, list[OpinionRow]]:
+    """Rows of a dataset that pyiqa knows by name, split by pyiqa's rules."""
+    if named_datasets is None:
+        raise TrainingDataError(
+            f"dataset {name!r} is given by name: pass named_datasets=pyiqa_qscorer.host.pyiqa_datasets.pyiqa_dataset"
+        )
+    options: dict[str, Any] = {"phase": phase}
+    if config.split is not None:
+        options["split_index"] = config.split
+    table, info = named_datasets(name, config.data_root, options, download=config.download)
+    low, high = config.mos_range or info["mos_range"]
+    lower_better = config.lower_better or bool(info.get("lower_better", False))
+    std_range = config.std_range or ((1.0, 5.0) if name.startswith("koniq10k") else None)
+    return config.name or name, MosScale(low, high, lower_better, std_range), table
+
+
+class QualityDataset(Dataset[dict[str, Any]]):
+    """Labelled images as model inputs; what is random in them is a function of (seed, epoch, index) alone.
+
+    Args:
+        parts: datasets, mixed by their weights in `MixedSampler`.
+        flip: mirror half of the images, another half each epoch. The only augmentation: others change quality.
+        texts: question variants; one is drawn per image and epoch.
+    """
+
+    def __init__(
+        self, parts: Sequence[LabelledImages], image_size: int, texts: int = 1, flip: bool = False, seed: int = 0
+    ) -> None:
+        self.parts = list(parts)
+        self.images = [image for part in parts for image in part.images]
+        self.part_of = [number for number, part in enumerate(parts) for _ in part.images]
+        self.image_size, self.texts, self.flip, self.seed = image_size, texts, flip, seed
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        """`pixel_values` (3, S, S) float32, `mos`, `std` (NaN where there is none), `dataset` and `text` (which).
+
+        Args:
+            item: index, or (index, epoch) as `MixedSampler` gives it; the epoch decides flip and question.
+        """
+        facts = self.facts(item)
+        index, epoch = item if isinstance(item, tuple) else (item, 0)
+        image = self.images[index]
+        try:
+            picture = open_image(image.path)
+        except ImageError as error:
+            raise TrainingDataError(
+                f"dataset {image.dataset}: {error}; mend it, or set on_error: skip to leave broken images out"
+            ) from error
+        if self.flip and drawn_number(self.seed, epoch, index) % 2:
+            picture = ImageOps.mirror(picture)
+        return {**facts, "pixel_values": pixels_from_pil(picture, self.image_size)}
+
+    def facts(self, item: int | tuple[int, int]) -> dict[str, Any]:
+        """An item without its pixels."""
+        index, epoch = item if isinstance(item, tuple) else (item, 0)
+        image = self.images[index]
+        return {
+            "mos": image.mos,
+            "std": math.nan if image.std is None else image.std,
+            "dataset": self.part_of[index],
+            "text": (drawn_number(self.seed, epoch, index) // 2) % self.texts,
+        }
+
+
+def refuse_overlap(train: Sequence[LabelledImages], validation: Sequence[LabelledImages]) -> None:
+    """Raise `TrainingDataError` where an image is both trained and validated on; the validation would flatter."""
+    refuse_common_files(
+        [image.path for part in train for image in part.images],
+        [image.path for part in validation for image in part.images],
+        "give the datasets a split",
+    )
+
+
+def refuse_common_files(train: Sequence[str | Path], validation: Sequence[str | Path], advice: str) -> None:
+    """Raise `TrainingDataError` where a file, by whatever path, is in both."""
+    seen = {os.path.realpath(path) for path in train}
+    shared = [str(path) for path in validation if os.path.realpath(path) in seen]
+    if shared:
+        raise TrainingDataError(
+            f"{len(shared)} images are in both training and validation data, e.g. {shared[0]}: {advice}, or set "
+            "data.allow_overlap: true"
+        )
+
+
+def scale_facts(parts: Sequence[LabelledImages]) -> list[dict[str, Any]]:
+    """What a checkpoint keeps of its training data: names, sizes, weights, scales."""
+    return [
+        {
+            "dataset": part.name,
+            "images": len(part.images),
+            "weight": part.weight,
+            "skipped": len(part.skipped),
+            "mos_range": [part.scale.low, part.scale.high],
+            "lower_better": part.scale.lower_better,
+            "mapped_to": [1, 5],
+        }
+        for part in parts
+    ]
