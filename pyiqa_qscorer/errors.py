@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
-    from .scorer import ScoredImage
-
 FAILURES_IN_MESSAGE = 20
 
 
@@ -72,10 +70,10 @@ class FailedImagesError(ImageError):
 
     Attributes:
         scores: float32 array (N,), NaN where an image failed.
-        failures: The failed images, in input order.
+        failures: The failed images, in input order, each a `ScoredImage`.
     """
 
-    def __init__(self, scores: np.ndarray, failures: Sequence[ScoredImage]) -> None:
+    def __init__(self, scores: np.ndarray, failures: Sequence[Any]) -> None:
         self.scores = scores
         self.failures = list(failures)
         lines = [f"  [{item.index}] {item.source}: {item.error}" for item in self.failures]

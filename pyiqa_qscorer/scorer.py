@@ -14,13 +14,15 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
+from .data.score_files import ScoreRow, file_stamp
+from .data.score_table import ScoreTable
 from .errors import FailedImagesError, QScorerError
 from .images.inputs import ImageLike, ImagePreparation, is_single, reason
 from .images.staging import PreparedImage, StagedBatch, Stager
@@ -282,3 +284,28 @@ def _default_workers() -> int:
     if hasattr(os, "sched_getaffinity"):  # unlike cpu_count it respects container limits
         return min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0)))
     return min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
+
+
+def score_files(scorer: Scorer, paths: Iterable[str], table: ScoreTable | None = None) -> Iterator[ScoreRow]:
+    """Score image files: yield one row per path, in order, each first added to `table` if given."""
+    rows: deque[ScoreRow] = deque()
+    name, identity = scorer.name, scorer.identity
+
+    def read() -> Iterator[str]:
+        for path in paths:
+            # Stamped before it is read, so that resume sees a change that comes in between.
+            size, modified = file_stamp(path)
+            rows.append(ScoreRow(path, metric=name, identity=identity, bytes=size, modified=modified))
+            yield path
+
+    for item in scorer.score_iter(read()):
+        row = replace(
+            rows.popleft(),
+            score=item.score,
+            error=item.error,
+            width=item.width,
+            height=item.height,
+        )
+        if table is not None:
+            table.add(row)
+        yield row

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from pyiqa_qscorer.errors import QScorerError
-from pyiqa_qscorer.evaluation.metric_protocol import MetricDescription, MetricFacts
+from pyiqa_qscorer.host.metric_protocol import MetricDescription, MetricFacts
 from pyiqa_qscorer.registry import nearest
 
 DESCRIPTIONS = {

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pyiqa_qscorer.image_files import open_image
-from pyiqa_qscorer.preprocessing import pixels_from_pil
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from pyiqa_qscorer.images.preprocessing import pixels_from_pil
+from pyiqa_qscorer.images.reading import open_image
 from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring
 
 GOLDEN = Path(__file__).resolve().parent / "golden"

@@ -18,14 +18,13 @@ from pyiqa_qscorer.analysis.conversion_error import (
     level_values,
     make_label,
     named_score,
-    normalise_mos,
-    normalise_std,
     optimal_values,
     round_to,
     uniform_errors,
     uniform_rounding_errors,
 )
 from pyiqa_qscorer.data.labels import level_centers, level_index, restore
+from pyiqa_qscorer.data.opinion_tables import normalise_mos, normalise_std
 
 RNG = np.random.default_rng(0)
 MOS = np.concatenate([[1.0, 5.0, 3.0], 1 + 4 * RNG.beta(3, 2, 500)])

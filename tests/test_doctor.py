@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from environments import REPOSITORY
-from pyiqa_qscorer.byte_sizes import readable_size
 from typer.testing import CliRunner
 
 from pyiqa_qscorer.cli import app as cli
 from pyiqa_qscorer.cli import doctor_facts as doctor
 from pyiqa_qscorer.cli.machine_facts import Cache, Device, Machine
 from pyiqa_qscorer.cli.verdicts import DOWNLOAD_BYTES, OTHER_PARAMETERS, QUANTISED_PARAMETERS, judge, weight_bytes
+from pyiqa_qscorer.files import readable_size
 from pyiqa_qscorer.registry import DEFAULT_METRIC, METRICS, PUBLISHED_BASE, PUBLISHED_CHECKPOINT
 from pyiqa_qscorer.scorer import build_metric
 

@@ -22,14 +22,14 @@ from fake_metric import FakeMetric
 from PIL import Image
 
 from pyiqa_qscorer import scorer as scoring
-from pyiqa_qscorer.data.score_files import file_key, find_images, score_files
+from pyiqa_qscorer.data.score_files import file_key, find_images
 from pyiqa_qscorer.data.score_table import COLUMNS, ScoreTable
 from pyiqa_qscorer.errors import FailedImagesError, ImageError, InputError, OutputError, QScorerError
 from pyiqa_qscorer.images.inputs import ImageLike
 from pyiqa_qscorer.images.preprocessing import pixels_from_pil
 from pyiqa_qscorer.images.staging import Stager
 from pyiqa_qscorer.registry import METRICS, resolve_metric_options
-from pyiqa_qscorer.scorer import Scorer
+from pyiqa_qscorer.scorer import Scorer, score_files
 
 
 def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:

@@ -45,17 +45,6 @@ SIGNIFICANT_BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
 """Bits of a number's significand, the hidden one included. A score from 1 to 5 is a normal number in all three."""
 
 
-def normalise_mos(mos: ArrayLike, low: float, high: float, lower_better: bool = False) -> Floats:
-    """MOS on low..high -> 1 (worst)..5 (best): 1 + 4 (mos - low) / (high - low), mirrored for `lower_better`."""
-    share = (np.asarray(mos, dtype=np.float64) - low) / (high - low)
-    return LOW + (HIGH - LOW) * (1.0 - share if lower_better else share)
-
-
-def normalise_std(std: ArrayLike, low: float, high: float) -> Floats:
-    """Spread of single opinions on low..high -> on 1..5."""
-    return np.asarray(std, dtype=np.float64) * (HIGH - LOW) / (high - low)
-
-
 def make_label(name: str, mos: ArrayLike, std: ArrayLike | None, levels: int) -> Floats:
     """Label of a MOS on 1..5 by the name of its kind.
 

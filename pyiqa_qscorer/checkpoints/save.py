@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from ..byte_sizes import readable_size
 from ..errors import CheckpointError
+from ..files import readable_size
 from ..images.preprocessing import MEAN, STD
 from ..model import QScorerForScoring
 from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS

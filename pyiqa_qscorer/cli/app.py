@@ -162,8 +162,9 @@ def score(
         "cache_dir": cache_dir,
     }
     with clean_errors(debug):
-        from ..data.score_files import file_key, find_images, score_files
+        from ..data.score_files import file_key, find_images
         from ..data.score_table import ScoreTable
+        from ..scorer import score_files
 
         metric = metric or default_metric(checkpoint)
         # What can be wrong with the command itself comes before torch and the model.

@@ -20,8 +20,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ..byte_sizes import readable_size
 from ..errors import QScorerError
+from ..files import readable_size
 from ..registry import SCORE_RANGE
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Table
 from rich.text import Text
 
-from ..byte_sizes import readable_size
+from ..files import readable_size
 from .console import count, out
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
-from ..byte_sizes import readable_size
+from ..files import readable_size
 from ..registry import METRICS, PUBLISHED_BASE, PUBLISHED_CHECKPOINT
 from .machine_facts import Cache, Machine
 

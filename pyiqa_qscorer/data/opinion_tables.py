@@ -15,10 +15,12 @@ from typing import IO, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
 
-from ..analysis.conversion_error import normalise_mos, normalise_std
 from ..errors import OpinionsError
 from .labels import Floats
+
+LOW, HIGH = 1.0, 5.0
 
 CHUNK = 100_000  # rows
 
@@ -237,3 +239,14 @@ def _refuse_negative(path: Path, name: str, values: Floats, lines: pd.Index) -> 
         raise OpinionsError(
             f"{path}, line {lines[bad[0]]}: {name} must be >= 0, got {values[bad[0]]} ({len(bad)} such in these rows)"
         )
+
+
+def normalise_mos(mos: ArrayLike, low: float, high: float, lower_better: bool = False) -> Floats:
+    """MOS on low..high -> 1 (worst)..5 (best): 1 + 4 (mos - low) / (high - low), mirrored for `lower_better`."""
+    share = (np.asarray(mos, dtype=np.float64) - low) / (high - low)
+    return LOW + (HIGH - LOW) * (1.0 - share if lower_better else share)
+
+
+def normalise_std(std: ArrayLike, low: float, high: float) -> Floats:
+    """Spread of single opinions on low..high -> on 1..5."""
+    return np.asarray(std, dtype=np.float64) * (HIGH - LOW) / (high - low)

@@ -6,18 +6,12 @@ import fnmatch
 import glob
 import os
 import re
-from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from functools import cache
-from typing import TYPE_CHECKING
 
 from ..errors import InputError
-
-if TYPE_CHECKING:
-    from ..scorer import Scorer
-    from .score_table import ScoreTable
 
 # Formats that Pillow recognises but cannot decode by itself (EPS would start Ghostscript).
 UNDECODABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
@@ -94,31 +88,6 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> FoundImages:
     if not paths:
         raise InputError("nothing to score: give image files, folders or patterns")
     return FoundImages(paths, repeated)
-
-
-def score_files(scorer: Scorer, paths: Iterable[str], table: ScoreTable | None = None) -> Iterator[ScoreRow]:
-    """Score image files: yield one row per path, in order, each first added to `table` if given."""
-    rows: deque[ScoreRow] = deque()
-    name, identity = scorer.name, scorer.identity
-
-    def read() -> Iterator[str]:
-        for path in paths:
-            # Stamped before it is read, so that resume sees a change that comes in between.
-            size, modified = file_stamp(path)
-            rows.append(ScoreRow(path, metric=name, identity=identity, bytes=size, modified=modified))
-            yield path
-
-    for item in scorer.score_iter(read()):
-        row = replace(
-            rows.popleft(),
-            score=item.score,
-            error=item.error,
-            width=item.width,
-            height=item.height,
-        )
-        if table is not None:
-            table.add(row)
-        yield row
 
 
 def file_key(path: str) -> str:

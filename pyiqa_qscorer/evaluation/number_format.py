@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..byte_sizes import readable_size
+from ..files import readable_size
 
 NONE = "–"  # noqa: RUF001  (an en dash)
 

@@ -26,10 +26,10 @@ from ..data.opinions import OpinionRow
 from ..data.score_files import file_key
 from ..data.score_table import ScoreTable
 from ..errors import InputError, OutputError
+from ..host.metric_protocol import BenchmarkMetric, MetricDescription, Metrics
 from .benchmark_files import MACHINE_FACTS, read_facts, table_path, write_text
 from .cost import PeakMemory, machine_facts
 from .datasets import OpenDataset
-from .metric_protocol import BenchmarkMetric, MetricDescription, Metrics
 from .processes import Processes
 from .scoring import BenchmarkRow, one_line, score_rows
 

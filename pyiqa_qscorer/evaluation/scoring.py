@@ -19,8 +19,8 @@ from torch import Tensor
 from ..data.opinions import OpinionRow, Transform
 from ..data.score_files import ScoreRow, file_stamp
 from ..errors import ImageError, QScorerError
+from ..host.metric_protocol import BenchmarkMetric
 from ..images.reading import open_image
-from .metric_protocol import BenchmarkMetric
 
 logger = logging.getLogger("pyiqa_qscorer")
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from .. import __version__
 from ..checkpoints import plan_checkpoint
 from ..errors import QScorerError
-from ..evaluation.metric_protocol import MetricDescription, MetricFacts, tensor_bytes
 from ..images.preprocessing import pixels_from_pil
 from ..metric import QScorer
 from ..registry import METRICS, nearest, resolve_metric_options
+from .metric_protocol import MetricDescription, MetricFacts, tensor_bytes
 
 SEED = 123
 

@@ -18,8 +18,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ...byte_sizes import readable_size
 from ...errors import DownloadError
+from ...files import readable_size
 from .cache import free_bytes
 from .files import DownloadPlan, HubFile
 

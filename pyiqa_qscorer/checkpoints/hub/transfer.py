@@ -13,8 +13,8 @@ from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 from huggingface_hub.file_download import are_symlinks_supported, http_get
 from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
-from ...byte_sizes import readable_size
 from ...errors import DownloadError
+from ...files import readable_size
 from .cache import LIBRARY, blob_path, free_bytes, has_size, partial_path, record, record_revision, size_of
 from .failures import (
     ATTEMPTS,
