@@ -31,7 +31,8 @@ from hub_machine import (
 )
 from hub_server import BASE_REPO, LORA_REPO, HubServer, serve_published_layout
 
-from pyiqa_qscorer.checkpoints import hub, plan_checkpoint
+from pyiqa_qscorer.checkpoints import CheckpointSource, hub
+from pyiqa_qscorer.checkpoints.source import is_local
 from pyiqa_qscorer.errors import CheckpointError
 
 # ---------------------------------------------------------------- what is fetched, and when
@@ -191,25 +192,25 @@ def test_local_or_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "lab" / "here").mkdir(parents=True)
     (tmp_path / "file.bin").touch()
     for local in ("lab/here", "lab", "./lab", str(tmp_path), tmp_path / "lab", "~/lab"):
-        assert hub.is_local(local)
+        assert is_local(local)
     for repo_id in ("lab/elsewhere", BASE_REPO, LORA_REPO):
-        assert not hub.is_local(repo_id)
+        assert not is_local(repo_id)
     for missing in ("./no", "../no/no", "/no/such", "~/no", "a/b/c", Path("no/such"), "no\\such"):
         with pytest.raises(CheckpointError, match=r"no such folder.*'owner/name'"):
-            hub.is_local(missing)
+            is_local(missing)
     for neither in ("qscorer", "", "a b/c", "owner/", "https://huggingface.co"):
         with pytest.raises(CheckpointError, match=r"neither an existing folder nor|no such folder"):
-            hub.is_local(neither)
+            is_local(neither)
     with pytest.raises(CheckpointError, match=r"base='file\.bin' is a file"):
-        hub.is_local("file.bin", argument="base")
+        is_local("file.bin", argument="base")
 
 
 def test_a_local_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "own").mkdir()
-    assert plan_checkpoint(str(tmp_path / "own")) == plan_checkpoint("~/own") == [tmp_path / "own"]
+    assert CheckpointSource(str(tmp_path / "own")).plan() == CheckpointSource("~/own").plan() == [tmp_path / "own"]
     with pytest.raises(CheckpointError, match=r"'v1' was given for checkpoint=.*no revisions"):
-        plan_checkpoint(tmp_path / "own", revision="v1")
+        CheckpointSource(tmp_path / "own", revision="v1").plan()
     with pytest.raises(CheckpointError, match="repo_id='qscorer' is neither"):
         hub.plan("qscorer")
 
@@ -217,11 +218,11 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.Mo
 def test_errors_about_the_base_name_it(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").touch()
     with pytest.raises(CheckpointError, match=r"base='\./no': no such folder"):
-        plan_checkpoint(tmp_path, "./no")
+        CheckpointSource(tmp_path, "./no").plan()
     with pytest.raises(CheckpointError, match=r"'v1' was given for base="):
-        plan_checkpoint(tmp_path, tmp_path, base_revision="v1")
+        CheckpointSource(tmp_path, tmp_path, base_revision="v1").plan()
     with pytest.raises(CheckpointError, match=r"checkpoint='\./no': no such folder"):
-        plan_checkpoint("./no", tmp_path)
+        CheckpointSource("./no", tmp_path).plan()
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from ..model import QScorerConfig, QScorerForScoring
 from ..model.abstractor import CrossAttention
 from ..prompt import PromptTokens, score_tokens, tokenize_prompt
 from .layouts import CheckpointFolder, Layout, check_image_settings, read_json, recognise, weight_shards
+from .source import CheckpointSource, PathOrId
 from .weights import RECOMPUTED_SUFFIX, LoraAdapter, read_non_lora, read_shard
 
 Precision = Literal["auto", "float16", "bfloat16", "float32", "8bit", "4bit"]
@@ -43,6 +44,26 @@ class LoadedCheckpoint:
     prompt: PromptTokens
     folder: CheckpointFolder
     fingerprint: str
+
+
+def load_checkpoint(
+    checkpoint: PathOrId,
+    base: PathOrId | None = None,
+    *,
+    revision: str | None = None,
+    base_revision: str | None = None,
+    dtype: Precision = "auto",
+    prompt: str | None = None,
+    attn_implementation: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: PathOrId | None = None,
+    device: str | torch.device | None = None,
+) -> LoadedCheckpoint:
+    """Download where needed and load; see `CheckpointSource` and `load_folder` for arguments and errors."""
+    source = CheckpointSource(checkpoint, base, revision, base_revision, local_files_only, cache_dir)
+    return load_folder(
+        *source.fetch(), dtype=dtype, prompt=prompt, attn_implementation=attn_implementation, device=device
+    )
 
 
 def load_folder(

@@ -21,7 +21,9 @@ from ..errors import CheckpointError
 from ..files import readable_size
 from ..images.preprocessing import MEAN, STD
 from ..model import QScorerForScoring
-from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS
+from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS, recognise, weight_shards
+from .load import Precision, load_folder
+from .source import CheckpointSource
 
 if TYPE_CHECKING:  # peft takes seconds to import, and scoring does not need it
     from peft import LoraConfig, PeftModel
@@ -64,6 +66,29 @@ def save_folder(
         _write_json(folder / "preprocessor_config.json", image_settings(model.config.vision_config.image_size))
         _write_notes(folder, notes)
     return output
+
+
+def merge_checkpoint(
+    output: Path, source: CheckpointSource, *, layout: SavedLayout = "qscorer", dtype: Precision = "float16"
+) -> Path:
+    """Write any checkpoint as one folder that loads without a base, and faster.
+
+    Args:
+        layout: as for `save_folder`; `published` takes the `tokenizer.model` of the checkpoint.
+        dtype: precision of the written weights: `float16` (the published one), `bfloat16` or `float32`.
+
+    Raises:
+        CheckpointError, DownloadError: see `load_checkpoint` and `save_folder`.
+        ValueError: a `dtype` that cannot be written.
+    """
+    if dtype not in ("float16", "bfloat16", "float32"):
+        raise ValueError(f"dtype must be float16, bfloat16 or float32 to be written, got {dtype!r}")
+    folders = source.fetch()
+    folder = recognise(*folders)
+    stored = sum(shard.stat().st_size for shard in weight_shards(folder.base or folder.path))
+    check_output(output, layout, folder.tokenizer_folder, stored * (2 if dtype == "float32" else 1))
+    loaded = load_folder(*folders, dtype=dtype)
+    return save_folder(output, loaded.model, loaded.tokenizer, layout=layout, tokenizer_source=folder.tokenizer_folder)
 
 
 def check_output(output: Path, layout: SavedLayout, tokenizer_source: Path | None, size: int = 0) -> None:

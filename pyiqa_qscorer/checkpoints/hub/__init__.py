@@ -15,7 +15,6 @@ The files import downwards only: `transfer`, `plan`, `failures`, `cache`, `files
 
 from __future__ import annotations
 
-from .arguments import is_local
 from .cache import free_bytes
 from .files import DownloadPlan, HubFile, weight_files
 from .plan import plan
@@ -26,7 +25,6 @@ __all__ = [
     "HubFile",
     "download",
     "free_bytes",
-    "is_local",
     "plan",
     "weight_files",
 ]
