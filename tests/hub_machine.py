@@ -93,7 +93,7 @@ class Machine:
     def start(
         self, calls: list[tuple[list[object], dict[str, object]]], before: str, env: dict[str, str]
     ) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", RUN_HUB, str(Path(hub.__file__).parent.parent)]
+        command = [sys.executable, "-c", RUN_HUB, str(Path(hub.__file__).parent)]
         environment = self.server.environment(self.home, **env)
         return subprocess.Popen(
             [*command, json.dumps(calls), before],

@@ -31,7 +31,8 @@ from hub_machine import (
 )
 from hub_server import BASE_REPO, LORA_REPO, HubServer, serve_published_layout
 
-from pyiqa_qscorer.checkpoints import CheckpointSource, hub
+from pyiqa_qscorer.checkpoints import CheckpointSource
+from pyiqa_qscorer.checkpoints.layouts import checkpoint_files
 from pyiqa_qscorer.checkpoints.source import is_local
 from pyiqa_qscorer.errors import CheckpointError
 
@@ -42,7 +43,7 @@ def test_first_download_takes_what_a_checkpoint_needs(machine: Machine, small: s
     outcome = machine.fetch()
     assert contents(outcome.folder) == {name: FILES[name] for name in NEEDED}
     assert outcome.missing_bytes == [sum(len(FILES[name]) for name in NEEDED)]
-    assert outcome.stderr.count("Downloading") == 0  # small: nothing to announce
+    assert "Downloading 8." not in outcome.stderr  # small: nothing to announce
     # It is the ordinary Hub cache: huggingface_hub finds the file there by branch name.
     found = huggingface_hub.try_to_load_from_cache(REPO, WEIGHTS, cache_dir=machine.cache)
     assert found == str(outcome.folder / WEIGHTS)
@@ -53,14 +54,16 @@ def test_first_download_takes_what_a_checkpoint_needs(machine: Machine, small: s
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a umask")
 @pytest.mark.parametrize("listed", [True, False])
 def test_downloads_can_be_read_by_who_shares_the_cache(machine: Machine, small: str, listed: bool) -> None:
-    """Files that we fetch, and those of a server that lists no hashes, which huggingface_hub fetches."""
+    """Also with a server that lists no hashes. The list of files is huggingface_hub's own: it can be asked again."""
     machine.server.sizes_listed = listed
     before = os.umask(0o022)
     try:
         folder = machine.fetch().folder
     finally:
         os.umask(before)
-    modes = {path: stat.S_IMODE(path.stat().st_mode) for path in folder.parents[1].rglob("*")}
+    modes = {
+        path: stat.S_IMODE(path.stat().st_mode) for path in folder.parents[1].rglob("*") if path.parent.name != "trees"
+    }
     assert folder / WEIGHTS in modes
     assert [f"{path} {mode:o}" for path, mode in modes.items() if mode & 0o044 != 0o044] == []
 
@@ -211,8 +214,6 @@ def test_a_local_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.Mo
     assert CheckpointSource(str(tmp_path / "own")).plan() == CheckpointSource("~/own").plan() == [tmp_path / "own"]
     with pytest.raises(CheckpointError, match=r"'v1' was given for checkpoint=.*no revisions"):
         CheckpointSource(tmp_path / "own", revision="v1").plan()
-    with pytest.raises(CheckpointError, match="repo_id='qscorer' is neither"):
-        hub.plan("qscorer")
 
 
 def test_errors_about_the_base_name_it(tmp_path: Path) -> None:
@@ -261,5 +262,5 @@ def test_errors_about_the_base_name_it(tmp_path: Path) -> None:
         ([], ["README.md", "notes.json"]),
     ],
 )
-def test_weight_files(names: list[str], skipped: list[str]) -> None:
-    assert sorted(hub.weight_files([*skipped, *names])) == sorted(names)
+def test_checkpoint_files(names: list[str], skipped: list[str]) -> None:
+    assert sorted(checkpoint_files([*skipped, *names])) == sorted(names)

@@ -43,7 +43,7 @@ class CheckpointSource:
             DownloadError: the Hub cannot be asked and the cache has no complete copy.
         """
         part = self._locate("checkpoint", self.checkpoint, self.revision)
-        if not (is_lora_folder(part) if isinstance(part, Path) else has_lora_files(part.names)):
+        if not (is_lora_folder(part) if isinstance(part, Path) else has_lora_files(file.name for file in part.files)):
             return [part]
         if self.base is None:
             raise CheckpointError(
