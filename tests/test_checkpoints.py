@@ -474,7 +474,41 @@ def test_a_missing_shard_is_named(copies: tuple[Path, Path, Path]) -> None:
     lora, base, _ = copies
     shards(base)[1].unlink()
     message = error_of(lora, base)
-    assert "names weight files that are not there: pytorch_model-00002-of-00002.bin" in message
+    assert "names weight files that do not lie beside it: pytorch_model-00002-of-00002.bin" in message
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "expected"),
+    [
+        (None, "must be a JSON object"),
+        ([], "must be a JSON object"),
+        ("model.safetensors", "must be a JSON object"),
+        ({"lm_head.weight": 3}, "must be a JSON object"),
+        ({"lm_head.weight": None}, "must be a JSON object"),
+        ({"lm_head.weight": ["a", "b"]}, "must be a JSON object"),
+        ({}, "do not lie beside it: none at all"),
+        ({"lm_head.weight": ""}, "do not lie beside it"),
+        ({"lm_head.weight": ".."}, "do not lie beside it: .."),
+        ({"lm_head.weight": "../outside.bin"}, "do not lie beside it: ../outside.bin"),
+        ({"lm_head.weight": "{folder}/pytorch_model-00001-of-00002.bin"}, "do not lie beside it: /"),
+        ({"lm_head.weight": "sub/inside.bin"}, "do not lie beside it: sub/inside.bin"),
+        ({"lm_head.weight": "/etc/passwd"}, "do not lie beside it: /etc/passwd"),
+        ({"lm_head.weight": "a\u0000b"}, "do not lie beside it: a"),
+        ({"lm_head.weight": "x" * 5000}, "do not lie beside it: xxx"),
+    ],
+)
+def test_an_index_may_only_name_files_beside_it(
+    copies: tuple[Path, Path, Path], weight_map: Any, expected: str
+) -> None:
+    lora, base, _ = copies
+    (base / "sub").mkdir()
+    for other in (base / "sub" / "inside.bin", base.parent / "outside.bin"):
+        shutil.copyfile(shards(base)[0], other)
+    index = base / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}).replace("{folder}", str(base)))
+    message = error_of(lora, base)
+    assert str(index) in message
+    assert expected in message
 
 
 # --- layouts ---------------------------------------------------------------------------------------------------------
@@ -553,7 +587,9 @@ def test_configurations_that_cannot_be_computed_are_refused(
     [
         ({"size": {"shortest_edge": 224}}, "size must be 448, got 224"),
         ({"crop_size": 336}, "crop_size must be 448, got 336"),
-        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean must be (0.48145466, 0.4578275, 0.40821073), got (0.5,"),
+        ({"image_mean": [0.5, 0.5, 0.5]}, "image_mean must be [0.48145466, 0.4578275, 0.40821073], got [0.5,"),
+        ({"image_mean": None}, "image_mean must be [0.48145466, 0.4578275, 0.40821073], got None"),
+        ({"image_std": 0.5}, "image_std must be"),
         ({"image_std": [1, 1, 1]}, "image_std must be"),
         ({"resample": 2}, "resample must be 3, got 2"),
     ],

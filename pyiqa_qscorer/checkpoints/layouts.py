@@ -136,15 +136,23 @@ def weight_shards(path: Path) -> list[Path]:
     """Weight files of a full model folder, safetensors before `.bin`, every shard present.
 
     Raises:
-        CheckpointError: no weights at all, or shards that the index names but the folder lacks.
+        CheckpointError: no weights at all, a malformed index, or one that names anything but files beside it.
     """
     for single, index in ((SAFETENSORS, SAFETENSORS_INDEX), (TORCH_BIN, TORCH_BIN_INDEX)):
         if (path / index).exists():
-            names = sorted(set(read_json(path / index).get("weight_map", {}).values()))
-            missing = [name for name in names if not (path / name).exists()]
+            weight_map = read_json(path / index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+                raise CheckpointError(
+                    f"{path / index}: weight_map must be a JSON object with the name of a weight file for every tensor"
+                )
+            names = sorted(set(weight_map.values()))
+            beside = {
+                entry.name for entry in path.iterdir() if entry.is_file()
+            }  # so "../x" and "/x" are never among it
+            missing = [name for name in names if name not in beside]
             if missing or not names:
                 raise CheckpointError(
-                    f"{path / index} names weight files that are not there: {', '.join(missing) or 'none at all'}"
+                    f"{path / index} names weight files that do not lie beside it: {listed(missing) or 'none at all'}"
                 )
             return [path / name for name in names]
         if (path / single).exists():

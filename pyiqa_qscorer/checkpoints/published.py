@@ -137,15 +137,15 @@ def check_image_settings(path: Path, image_size: int) -> None:
     found = {
         "size": size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size,
         "crop_size": crop.get("height") if isinstance(crop, dict) else crop,
-        "image_mean": tuple(settings.get("image_mean", MEAN)),
-        "image_std": tuple(settings.get("image_std", STD)),
+        "image_mean": settings.get("image_mean", list(MEAN)),
+        "image_std": settings.get("image_std", list(STD)),
         "resample": settings.get("resample", 3),
     }
     expected = {
         "size": image_size,
         "crop_size": image_size,
-        "image_mean": tuple(MEAN),
-        "image_std": tuple(STD),
+        "image_mean": list(MEAN),
+        "image_std": list(STD),
         "resample": 3,  # Pillow's number for bicubic
     }
     for name, value in expected.items():
