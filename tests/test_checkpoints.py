@@ -23,6 +23,7 @@ from torch import Tensor
 from pyiqa_qscorer.checkpoints import LoadedCheckpoint, load_checkpoint, load_folder, recognise
 from pyiqa_qscorer.checkpoints.layouts import Layout
 from pyiqa_qscorer.checkpoints.start import Formulation, start_from_checkpoint
+from pyiqa_qscorer.checkpoints.weights import read_shard
 from pyiqa_qscorer.errors import CheckpointError
 
 GOLDEN_LOADS = table("lora_golden/summary")
@@ -468,6 +469,50 @@ def test_other_things_in_a_weight_file_are_refused(
     lora, base, _ = copies
     torch.save(content, lora / "non_lora_trainables.bin")
     assert expected in error_of(lora, base)
+
+
+@pytest.mark.parametrize("file", [*FILES, "adapter"])
+@pytest.mark.parametrize("values", [torch.nan, torch.inf, torch.int8, torch.int64, torch.bool, torch.complex64])
+def test_weights_that_are_no_finite_floating_point_numbers_are_named(
+    copies: tuple[Path, Path, Path], file: str, values: float | torch.dtype
+) -> None:
+    lora, base, merged = copies
+    find, key = FILES.get(file, (lambda lora, *_: lora / "adapter_model.bin", f"base_model.model.{ADAPTED}"))
+    key = key if file in FILES else key.replace(".weight", ".lora_B.weight")
+
+    def change(content: dict[str, Tensor]) -> None:
+        if isinstance(values, torch.dtype):
+            content[key] = content[key].to(values)
+        else:
+            content[key].view(-1)[-1] = values
+
+    edit_any(find(*copies), change)
+    message = error_of(*((merged,) if file == "merged" else (lora, base)))
+    assert f"{find(*copies)}: {key}" in message
+    if isinstance(values, torch.dtype):
+        assert f"must hold floating point numbers, got {values}" in message
+    else:
+        assert "holds NaN or infinite values" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 7, 64, 1000, 70_001):
+        weight = torch.randn(size, generator=generator).to(dtype)
+        save_file({"weight": weight, "empty": weight[:0]}, tmp_path / "x.safetensors")
+        assert torch.equal(dict(read_shard(tmp_path / "x.safetensors"))["weight"], weight)
+        for value in (torch.nan, torch.inf, -torch.inf):
+            broken = weight.clone()
+            broken[int(torch.randint(size, (), generator=generator))] = value
+            save_file({"weight": broken}, tmp_path / "x.safetensors")
+            with pytest.raises(CheckpointError, match=r"x\.safetensors: weight holds NaN or infinite values"):
+                list(read_shard(tmp_path / "x.safetensors"))
+
+
+def test_counters_of_batch_norms_are_whole_numbers(tmp_path: Path) -> None:
+    save_file({"bn1.num_batches_tracked": torch.tensor(3)}, tmp_path / "x.safetensors")
+    assert dict(read_shard(tmp_path / "x.safetensors")) == {"bn1.num_batches_tracked": torch.tensor(3)}
 
 
 def test_a_missing_shard_is_named(copies: tuple[Path, Path, Path]) -> None:

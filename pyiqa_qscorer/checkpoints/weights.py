@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -16,6 +17,8 @@ from ..model import QScorerForScoring
 from ..model.abstractor import CrossAttention
 from .layouts import CheckpointFolder, listed
 
+FLOATING_POINT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COUNTER_SUFFIX = "num_batches_tracked"  # of batch norms, the only whole numbers in a model
 # Tables that old transformers releases saved and every release recomputes.
 RECOMPUTED_SUFFIX = "rotary_emb.inv_freq"
 
@@ -26,8 +29,36 @@ def read_shard(path: Path) -> Iterator[tuple[str, Tensor]]:
     Pickle files are read with `weights_only=True`: nothing in them is executed.
 
     Raises:
-        CheckpointError: the file is damaged or holds something other than tensors.
+        CheckpointError: the file is damaged, or holds something other than tensors of finite floating point numbers.
     """
+    for name, tensor in _stored(path):
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: {name} must be a tensor, got {type(tensor).__name__}")
+        if not str(name).endswith(COUNTER_SUFFIX):
+            _check_values(path, name, tensor)
+        yield name, tensor
+
+
+def _check_values(path: Path, name: str, tensor: Tensor) -> None:
+    """Refuse what a cast to the model's precision would hide, or would make every score NaN."""
+    if tensor.dtype not in FLOATING_POINT or tensor.layout is not torch.strided or tensor.is_meta:
+        kind = (
+            tensor.dtype if tensor.layout is torch.strided and not tensor.is_meta else "a tensor without dense values"
+        )
+        raise CheckpointError(
+            f"{path}: {name} must hold floating point numbers, got {kind}; a quantised checkpoint has to be saved in "
+            "float16, bfloat16 or float32 first (dtype='8bit' and '4bit' quantise while loading)"
+        )
+    # Smallest and largest value pass NaN on, take no memory, and are found faster than the file is read.
+    if tensor.numel() and not all(bound.isfinite() for bound in torch.aminmax(tensor)):
+        raise CheckpointError(
+            f"{path}: {name} holds NaN or infinite values; the training that wrote it failed, or the file is damaged: "
+            "take an earlier checkpoint, or fetch it again"
+        )
+
+
+def _stored(path: Path) -> Iterator[tuple[str, Any]]:
+    """What a weight file holds, unchecked."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt", device="cpu") as shard:
@@ -43,10 +74,7 @@ def read_shard(path: Path) -> Iterator[tuple[str, Tensor]]:
         ) from error
     if not isinstance(tensors, Mapping):
         raise CheckpointError(f"{path} must hold a dict of tensors, got {type(tensors).__name__}")
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: {name} must be a tensor, got {type(tensor).__name__}")
-        yield name, tensor
+    yield from tensors.items()
 
 
 class WeightFiller:
