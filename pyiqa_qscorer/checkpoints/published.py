@@ -115,7 +115,7 @@ def image_settings(image_size: int) -> dict[str, Any]:
         "image_mean": list(MEAN),
         "image_processor_type": "CLIPImageProcessor",
         "image_std": list(STD),
-        "resample": 3,
+        "resample": 3,  # Pillow's number for bicubic
         "rescale_factor": 1 / 255,
         "size": {"shortest_edge": image_size},
     }
@@ -132,25 +132,18 @@ def check_image_settings(path: Path, image_size: int) -> None:
     file = path / "preprocessor_config.json"
     if not file.exists():
         return
-    settings = read_json(file)
-    size, crop = settings.get("size", image_size), settings.get("crop_size", image_size)
-    found = {
-        "size": size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size,
-        "crop_size": crop.get("height") if isinstance(crop, dict) else crop,
-        "image_mean": settings.get("image_mean", list(MEAN)),
-        "image_std": settings.get("image_std", list(STD)),
-        "resample": settings.get("resample", 3),
-    }
-    expected = {
-        "size": image_size,
-        "crop_size": image_size,
-        "image_mean": list(MEAN),
-        "image_std": list(STD),
-        "resample": 3,  # Pillow's number for bicubic
-    }
-    for name, value in expected.items():
-        if found[name] != value:
-            raise CheckpointError(f"{file}: {name} must be {value}, got {found[name]}")
+    settings, expected = read_json(file), image_settings(image_size)
+    for name in ("size", "crop_size", "image_mean", "image_std", "resample"):
+        wanted, found = expected[name], settings.get(name, expected[name])
+        if name.endswith("size"):
+            wanted, found = image_size, _edge(found)
+        if found != wanted:
+            raise CheckpointError(f"{file}: {name} must be {wanted}, got {found}")
+
+
+def _edge(size: Any) -> Any:
+    """Releases of transformers write a size as a number or as an object."""
+    return size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size
 
 
 def save_published_tokenizer(folder: Path, names: list[str], ids: list[int], source: Path | None) -> None:

@@ -60,7 +60,8 @@ def save_folder(
         if layout == "qscorer":
             tokenizer.save_pretrained(folder)
         else:
-            write_json(folder / "config.json", {**model.config.to_published(), "torch_dtype": _dtype(model)})
+            dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
+            write_json(folder / "config.json", {**model.config.to_published(), "torch_dtype": dtype})
             save_published_tokenizer(folder, model.config.score_tokens, model.config.score_token_ids, source)
         write_json(folder / "preprocessor_config.json", image_settings(model.config.vision_config.image_size))
         _write_notes(folder, notes)
@@ -107,17 +108,6 @@ def check_output(output: Path, layout: SavedLayout, tokenizer_source: Path | Non
             f"output {output} needs {readable_size(size)} of disk, which has {readable_size(free)} free; make room or "
             "choose another disk"
         )
-
-
-def _dtype(model: QScorerForScoring) -> str:
-    return str(model.lm_head.weight.dtype).removeprefix("torch.")
-
-
-def _umask() -> int:
-    """The process umask; mkdtemp ignores it and makes folders that only the owner can read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _write_notes(folder: Path, notes: Mapping[str, str]) -> None:
@@ -185,8 +175,9 @@ def _new_folder(output: Path) -> Iterator[Path]:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         yield unfinished
-        mask = _umask()
-        for file in unfinished.iterdir():  # safetensors makes files that only the owner can read
+        mask = os.umask(0)  # mkdtemp and safetensors ignore it: only the owner could read what they make
+        os.umask(mask)
+        for file in unfinished.iterdir():
             file.chmod(0o666 & ~mask)
         unfinished.chmod(0o777 & ~mask)
         if output.exists():
