@@ -174,10 +174,6 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def bytes_of(server: HubServer, name: str) -> int:
-    return sum(request.bytes_sent for request in server.contents_of(name))
-
-
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:
     deadline = time.monotonic() + seconds
     while not condition():

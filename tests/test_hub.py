@@ -51,23 +51,6 @@ def test_first_download_takes_what_a_checkpoint_needs(machine: Machine, small: s
     assert not machine.partial_files()
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs a umask")
-@pytest.mark.parametrize("listed", [True, False])
-def test_downloads_can_be_read_by_who_shares_the_cache(machine: Machine, small: str, listed: bool) -> None:
-    """Also with a server that lists no hashes. The list of files is huggingface_hub's own: it can be asked again."""
-    machine.server.sizes_listed = listed
-    before = os.umask(0o022)
-    try:
-        folder = machine.fetch().folder
-    finally:
-        os.umask(before)
-    modes = {
-        path: stat.S_IMODE(path.stat().st_mode) for path in folder.parents[1].rglob("*") if path.parent.name != "trees"
-    }
-    assert folder / WEIGHTS in modes
-    assert [f"{path} {mode:o}" for path, mode in modes.items() if mode & 0o044 != 0o044] == []
-
-
 def test_second_run_works_offline_without_a_request(machine: Machine, small: str) -> None:
     folder = machine.fetch().folder
     assert machine.offline().folder == folder
@@ -142,16 +125,6 @@ def test_published_layout(tmp_path: Path, golden: Path) -> None:
     expected = {path.name for path in (golden / "official_lora_layout").iterdir()} - {"README.md"}
     assert {path.name for path in lora.iterdir()} == expected
     assert contents(base) == contents(golden / "base")
-
-
-def test_two_processes_share_one_download(machine: Machine, big: str) -> None:
-    machine.server.hang(WEIGHTS, after=CHUNK)
-    calls: list[tuple[list[object], dict[str, object]]] = [([REPO], {})]
-    first = machine.start(calls, "", {"HF_HUB_DOWNLOAD_TIMEOUT": "1"})
-    wait_for(lambda: bytes_of(machine.server, WEIGHTS) >= CHUNK)
-    second = machine.start(calls, "", {})
-    assert machine.finish(first).folder == machine.finish(second).folder
-    assert bytes_of(machine.server, WEIGHTS) == len(BIG)
 
 
 # ---------------------------------------------------------------- offline

@@ -16,7 +16,7 @@ import pytest
 import torch
 from golden_data import GOLDEN, pixel_values, table
 from safetensors import safe_open
-from tiny_checkpoint import own_folder, published_folders
+from tiny_checkpoint import own_folder
 from torch import Tensor
 
 from pyiqa_qscorer.checkpoints import CheckpointSource, LoadedCheckpoint, load_folder, merge_checkpoint, save_folder
@@ -25,11 +25,6 @@ from pyiqa_qscorer.checkpoints.published import image_settings
 from pyiqa_qscorer.checkpoints.save import save_lora_folder
 from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.model import QScorerConfig
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    return published_folders(tmp_path_factory.mktemp("published"), stand_in=True)
 
 
 @pytest.fixture(scope="module")
