@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -14,20 +13,15 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 from hub_machine import (
-    BIG,
-    CHUNK,
     FILES,
     NEEDED,
     REPO,
     WEIGHTS,
     Machine,
-    big,
-    bytes_of,
     contents,
     machine,
     server,
     small,
-    wait_for,
 )
 from hub_server import BASE_REPO, LORA_REPO, HubServer, serve_published_layout
 
