@@ -139,7 +139,7 @@ class RandomCheckpoint:
 
     def write(self, base: Path, lora: Path, tokenizer: Path) -> None:
         """Write both folders, and have every byte on the disk on return."""
-        from pyiqa_qscorer.checkpoints.save import image_settings
+        from pyiqa_qscorer.checkpoints.published import image_settings
 
         base.mkdir()
         lora.mkdir()
@@ -402,11 +402,11 @@ def measure_merge(send: Connection, output: Path, options: dict[str, Any]) -> No
     watch = MemoryWatch()
     from transformers.utils.logging import disable_progress_bar
 
-    from pyiqa_qscorer.checkpoints import merge_checkpoint
+    from pyiqa_qscorer.checkpoints import CheckpointSource, merge_checkpoint
 
     disable_progress_bar()
     with Stopwatch() as merging:
-        merge_checkpoint(output, **options)
+        merge_checkpoint(output, CheckpointSource(**options))
     send.send(
         {
             **merging.times,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from pathlib import Path
 
@@ -32,6 +33,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str, errors: str = "strict") -> None:
     """The same for text in UTF-8; `errors` as for `str.encode`. Line ends stay as they are."""
     write_bytes(path, text.encode("utf-8", errors))
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes on the disk where `folder` is or will be."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    return shutil.disk_usage(existing).free
 
 
 def readable_size(size: float) -> str:

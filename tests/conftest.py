@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -40,6 +41,20 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tiny_checkpoint import own_folder
 
     return own_folder(tmp_path_factory.mktemp("own"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
+    """LoRA, base and merged folder; not to be changed. The stand-in tokenizer is read faster than the licensed one."""
+    from tiny_checkpoint import published_folders
+
+    return published_folders(tmp_path_factory.mktemp("published"), stand_in=True)
+
+
+@pytest.fixture
+def copies(folders: tuple[Path, Path, Path], tmp_path: Path) -> tuple[Path, ...]:
+    """The same, to be changed."""
+    return tuple(shutil.copytree(folder, tmp_path / folder.name) for folder in folders)
 
 
 @pytest.fixture

@@ -14,15 +14,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 from hub_server import HubServer
+from huggingface_hub.constants import DOWNLOAD_CHUNK_SIZE
 
-from pyiqa_qscorer.checkpoints import hub
+import pyiqa_qscorer
 
 REPO = "lab/model"
 WEIGHTS = "model.safetensors"
-CHUNK = huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE  # http_get writes the disk in such pieces
+CHUNK = DOWNLOAD_CHUNK_SIZE  # http_get writes the disk in such pieces
 BIG = bytes(range(256)) * (5 * CHUNK // 512)  # two and a half pieces: 26 MB
 FILES = {
     "config.json": b'{"model_type": "qscorer"}',
@@ -93,7 +93,7 @@ class Machine:
     def start(
         self, calls: list[tuple[list[object], dict[str, object]]], before: str, env: dict[str, str]
     ) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", RUN_HUB, str(Path(hub.__file__).parent.parent)]
+        command = [sys.executable, "-c", RUN_HUB, str(Path(pyiqa_qscorer.__file__).with_name("checkpoints"))]
         environment = self.server.environment(self.home, **env)
         return subprocess.Popen(
             [*command, json.dumps(calls), before],
@@ -172,10 +172,6 @@ def big(server: HubServer) -> str:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
-
-
-def bytes_of(server: HubServer, name: str) -> int:
-    return sum(request.bytes_sent for request in server.contents_of(name))
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 20) -> None:

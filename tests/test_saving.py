@@ -16,19 +16,15 @@ import pytest
 import torch
 from golden_data import GOLDEN, pixel_values, table
 from safetensors import safe_open
-from tiny_checkpoint import own_folder, published_folders
+from tiny_checkpoint import own_folder
 from torch import Tensor
 
-from pyiqa_qscorer.checkpoints import LoadedCheckpoint, load_folder, merge_checkpoint, save_folder
+from pyiqa_qscorer.checkpoints import CheckpointSource, LoadedCheckpoint, load_folder, merge_checkpoint, save_folder
 from pyiqa_qscorer.checkpoints.layouts import Layout, recognise
-from pyiqa_qscorer.checkpoints.save import image_settings, save_lora_folder
+from pyiqa_qscorer.checkpoints.published import image_settings
+from pyiqa_qscorer.checkpoints.save import save_lora_folder
 from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.model import QScorerConfig
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]:
-    return published_folders(tmp_path_factory.mktemp("published"), stand_in=True)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +59,7 @@ def test_merged_scores_are_those_of_the_lora_bit_for_bit(
     folders: tuple[Path, Path, Path], tmp_path: Path, layout: str, dtype: str
 ) -> None:
     lora, base, _ = folders
-    output = merge_checkpoint(tmp_path / "out", lora, base, layout=layout, dtype=dtype)
+    output = merge_checkpoint(tmp_path / "out", CheckpointSource(lora, base), layout=layout, dtype=dtype)
     assert recognise(output).layout is (Layout.QSCORER if layout == "qscorer" else Layout.PUBLISHED_MERGED)
     merged, original = load_folder(output, dtype=dtype), load_folder(lora, base, dtype=dtype)
     assert torch.equal(scores(merged), scores(original))
@@ -107,7 +103,9 @@ def test_prompt_of_a_checkpoint_is_saved(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def published(folders: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return merge_checkpoint(tmp_path_factory.mktemp("merge") / "out", *folders[:2], layout="published")
+    return merge_checkpoint(
+        tmp_path_factory.mktemp("merge") / "out", CheckpointSource(*folders[:2]), layout="published"
+    )
 
 
 def test_published_weights_have_the_same_keys_shapes_and_types(published: Path) -> None:
@@ -188,7 +186,7 @@ def test_who_may_read_a_checkpoint_is_what_the_umask_says(
     if how == "saved":
         save_folder(output, loaded.model, loaded.tokenizer, notes={"README.md": "A card."})
     else:
-        merge_checkpoint(output, *folders[:2], layout="published")
+        merge_checkpoint(output, CheckpointSource(*folders[:2]), layout="published")
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in output.iterdir()}
     assert "model.safetensors" in modes
     assert modes == dict.fromkeys(modes, 0o666 & ~umask)
@@ -211,7 +209,7 @@ def test_options_that_cannot_be_written(loaded: LoadedCheckpoint, folders: tuple
         save_folder(output, loaded.model, loaded.tokenizer, layout="hf")
     for dtype in ("8bit", "auto"):
         with pytest.raises(ValueError, match=f"dtype must be float16, .* to be written, got '{dtype}'"):
-            merge_checkpoint(output, folders[2], dtype=dtype)
+            merge_checkpoint(output, CheckpointSource(folders[2]), dtype=dtype)
     for source in (None, tmp_path):
         with pytest.raises(CheckpointError, match=r"needs the original tokenizer\.model, not found in"):
             save_folder(output, loaded.model, loaded.tokenizer, layout="published", tokenizer_source=source)

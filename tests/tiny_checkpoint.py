@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from tiny_tokenizer import write_sentencepiece
+from torch import Tensor
 
 from pyiqa_qscorer.checkpoints.load import load_tokenizer
 from pyiqa_qscorer.checkpoints.save import save_folder
@@ -18,6 +21,7 @@ TESTS = Path(__file__).resolve().parent
 GOLDEN = TESTS / "golden"
 LICENSED_TOKENIZER = TESTS.parent.parent / "shared" / "golden" / "base" / "tokenizer.model"
 VOCABULARY = 32000
+ADAPTED = "model.layers.0.self_attn.q_proj.weight"  # has an adapter in the LoRA folder
 
 
 def published_folders(tmp_path: Path, *, stand_in: bool = False) -> tuple[Path, Path, Path]:
@@ -41,6 +45,20 @@ def add_tokenizer(folder: Path, *, stand_in: bool = False) -> None:
         shutil.copyfile(LICENSED_TOKENIZER, folder / "tokenizer.model")
     else:
         write_sentencepiece(folder)
+
+
+def shards(base: Path) -> list[Path]:
+    return sorted(base.glob("pytorch_model-*.bin"))
+
+
+def edit_json(file: Path, **fields: Any) -> None:
+    file.write_text(json.dumps({**json.loads(file.read_text()), **fields}))
+
+
+def edit_weights(file: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    content = torch.load(file, weights_only=True)
+    change(content)
+    torch.save(content, file)
 
 
 def own_folder(tmp_path: Path, *, levels: int = 5, dtype: torch.dtype = torch.float32, **sizes: Any) -> Path:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
-from ..images.preprocessing import MEAN, STD
 
 PUBLISHED_MODEL_TYPE = "mplug_owl2"
 OUR_MODEL_TYPE = "qscorer"
@@ -19,6 +19,9 @@ ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 NON_LORA_WEIGHTS = "non_lora_trainables.bin"
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_BIN, TORCH_BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
+SETTINGS_FILES = re.compile(
+    r"config\.json|\w+_config\.json|(special_tokens_map|added_tokens|tokenizer|vocab)\.json|\w+\.model"
+)
 
 
 class Layout(Enum):
@@ -62,6 +65,17 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         raise CheckpointError(f"{path} must hold a JSON object, got {type(parsed).__name__}")
     return parsed
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object as the published files have it."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first eight, and how many more there are, for a message."""
+    names = sorted(names)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def is_lora_folder(path: Path) -> bool:
@@ -122,15 +136,23 @@ def weight_shards(path: Path) -> list[Path]:
     """Weight files of a full model folder, safetensors before `.bin`, every shard present.
 
     Raises:
-        CheckpointError: no weights at all, or shards that the index names but the folder lacks.
+        CheckpointError: no weights at all, a malformed index, or one that names anything but files beside it.
     """
     for single, index in ((SAFETENSORS, SAFETENSORS_INDEX), (TORCH_BIN, TORCH_BIN_INDEX)):
         if (path / index).exists():
-            names = sorted(set(read_json(path / index).get("weight_map", {}).values()))
-            missing = [name for name in names if not (path / name).exists()]
+            weight_map = read_json(path / index).get("weight_map")
+            if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+                raise CheckpointError(
+                    f"{path / index}: weight_map must be a JSON object with the name of a weight file for every tensor"
+                )
+            names = sorted(set(weight_map.values()))
+            beside = {
+                entry.name for entry in path.iterdir() if entry.is_file()
+            }  # so "../x" and "/x" are never among it
+            missing = [name for name in names if name not in beside]
             if missing or not names:
                 raise CheckpointError(
-                    f"{path / index} names weight files that are not there: {', '.join(missing) or 'none at all'}"
+                    f"{path / index} names weight files that do not lie beside it: {listed(missing) or 'none at all'}"
                 )
             return [path / name for name in names]
         if (path / single).exists():
@@ -138,36 +160,30 @@ def weight_shards(path: Path) -> list[Path]:
     raise CheckpointError(_unknown(path))
 
 
-def check_image_settings(path: Path, image_size: int) -> None:
-    """Refuse a checkpoint whose image settings are not the ones that our preprocessing computes.
+def checkpoint_files(names: Sequence[str]) -> list[str]:
+    """The files of a checkpoint among all of a repository: weights, settings, tokenizer; nothing in subfolders.
 
-    A folder without `preprocessor_config.json` (the LoRA one) is taken to mean the published settings.
-
-    Raises:
-        CheckpointError: another size, mean, standard deviation or resampling filter.
+    The model and the adapter are taken once: as safetensors if complete, otherwise as `.bin`. Optimizer states,
+    scripts, pictures and other formats stay.
     """
-    file = path / "preprocessor_config.json"
-    if not file.exists():
-        return
-    settings = read_json(file)
-    size, crop = settings.get("size", image_size), settings.get("crop_size", image_size)
-    found = {
-        "size": size.get("shortest_edge", size.get("height")) if isinstance(size, dict) else size,
-        "crop_size": crop.get("height") if isinstance(crop, dict) else crop,
-        "image_mean": tuple(settings.get("image_mean", MEAN)),
-        "image_std": tuple(settings.get("image_std", STD)),
-        "resample": settings.get("resample", 3),
-    }
-    expected = {
-        "size": image_size,
-        "crop_size": image_size,
-        "image_mean": tuple(MEAN),
-        "image_std": tuple(STD),
-        "resample": 3,  # Pillow's number for bicubic
-    }
-    for name, value in expected.items():
-        if found[name] != value:
-            raise CheckpointError(f"{file}: {name} must be {value}, got {found[name]}")
+    flat = [name for name in names if "/" not in name]
+    chosen = [name for name in flat if SETTINGS_FILES.fullmatch(name) or name == NON_LORA_WEIGHTS]
+    for stem, bin_stem in (("model", "pytorch_model"), ("adapter_model", "adapter_model")):
+        stored = [_stored_weights(flat, stem, "safetensors"), _stored_weights(flat, bin_stem, "bin")]
+        complete = [files for files, is_complete in stored if is_complete]
+        chosen += next(iter(complete + [files for files, _ in stored if files]), [])
+    return chosen
+
+
+def _stored_weights(names: Sequence[str], stem: str, suffix: str) -> tuple[list[str], bool]:
+    """The files of one set of weights in one format, and whether all its shards are among them."""
+    if f"{stem}.{suffix}" in names:
+        return [f"{stem}.{suffix}"], True
+    # Numbers come padded (00001-of-00002) or not (1-of-33), by age of the release.
+    numbered = re.compile(rf"{stem}-0*(\d+)-of-0*(\d+)\.{suffix}")
+    shards = {name: match for name in names if (match := numbered.fullmatch(name))}
+    index = [name for name in names if name == f"{stem}.{suffix}.index.json"]
+    return [*shards, *index], any(len(shards) == int(match[2]) for match in shards.values())
 
 
 def _unknown(path: Path) -> str:

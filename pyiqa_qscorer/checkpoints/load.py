@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
 from transformers import BitsAndBytesConfig, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import CheckpointError
 from ..model import QScorerConfig, QScorerForScoring
-from ..model.abstractor import CrossAttention
 from ..prompt import PromptTokens, score_tokens, tokenize_prompt
-from .layouts import CheckpointFolder, Layout, check_image_settings, read_json, recognise, weight_shards
-from .weights import RECOMPUTED_SUFFIX, LoraAdapter, read_non_lora, read_shard
+from .layouts import CheckpointFolder, Layout, listed, read_json, recognise, weight_shards
+from .published import LoraAdapter, check_image_settings, read_non_lora
+from .source import CheckpointSource, PathOrId
+from .weights import WeightFiller, read_shard
 
 Precision = Literal["auto", "float16", "bfloat16", "float32", "8bit", "4bit"]
 # Parts that stay in 16 bit under quantisation: small, and the score hangs on them. Full paths, since transformers
@@ -43,6 +42,26 @@ class LoadedCheckpoint:
     prompt: PromptTokens
     folder: CheckpointFolder
     fingerprint: str
+
+
+def load_checkpoint(
+    checkpoint: PathOrId,
+    base: PathOrId | None = None,
+    *,
+    revision: str | None = None,
+    base_revision: str | None = None,
+    dtype: Precision = "auto",
+    prompt: str | None = None,
+    attn_implementation: str | None = None,
+    local_files_only: bool = False,
+    cache_dir: PathOrId | None = None,
+    device: str | torch.device | None = None,
+) -> LoadedCheckpoint:
+    """Download where needed and load; see `CheckpointSource` and `load_folder` for arguments and errors."""
+    source = CheckpointSource(checkpoint, base, revision, base_revision, local_files_only, cache_dir)
+    return load_folder(
+        *source.fetch(), dtype=dtype, prompt=prompt, attn_implementation=attn_implementation, device=device
+    )
 
 
 def load_folder(
@@ -152,16 +171,15 @@ def _read_weights(folder: CheckpointFolder, config: QScorerConfig, dtype: torch.
     """Model with the weights of a checkpoint, in `dtype`, on the CPU; strict about keys and shapes."""
     config.dtype = dtype
     model = empty_model(config)
-    expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
-    filler = WeightFiller(model, expected, dtype)
+    filler = WeightFiller(model, dtype)
     if folder.base is not None:
         trained, adapter = read_non_lora(folder.path), LoraAdapter(folder.path)
-        filler.adapter = adapter
-        if unknown := adapter.names - expected.keys():
-            raise CheckpointError(f"{adapter.file}: adapters of unknown modules: {_listed(unknown)}")
+        if unknown := adapter.names - filler.expected.keys():
+            raise CheckpointError(f"{adapter.file}: adapters of unknown modules: {listed(unknown)}")
         for shard in weight_shards(folder.base):
-            filler.take((name, tensor) for name, tensor in read_shard(shard) if name not in trained)
-        filler.take(trained.items())
+            frozen = ((name, tensor) for name, tensor in read_shard(shard) if name not in trained)
+            filler.take(adapter.merge(frozen, dtype))
+        filler.take(adapter.merge(trained.items(), dtype))
     else:
         for shard in weight_shards(folder.path):
             filler.take(read_shard(shard))
@@ -181,75 +199,6 @@ def empty_model(config: QScorerConfig) -> QScorerForScoring:
             f"attn_implementation={name!r} needs the package flash_attn and a GPU that it supports ({error}): "
             "pip install flash-attn, or use 'sdpa'"
         ) from error
-
-
-class WeightFiller:
-    """Puts tensors into a model on the meta device and keeps account of what came."""
-
-    def __init__(self, model: QScorerForScoring, expected: dict[str, torch.Size], dtype: torch.dtype) -> None:
-        self.model, self.expected, self.dtype = model, expected, dtype
-        self.adapter: LoraAdapter | None = None
-        self.seen: set[str] = set()
-        self.unexpected: list[str] = []
-        self.misshapen: list[str] = []
-
-    def take(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        for name, tensor in tensors:
-            if name not in self.expected:
-                if not name.endswith(RECOMPUTED_SUFFIX):
-                    self.unexpected.append(name)
-            elif tensor.shape != self.expected[name]:
-                self.seen.add(name)  # so that it is not reported as missing as well
-                self.misshapen.append(f"{name} {tuple(tensor.shape)} instead of {tuple(self.expected[name])}")
-            else:
-                self._put(name, tensor)
-
-    def _put(self, name: str, tensor: Tensor) -> None:
-        if self.adapter is not None and name in self.adapter.names:
-            tensor = self.adapter.merge(name, tensor, self.dtype)
-        module_name, _, own_name = name.rpartition(".")
-        module = self.model.get_submodule(module_name)
-        if own_name in module._buffers:
-            if isinstance(module, CrossAttention):
-                tensor = tensor.float()  # position tables: kept as saved, cast when used
-            elif tensor.is_floating_point():
-                tensor = tensor.to(self.dtype)
-            module._buffers[own_name] = tensor
-        else:
-            parameter = nn.Parameter(tensor.to(self.dtype), requires_grad=False)
-            module._parameters[own_name] = parameter
-        self.seen.add(name)
-
-    def finish(self, folder: CheckpointFolder, may_lack: str | None = None) -> None:
-        """Compute what a formula gives, then raise `CheckpointError` unless exactly the expected keys came.
-
-        Args:
-            may_lack: prefix of keys that need not be there; they stay on the meta device.
-        """
-        tables: set[str] = set()
-        for path, module in self.model.named_modules():
-            if isinstance(module, CrossAttention):
-                tables |= {f"{path}.q_pos_embed", f"{path}.k_pos_embed"}
-                if module.q_pos_embed.is_meta:
-                    # LoRA training saves parameters only; the tables are a formula.
-                    module.q_pos_embed, module.k_pos_embed = module.position_tables()
-        wrong = {
-            "missing keys": {
-                name
-                for name in self.expected.keys() - self.seen - tables
-                if may_lack is None or not name.startswith(may_lack)
-            },
-            "unexpected keys": self.unexpected,
-            "wrong shapes": self.misshapen,
-        }
-        if any(wrong.values()):
-            details = "; ".join(f"{len(w)} {what}: {_listed(w)}" for what, w in wrong.items() if w)
-            raise CheckpointError(f"{folder.path} ({folder.layout.value}) does not fit Q-Scorer: {details}")
-
-
-def _listed(names: Iterable[str]) -> str:
-    names = sorted(names)
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _fingerprint(model: QScorerForScoring, dtype: Precision) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import tempfile
@@ -10,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal, cast, get_args
+from typing import TYPE_CHECKING, Literal, cast, get_args
 
 import torch
 from safetensors import SafetensorError
@@ -18,10 +17,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import CheckpointError
-from ..files import readable_size
-from ..images.preprocessing import MEAN, STD
+from ..files import free_bytes, readable_size
 from ..model import QScorerForScoring
-from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS
+from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS, recognise, weight_shards, write_json
+from .load import Precision, load_folder
+from .published import image_settings, save_published_tokenizer
+from .source import CheckpointSource
 
 if TYPE_CHECKING:  # peft takes seconds to import, and scoring does not need it
     from peft import LoraConfig, PeftModel
@@ -59,11 +60,35 @@ def save_folder(
         if layout == "qscorer":
             tokenizer.save_pretrained(folder)
         else:
-            _write_json(folder / "config.json", {**model.config.to_published(), "torch_dtype": _dtype(model)})
-            _save_published_tokenizer(folder, model.config.score_tokens, model.config.score_token_ids, source)
-        _write_json(folder / "preprocessor_config.json", image_settings(model.config.vision_config.image_size))
+            dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
+            write_json(folder / "config.json", {**model.config.to_published(), "torch_dtype": dtype})
+            save_published_tokenizer(folder, model.config.score_tokens, model.config.score_token_ids, source)
+        write_json(folder / "preprocessor_config.json", image_settings(model.config.vision_config.image_size))
         _write_notes(folder, notes)
     return output
+
+
+def merge_checkpoint(
+    output: Path, source: CheckpointSource, *, layout: SavedLayout = "qscorer", dtype: Precision = "float16"
+) -> Path:
+    """Write any checkpoint as one folder that loads without a base, and faster.
+
+    Args:
+        layout: as for `save_folder`; `published` takes the `tokenizer.model` of the checkpoint.
+        dtype: precision of the written weights: `float16` (the published one), `bfloat16` or `float32`.
+
+    Raises:
+        CheckpointError, DownloadError: see `load_checkpoint` and `save_folder`.
+        ValueError: a `dtype` that cannot be written.
+    """
+    if dtype not in ("float16", "bfloat16", "float32"):
+        raise ValueError(f"dtype must be float16, bfloat16 or float32 to be written, got {dtype!r}")
+    folders = source.fetch()
+    folder = recognise(*folders)
+    stored = sum(shard.stat().st_size for shard in weight_shards(folder.base or folder.path))
+    check_output(output, layout, folder.tokenizer_folder, stored * (2 if dtype == "float32" else 1))
+    loaded = load_folder(*folders, dtype=dtype)
+    return save_folder(output, loaded.model, loaded.tokenizer, layout=layout, tokenizer_source=folder.tokenizer_folder)
 
 
 def check_output(output: Path, layout: SavedLayout, tokenizer_source: Path | None, size: int = 0) -> None:
@@ -78,86 +103,11 @@ def check_output(output: Path, layout: SavedLayout, tokenizer_source: Path | Non
         raise CheckpointError(f"output must be a new or empty folder, got {output}")
     if layout == "published" and (tokenizer_source is None or not (tokenizer_source / "tokenizer.model").exists()):
         raise CheckpointError(f"layout 'published' needs the original tokenizer.model, not found in {tokenizer_source}")
-    existing = next(folder for folder in (output.absolute(), *output.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(existing).free
-    if free < size:
+    if (free := free_bytes(output)) < size:
         raise CheckpointError(
-            f"output {output} needs {readable_size(size)} of disk, {existing} has {readable_size(free)} free; "
-            "make room or choose another disk"
+            f"output {output} needs {readable_size(size)} of disk, which has {readable_size(free)} free; make room or "
+            "choose another disk"
         )
-
-
-def image_settings(image_size: int) -> dict[str, Any]:
-    """`preprocessor_config.json` as the published checkpoints have it."""
-    return {
-        "crop_size": {"height": image_size, "width": image_size},
-        "do_center_crop": True,
-        "do_convert_rgb": True,
-        "do_normalize": True,
-        "do_rescale": True,
-        "do_resize": True,
-        "feature_extractor_type": "CLIPFeatureExtractor",
-        "image_mean": list(MEAN),
-        "image_processor_type": "CLIPImageProcessor",
-        "image_std": list(STD),
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-        "size": {"shortest_edge": image_size},
-    }
-
-
-def _save_published_tokenizer(folder: Path, names: list[str], ids: list[int], source: Path | None) -> None:
-    """Files of the slow LLaMA tokenizer, with the score tokens, that transformers 4.36 reads."""
-    assert source is not None  # checked before anything was written
-    shutil.copyfile(source, folder / "tokenizer.model")
-    plain = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False}
-    special = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
-    listed = dict(enumerate(special.values())) | dict(zip(ids, names, strict=True))
-    _write_json(folder / "added_tokens.json", dict(zip(names, ids, strict=True)))
-    _write_json(
-        folder / "special_tokens_map.json",
-        {
-            "additional_special_tokens": [{"content": name, **plain} for name in names],
-            **{role: {"content": token, **plain} for role, token in special.items()},
-            "pad_token": {"content": "<unk>", **plain},
-        },
-    )
-    _write_json(
-        folder / "tokenizer_config.json",
-        {
-            "add_bos_token": True,
-            "add_eos_token": False,
-            "added_tokens_decoder": {
-                str(index): {"content": token, **plain, "special": True} for index, token in listed.items()
-            },
-            "additional_special_tokens": names,
-            **special,
-            "pad_token": "<unk>",
-            "clean_up_tokenization_spaces": False,
-            "legacy": False,
-            "model_max_length": 2048,
-            "padding_side": "right",
-            "sp_model_kwargs": {},
-            "spaces_between_special_tokens": False,
-            "tokenizer_class": "LlamaTokenizer",
-            "use_default_system_prompt": False,
-        },
-    )
-
-
-def _dtype(model: QScorerForScoring) -> str:
-    return str(model.lm_head.weight.dtype).removeprefix("torch.")
-
-
-def _umask() -> int:
-    """The process umask; mkdtemp ignores it and makes folders that only the owner can read."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_notes(folder: Path, notes: Mapping[str, str]) -> None:
@@ -197,8 +147,8 @@ def save_lora_folder(
     with _new_folder(output) as folder:
         torch.save(factors, folder / ADAPTER_WEIGHTS[1])
         torch.save(others, folder / NON_LORA_WEIGHTS)
-        _write_json(folder / "config.json", {**published, "torch_dtype": "float16"})
-        _write_json(
+        write_json(folder / "config.json", {**published, "torch_dtype": "float16"})
+        write_json(
             folder / ADAPTER_CONFIG,
             {
                 "base_model_name_or_path": model.config.name_or_path,
@@ -225,8 +175,9 @@ def _new_folder(output: Path) -> Iterator[Path]:
     unfinished = Path(tempfile.mkdtemp(prefix=f".{output.name}.", dir=output.parent))
     try:
         yield unfinished
-        mask = _umask()
-        for file in unfinished.iterdir():  # safetensors makes files that only the owner can read
+        mask = os.umask(0)  # mkdtemp and safetensors ignore it: only the owner could read what they make
+        os.umask(mask)
+        for file in unfinished.iterdir():
             file.chmod(0o666 & ~mask)
         unfinished.chmod(0o777 & ~mask)
         if output.exists():

@@ -15,8 +15,8 @@ from ..errors import CheckpointError
 from ..model import QScorerConfig, QScorerForScoring
 from ..prompt import score_tokens
 from .layouts import CheckpointFolder, Layout, recognise, weight_shards
-from .load import WeightFiller, empty_model, load_folder, load_tokenizer
-from .weights import read_shard
+from .load import empty_model, load_folder, load_tokenizer
+from .weights import WeightFiller, read_shard
 
 VOCABULARY_TABLES = ("model.embed_tokens.weight", "lm_head.weight")
 REGRESSOR_PREFIX = "deepmlp."
@@ -107,7 +107,7 @@ def _start_from_base(
     _add_quality_tokens(config, tokenizer, formulation)
     config._attn_implementation, config.dtype = attn_implementation, dtype
     model = empty_model(config)
-    filler = WeightFiller(model, {name: tensor.shape for name, tensor in model.state_dict().items()}, dtype)
+    filler = WeightFiller(model, dtype)
     for shard in weight_shards(folder.path):
         filler.take(_with_new_rows(read_shard(shard), old_rows, config.vocab_size))
     filler.finish(folder, may_lack=REGRESSOR_PREFIX)

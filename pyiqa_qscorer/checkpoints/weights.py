@@ -1,19 +1,24 @@
-"""Reading weight files one shard at a time, and merging LoRA adapters while reading."""
+"""Reading weight files one shard at a time, and putting their tensors into a model."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import CheckpointError
-from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS, read_json
+from ..model import QScorerForScoring
+from ..model.abstractor import CrossAttention
+from .layouts import CheckpointFolder, listed
 
+FLOATING_POINT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COUNTER_SUFFIX = "num_batches_tracked"  # of batch norms, the only whole numbers in a model
 # Tables that old transformers releases saved and every release recomputes.
 RECOMPUTED_SUFFIX = "rotary_emb.inv_freq"
 
@@ -24,8 +29,36 @@ def read_shard(path: Path) -> Iterator[tuple[str, Tensor]]:
     Pickle files are read with `weights_only=True`: nothing in them is executed.
 
     Raises:
-        CheckpointError: the file is damaged or holds something other than tensors.
+        CheckpointError: the file is damaged, or holds something other than tensors of finite floating point numbers.
     """
+    for name, tensor in _stored(path):
+        if not isinstance(tensor, Tensor):
+            raise CheckpointError(f"{path}: {name} must be a tensor, got {type(tensor).__name__}")
+        if not str(name).endswith(COUNTER_SUFFIX):
+            _check_values(path, name, tensor)
+        yield name, tensor
+
+
+def _check_values(path: Path, name: str, tensor: Tensor) -> None:
+    """Refuse what a cast to the model's precision would hide, or would make every score NaN."""
+    if tensor.dtype not in FLOATING_POINT or tensor.layout is not torch.strided or tensor.is_meta:
+        kind = (
+            tensor.dtype if tensor.layout is torch.strided and not tensor.is_meta else "a tensor without dense values"
+        )
+        raise CheckpointError(
+            f"{path}: {name} must hold floating point numbers, got {kind}; a quantised checkpoint has to be saved in "
+            "float16, bfloat16 or float32 first (dtype='8bit' and '4bit' quantise while loading)"
+        )
+    # Smallest and largest value pass NaN on, take no memory, and are found faster than the file is read.
+    if tensor.numel() and not all(bound.isfinite() for bound in torch.aminmax(tensor)):
+        raise CheckpointError(
+            f"{path}: {name} holds NaN or infinite values; the training that wrote it failed, or the file is damaged: "
+            "take an earlier checkpoint, or fetch it again"
+        )
+
+
+def _stored(path: Path) -> Iterator[tuple[str, Any]]:
+    """What a weight file holds, unchecked."""
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt", device="cpu") as shard:
@@ -41,88 +74,66 @@ def read_shard(path: Path) -> Iterator[tuple[str, Tensor]]:
         ) from error
     if not isinstance(tensors, Mapping):
         raise CheckpointError(f"{path} must hold a dict of tensors, got {type(tensors).__name__}")
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise CheckpointError(f"{path}: {name} must be a tensor, got {type(tensor).__name__}")
-        yield name, tensor
+    yield from tensors.items()
 
 
-class LoraAdapter:
-    """Low-rank updates of a published LoRA folder: W' = W + (alpha / r) B A."""
+class WeightFiller:
+    """Puts tensors into a model on the meta device and keeps account of what came."""
 
-    def __init__(self, folder: Path) -> None:
-        settings = read_json(folder / ADAPTER_CONFIG)
-        self.file = next(folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists())
-        refused = {
-            "peft_type": settings.get("peft_type", "LORA") == "LORA",
-            "bias": settings.get("bias", "none") == "none",
-            **{
-                name: not settings.get(name)
-                for name in ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
-            },
-        }
-        for name, supported in refused.items():
-            if not supported:
-                raise CheckpointError(
-                    f"{folder / ADAPTER_CONFIG}: {name}={settings.get(name)!r} is not supported; merge the adapter "
-                    "with peft first and load the merged folder"
-                )
-        try:
-            self.scale = settings["lora_alpha"] / settings["r"]
-        except (KeyError, TypeError, ZeroDivisionError) as error:
-            raise CheckpointError(f"{folder / ADAPTER_CONFIG}: needs the numbers lora_alpha and r > 0") from error
-        self._factors: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in read_shard(self.file):
-            module, factor = self._parse(name)
-            self._factors.setdefault(module, {})[factor] = tensor
-        for module, factors in self._factors.items():
-            if set(factors) != {"lora_A", "lora_B"}:
-                raise CheckpointError(f"{self.file}: {module} has {sorted(factors)} instead of lora_A, lora_B")
-        self._check_complete(settings.get("target_modules"))
+    def __init__(self, model: QScorerForScoring, dtype: torch.dtype) -> None:
+        self.model, self.dtype = model, dtype
+        self.expected = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        self.seen: set[str] = set()
+        self.unexpected: list[str] = []
+        self.misshapen: list[str] = []
 
-    def _check_complete(self, targets: list[str] | str | None) -> None:
-        """Every listed target must have come; a lost one would leave its module as in the base, unnoticed."""
-        modules = [name.removesuffix(".weight") for name in self._factors]
-        listed = targets if isinstance(targets, list) else []
-        lost = [target for target in listed if not any(f".{name}".endswith(f".{target}") for name in modules)]
-        if lost or not modules:
-            raise CheckpointError(f"{self.file}: no adapters for {', '.join(lost[:8]) or 'any module'}")
+    def take(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        for name, tensor in tensors:
+            if name not in self.expected:
+                if not name.endswith(RECOMPUTED_SUFFIX):
+                    self.unexpected.append(name)
+            elif tensor.shape != self.expected[name]:
+                self.seen.add(name)  # so that it is not reported as missing as well
+                self.misshapen.append(f"{name} {tuple(tensor.shape)} instead of {tuple(self.expected[name])}")
+            else:
+                self._put(name, tensor)
 
-    def _parse(self, name: str) -> tuple[str, str]:
-        """`base_model.model.<module>.lora_A[.default].weight` -> (`<module>.weight`, `lora_A`)."""
-        module, _, tail = name.removeprefix("base_model.model.").partition(".lora_")
-        factor = tail.replace(".default", "").removesuffix(".weight")
-        if factor not in ("A", "B"):
-            raise CheckpointError(f"{self.file}: unexpected key {name}")
-        return f"{module}.weight", f"lora_{factor}"
+    def _put(self, name: str, tensor: Tensor) -> None:
+        module_name, _, own_name = name.rpartition(".")
+        module = self.model.get_submodule(module_name)
+        if own_name in module._buffers:
+            if isinstance(module, CrossAttention):
+                tensor = tensor.float()  # position tables: kept as saved, cast when used
+            elif tensor.is_floating_point():
+                tensor = tensor.to(self.dtype)
+            module._buffers[own_name] = tensor
+        else:
+            parameter = nn.Parameter(tensor.to(self.dtype), requires_grad=False)
+            module._parameters[own_name] = parameter
+        self.seen.add(name)
 
-    @property
-    def names(self) -> set[str]:
-        """Parameters that the adapter changes."""
-        return set(self._factors)
+    def finish(self, folder: CheckpointFolder, may_lack: str | None = None) -> None:
+        """Compute what a formula gives, then raise `CheckpointError` unless exactly the expected keys came.
 
-    def merge(self, name: str, weight: Tensor, dtype: torch.dtype) -> Tensor:
-        """Merged copy of a weight, summed in float32.
-
-        In float16 bit for bit what the published loader and peft 0.4 give: base rounded to float16, then the sum.
+        Args:
+            may_lack: prefix of keys that need not be there; they stay on the meta device.
         """
-        factors = self._factors[name]
-        low, high = factors["lora_A"].float(), factors["lora_B"].float()
-        if (high.shape[0], low.shape[1]) != tuple(weight.shape) or high.shape[1] != low.shape[0]:
-            raise CheckpointError(
-                f"{self.file}: {name} has shape {tuple(weight.shape)}, but its adapter has lora_A "
-                f"{tuple(low.shape)} and lora_B {tuple(high.shape)}"
-            )
-        base = weight.half() if dtype == torch.float16 else weight
-        return (base.float() + (high @ low) * self.scale).to(dtype)
-
-
-def read_non_lora(folder: Path) -> dict[str, Tensor]:
-    """Fully trained parameters beside a LoRA adapter, under plain names.
-
-    An older release dumped every parameter; those are accepted and override the base.
-    """
-    stripped = {name.removeprefix("base_model."): tensor for name, tensor in read_shard(folder / NON_LORA_WEIGHTS)}
-    if any(name.startswith("model.model.") for name in stripped):
-        stripped = {name.removeprefix("model."): tensor for name, tensor in stripped.items()}
-    return {name: tensor for name, tensor in stripped.items() if ".lora_" not in name}
+        tables: set[str] = set()
+        for path, module in self.model.named_modules():
+            if isinstance(module, CrossAttention):
+                tables |= {f"{path}.q_pos_embed", f"{path}.k_pos_embed"}
+                if module.q_pos_embed.is_meta:
+                    # LoRA training saves parameters only; the tables are a formula.
+                    module.q_pos_embed, module.k_pos_embed = module.position_tables()
+        wrong = {
+            "missing keys": {
+                name
+                for name in self.expected.keys() - self.seen - tables
+                if may_lack is None or not name.startswith(may_lack)
+            },
+            "unexpected keys": self.unexpected,
+            "wrong shapes": self.misshapen,
+        }
+        if any(wrong.values()):
+            details = "; ".join(f"{len(w)} {what}: {listed(w)}" for what, w in wrong.items() if w)
+            raise CheckpointError(f"{folder.path} ({folder.layout.value}) does not fit Q-Scorer: {details}")

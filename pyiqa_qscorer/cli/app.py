@@ -242,11 +242,11 @@ def download(
     with clean_errors(debug):
         source = _source(metric, checkpoint, base, revision, base_revision, False, cache_dir)
 
-        from ..checkpoints import download_checkpoint, plan_checkpoint
+        from ..checkpoints import CheckpointSource
 
-        plan = plan_checkpoint(**source)
-        cli_output.print_plan(plan)
-        for folder in download_checkpoint(**source):
+        where = CheckpointSource(**source)
+        cli_output.print_plan(where.plan())
+        for folder in where.fetch():
             cli_output.print_folder(folder)
 
 
@@ -280,10 +280,11 @@ def merge(
     with clean_errors(debug):
         source = _source(metric, checkpoint, base, revision, base_revision, local_files_only, cache_dir)
 
-        from ..checkpoints import merge_checkpoint
+        from ..checkpoints import CheckpointSource, merge_checkpoint
 
+        written: dict[str, Any] = {"layout": layout.value, "dtype": dtype}
         say(f"Merging {source['checkpoint']} ...", style="dim")
-        folder = merge_checkpoint(output, **source | {"layout": layout.value, "dtype": dtype})
+        folder = merge_checkpoint(output, CheckpointSource(**source), **written)
         cli_output.print_folder(folder)
 
 

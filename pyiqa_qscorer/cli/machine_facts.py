@@ -101,6 +101,7 @@ def examine_cache(cache_dir: str | None) -> Cache:
 
     from ..checkpoints import hub
     from ..errors import CheckpointError, DownloadError
+    from ..files import free_bytes
 
     folder = Path(cache_dir or constants.HF_HUB_CACHE).expanduser().absolute()
     complete, stored = {}, {}
@@ -113,4 +114,4 @@ def examine_cache(cache_dir: str | None) -> Cache:
         blobs = folder / f"models--{repo_id.replace('/', '--')}" / "blobs"
         stored[repo_id] = sum(file.stat().st_size for file in blobs.glob("*") if file.is_file())
     offline = "HF_HUB_OFFLINE=1 is set" if constants.HF_HUB_OFFLINE else None
-    return Cache(str(folder), hub.free_bytes(folder), complete, stored, offline)
+    return Cache(str(folder), free_bytes(folder), complete, stored, offline)

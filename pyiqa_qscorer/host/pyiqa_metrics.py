@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import __version__
-from ..checkpoints import plan_checkpoint
+from ..checkpoints import CheckpointSource
 from ..errors import QScorerError
 from ..images.preprocessing import pixels_from_pil
 from ..metric import QScorer
@@ -131,9 +131,9 @@ def _download_bytes(name: str, options: dict[str, Any], tensors: list[Tensor]) -
     if name in METRICS:
         given = resolve_metric_options(name, options)
         where = ("checkpoint", "base", "revision", "base_revision", "cache_dir")
-        parts = plan_checkpoint(**{key: given[key] for key in where if key in given}, local_files_only=True)
+        source = CheckpointSource(**{key: given[key] for key in where if key in given}, local_files_only=True)
         sizes: list[int | None] = []
-        for part in parts:
+        for part in source.plan():
             if isinstance(part, Path):
                 sizes += [file.stat().st_size for file in part.rglob("*") if file.is_file()]
             else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, cast
 
 import torch
 
-from ..checkpoints import download_checkpoint
+from ..checkpoints import CheckpointSource
 from ..checkpoints.load import load_tokenizer, quantise
 from ..checkpoints.start import Formulation, StartingPoint, start_from_checkpoint, start_new
 from ..errors import TrainingFailedError
@@ -53,9 +53,7 @@ def from_checkpoint(config: TrainConfig, dtype: torch.dtype) -> StartingPoint:
     """Model and tokenizer of `model.checkpoint`, downloaded if need be, in `dtype`."""
     model = config.model
     assert model.checkpoint is not None  # by validation, where there is no architecture
-    folders = download_checkpoint(
-        model.checkpoint, model.base, revision=model.revision, base_revision=model.base_revision
-    )
+    folders = CheckpointSource(model.checkpoint, model.base, model.revision, model.base_revision).fetch()
     base = folders[1] if len(folders) > 1 else None
     return start_from_checkpoint(folders[0], base, _formulation(config), dtype, model.attn_implementation)
 

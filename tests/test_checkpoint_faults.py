@@ -1,0 +1,327 @@
+"""Checkpoints that must not load: the message names what is wrong, and nothing in them is executed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_checkpoint import ADAPTED, edit_json, edit_weights, own_folder, shards
+from torch import Tensor
+
+from pyiqa_qscorer.checkpoints import load_checkpoint, load_folder
+from pyiqa_qscorer.checkpoints.weights import read_shard
+from pyiqa_qscorer.errors import CheckpointError
+
+
+def error_of(*folders: Path | None, **options: Any) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        load_folder(*folders, **options)
+    return str(caught.value)
+
+
+FILES = {
+    "base": (lambda lora, base, merged: shards(base)[0], "model.layers.1.mlp.up_proj.weight"),
+    "non_lora": (
+        lambda lora, base, merged: lora / "non_lora_trainables.bin",
+        "base_model.model.model.visual_abstractor.vit_eos",
+    ),
+    "merged": (lambda lora, base, merged: merged / "model.safetensors", "deepmlp.model.1.linear.bias"),
+}
+
+
+def edit_any(file: Path, change: Callable[[dict[str, Tensor]], None]) -> None:
+    if file.suffix == ".bin":
+        return edit_weights(file, change)
+    content = load_file(file)
+    change(content)
+    save_file(content, file)
+    return None
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "misshapen"])
+def test_wrong_keys_are_named(copies: tuple[Path, Path, Path], file: str, fault: str) -> None:
+    find, key = FILES[file]
+    name = key.removeprefix("base_model.model.")
+
+    def change(content: dict[str, Tensor]) -> None:
+        if fault == "missing":
+            del content[key]
+        elif fault == "unexpected":
+            content[f"{key}.extra"] = torch.zeros(2)
+        else:
+            content[key] = torch.zeros(3, 5)
+
+    edit_any(find(*copies), change)
+    lora, base, merged = copies
+    if (file, fault) == ("non_lora", "missing"):  # the base has it too
+        change_base = {key.removeprefix("base_model.model."): None}
+        edit_any(shards(base)[0], lambda content: [content.pop(own) for own in change_base])
+    message = error_of(*((merged,) if file == "merged" else (lora, base)), dtype="float32")
+    expected = {
+        "missing": f"1 missing keys: {name}",
+        "unexpected": f"1 unexpected keys: {name}.extra",
+        "misshapen": f"1 wrong shapes: {name} (3, 5) instead of (",
+    }[fault]
+    assert expected in message
+    assert str(merged if file == "merged" else lora) in message
+
+
+def _unknown_module(factors: dict[str, Tensor]) -> None:
+    for letter in "AB":
+        root = "base_model.model.model.layers"
+        factors[f"{root}.9.self_attn.q_proj.lora_{letter}.weight"] = torch.zeros(8, 8)
+
+
+def _one_factor(factors: dict[str, Tensor]) -> None:
+    del factors["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"]
+
+
+def _other_shape(factors: dict[str, Tensor]) -> None:
+    factors["base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"] = torch.zeros(9, 4)
+
+
+def _lost_module(factors: dict[str, Tensor]) -> None:
+    for letter in "AB":
+        del factors[f"base_model.model.model.layers.1.self_attn.v_proj.multiway.1.lora_{letter}.weight"]
+
+
+def _strange_key(factors: dict[str, Tensor]) -> None:
+    factors["base_model.model.model.layers.1.self_attn.q_proj.lora_magnitude_vector"] = torch.zeros(8)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (_unknown_module, "adapters of unknown modules: model.layers.9.self_attn.q_proj.weight"),
+        (_one_factor, "model.layers.1.self_attn.q_proj.weight has ['lora_A'] instead of lora_A, lora_B"),
+        (_other_shape, "has shape (8, 8), but its adapter has lora_A (4, 8) and lora_B (9, 4)"),
+        (_lost_module, "no adapters for model.layers.1.self_attn.v_proj.multiway.1"),
+        (dict.clear, "no adapters for model.layers.0.self_attn.q_proj"),
+        (_strange_key, "unexpected key base_model.model.model.layers.1.self_attn.q_proj.lora_magnitude_vector"),
+    ],
+)
+def test_wrong_adapters_are_named(
+    copies: tuple[Path, Path, Path], change: Callable[[dict[str, Tensor]], None], expected: str
+) -> None:
+    lora, base, _ = copies
+    edit_weights(lora / "adapter_model.bin", change)
+    message = error_of(lora, base)
+    assert expected in message
+    assert "adapter_model.bin" in message
+
+
+@pytest.mark.parametrize("content", ["cut", "empty", "noise"])
+@pytest.mark.parametrize("file", ["base", "non_lora", "merged", "adapter"])
+def test_damaged_weight_files_are_named(copies: tuple[Path, Path, Path], file: str, content: str) -> None:
+    lora, base, merged = copies
+    damaged = lora / "adapter_model.bin" if file == "adapter" else FILES[file][0](*copies)
+    whole = damaged.read_bytes()
+    damaged.write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "noise": bytes(range(256)) * 40}[content])
+    message = error_of(*((merged,) if file == "merged" else (lora, base)))
+    assert str(damaged) in message
+    assert "cannot be read as weights" in message
+    assert "fetch it again" in message
+
+
+class Bomb:
+    """Unpickling this would create a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (self.file,))
+
+
+@pytest.mark.parametrize("legacy", [True, False])
+@pytest.mark.parametrize("file", ["base", "non_lora", "adapter"])
+def test_code_in_a_pickle_is_refused_and_not_run(
+    copies: tuple[Path, Path, Path], tmp_path: Path, file: str, legacy: bool
+) -> None:
+    lora, base, _ = copies
+    poisoned = lora / "adapter_model.bin" if file == "adapter" else FILES[file][0](*copies)
+    trace = tmp_path / "trace"
+    torch.save({"weight": torch.zeros(2), "bomb": Bomb(trace)}, poisoned, _use_new_zipfile_serialization=not legacy)
+    message = error_of(lora, base)
+    assert not trace.exists()
+    assert str(poisoned) in message
+    torch.load(poisoned, weights_only=False)  # the bomb itself works
+    assert trace.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [([torch.zeros(2)], "must hold a dict of tensors, got list"), ({"step": 3}, "step must be a tensor, got int")],
+)
+def test_other_things_in_a_weight_file_are_refused(
+    copies: tuple[Path, Path, Path], content: Any, expected: str
+) -> None:
+    lora, base, _ = copies
+    torch.save(content, lora / "non_lora_trainables.bin")
+    assert expected in error_of(lora, base)
+
+
+@pytest.mark.parametrize("file", [*FILES, "adapter"])
+@pytest.mark.parametrize("values", [torch.nan, torch.inf, torch.int8, torch.complex64])
+def test_weights_that_are_no_finite_floating_point_numbers_are_named(
+    copies: tuple[Path, Path, Path], file: str, values: float | torch.dtype
+) -> None:
+    lora, base, merged = copies
+    find, key = FILES.get(file, (lambda lora, *_: lora / "adapter_model.bin", f"base_model.model.{ADAPTED}"))
+    key = key if file in FILES else key.replace(".weight", ".lora_B.weight")
+
+    def change(content: dict[str, Tensor]) -> None:
+        if isinstance(values, torch.dtype):
+            content[key] = content[key].to(values)
+        else:
+            content[key].view(-1)[-1] = values
+
+    edit_any(find(*copies), change)
+    message = error_of(*((merged,) if file == "merged" else (lora, base)))
+    assert f"{find(*copies)}: {key}" in message
+    if isinstance(values, torch.dtype):
+        assert f"must hold floating point numbers, got {values}" in message
+    else:
+        assert "holds NaN or infinite values" in message
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_one_value_that_is_not_finite_is_found_wherever_it_is(tmp_path: Path, dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for size in (1, 7, 64, 1000, 70_001):
+        weight = torch.randn(size, generator=generator).to(dtype)
+        save_file({"weight": weight, "empty": weight[:0]}, tmp_path / "x.safetensors")
+        assert torch.equal(dict(read_shard(tmp_path / "x.safetensors"))["weight"], weight)
+        for value in (torch.nan, torch.inf, -torch.inf):
+            broken = weight.clone()
+            broken[int(torch.randint(size, (), generator=generator))] = value
+            save_file({"weight": broken}, tmp_path / "x.safetensors")
+            with pytest.raises(CheckpointError, match=r"x\.safetensors: weight holds NaN or infinite values"):
+                list(read_shard(tmp_path / "x.safetensors"))
+
+
+def test_counters_of_batch_norms_are_whole_numbers(tmp_path: Path) -> None:
+    save_file({"bn1.num_batches_tracked": torch.tensor(3)}, tmp_path / "x.safetensors")
+    assert dict(read_shard(tmp_path / "x.safetensors")) == {"bn1.num_batches_tracked": torch.tensor(3)}
+
+
+@pytest.mark.parametrize(
+    ("weight_map", "expected"),
+    [
+        (None, "must be a JSON object"),
+        ([], "must be a JSON object"),
+        ("model.safetensors", "must be a JSON object"),
+        ({"lm_head.weight": 3}, "must be a JSON object"),
+        ({"lm_head.weight": None}, "must be a JSON object"),
+        ({"lm_head.weight": ["a", "b"]}, "must be a JSON object"),
+        ({}, "do not lie beside it: none at all"),
+        (
+            {"lm_head.weight": "pytorch_model-9.bin"},
+            "do not lie beside it: pytorch_model-9.bin",
+        ),
+        ({"lm_head.weight": ""}, "do not lie beside it"),
+        ({"lm_head.weight": ".."}, "do not lie beside it: .."),
+        ({"lm_head.weight": "../outside.bin"}, "do not lie beside it: ../outside.bin"),
+        ({"lm_head.weight": "{folder}/pytorch_model-00001-of-00002.bin"}, "do not lie beside it: /"),
+        ({"lm_head.weight": "sub/inside.bin"}, "do not lie beside it: sub/inside.bin"),
+        ({"lm_head.weight": "/etc/passwd"}, "do not lie beside it: /etc/passwd"),
+        ({"lm_head.weight": "a\u0000b"}, "do not lie beside it: a"),
+        ({"lm_head.weight": "x" * 5000}, "do not lie beside it: xxx"),
+    ],
+)
+def test_an_index_may_only_name_files_beside_it(
+    copies: tuple[Path, Path, Path], weight_map: Any, expected: str
+) -> None:
+    lora, base, _ = copies
+    (base / "sub").mkdir()
+    for other in (base / "sub" / "inside.bin", base.parent / "outside.bin"):
+        shutil.copyfile(shards(base)[0], other)
+    index = base / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}).replace("{folder}", str(base)))
+    message = error_of(lora, base)
+    assert str(index) in message
+    assert expected in message
+
+
+def test_other_folders_are_described(tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").touch()
+    message = error_of(tmp_path)
+    assert "is none of the known checkpoint layouts. Found: photo.jpg. Expected one of: adapter_config.json" in message
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert "config.json says model_type='llama'" in error_of(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qscorer"}')
+    assert "Found: config.json, photo.jpg. Expected one of" in error_of(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert "config.json is not readable JSON" in error_of(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    assert "must hold a JSON object, got list" in error_of(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["adapter_config.json", "adapter_model.bin", "non_lora_trainables.bin", "config.json"])
+def test_incomplete_lora_folders_are_described(copies: tuple[Path, Path, Path], name: str) -> None:
+    lora, base, _ = copies
+    (lora / name).unlink()
+    message = error_of(lora, base)
+    assert "is a LoRA folder but lacks" in message
+    assert name in message
+
+
+def test_a_lora_needs_its_base(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    lora, base, _ = folders
+    assert "give the model it was trained on as base=, e.g. MAGAer13/mplug-owl2-llama2-7b" in error_of(lora)
+    with pytest.raises(CheckpointError, match="is a LoRA: give the model it was trained on as base="):
+        load_checkpoint(lora)
+    assert "has no score tokens: it is a base model" in error_of(base)
+    own = own_folder(tmp_path)
+    assert f"got model_type 'qscorer' in {own}" in error_of(lora, own)
+    assert "has no config.json" in error_of(lora, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "expected"),
+    [
+        ("lora/adapter_config", {"use_dora": True}, "use_dora=True is not supported; merge the adapter"),
+        ("lora/adapter_config", {"use_rslora": True}, "use_rslora=True is not supported"),
+        ("lora/adapter_config", {"bias": "lora_only"}, "bias='lora_only' is not supported"),
+        ("lora/adapter_config", {"peft_type": "IA3"}, "peft_type='IA3' is not supported"),
+        ("lora/adapter_config", {"fan_in_fan_out": True}, "fan_in_fan_out=True is not supported"),
+        ("lora/adapter_config", {"alpha_pattern": {"q_proj": 3}}, "alpha_pattern={'q_proj': 3} is not supported"),
+        ("lora/adapter_config", {"rank_pattern": {"q_proj": 3}}, "rank_pattern={'q_proj': 3} is not supported"),
+        ("lora/adapter_config", {"r": 0}, "needs the numbers lora_alpha and r > 0"),
+        ("lora/adapter_config", {"lora_alpha": None}, "needs the numbers lora_alpha and r > 0"),
+        ("merged/config", {"num_key_value_heads": 1}, "num_key_value_heads=1 is not supported"),
+        ("merged/config", {"rope_scaling": {"type": "linear", "factor": 2}}, "rope_scaling={'type': 'linear', 'fac"),
+        ("merged/config", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+        ("merged/config", {"attention_bias": True}, "attention_bias=True is not supported"),
+        ("merged/config", {"num_attention_heads": 3, "num_key_value_heads": 3}, "hidden_size must be a multiple of"),
+        ("merged/config", {"score_tokens": [], "score_token_id": []}, "has no score tokens"),
+        ("merged/config", {"score_token_id": [32005, 32004, 32003, 32002, 32001]}, "the tokenizer gives ['<score1>'"),
+        ("merged/tokenizer_config", {"add_bos_token": False}, "set add_bos_token to true in tokenizer_config.json"),
+        ("base/preprocessor_config", {"size": {"shortest_edge": 224}}, "size must be 448, got 224"),
+        ("base/preprocessor_config", {"crop_size": 336}, "crop_size must be 448, got 336"),
+        (
+            "base/preprocessor_config",
+            {"image_mean": [0.5] * 3},
+            "image_mean must be [0.48145466, 0.4578275",
+        ),
+        ("base/preprocessor_config", {"image_mean": None}, "got None"),
+        ("base/preprocessor_config", {"image_std": 0.5}, "image_std must be"),
+        ("base/preprocessor_config", {"resample": 2}, "resample must be 3, got 2"),
+    ],
+)
+def test_settings_that_cannot_be_computed_are_refused(
+    copies: tuple[Path, Path, Path], file: str, fields: dict[str, Any], expected: str
+) -> None:
+    lora, base, merged = copies
+    edit_json(lora.parent / f"{file}.json", **fields)
+    message = error_of(*((merged,) if file.startswith("merged") else (lora, base)))
+    assert expected in message
+    if "tokenizer" not in file:
+        assert str(lora.parent / file.split("/")[0]) in message
