@@ -15,6 +15,7 @@ PACKAGE = REPOSITORY / "pyiqa_qscorer"
 
 LAYERS = [
     {"errors", "registry", "files"},
+    {"report"},
     {"images", "prompt"},
     {"model"},
     {"checkpoints", "data"},

@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import InputError
 from ..registry import PUBLISHED_METRIC, default_metric, resolve_metric_options
 from . import console as cli_output
-from .benchmark import ListCommand, benchmark
+from .benchmark import benchmark
 from .console import clean_errors, count, say
 from .doctor import print_report
 from .error_analysis import errors
@@ -212,7 +212,7 @@ def score(
     raise typer.Exit(1 if any(row.score is None for row in rows) else 0)
 
 
-app.command(no_args_is_help=True, cls=ListCommand)(benchmark)
+app.command(no_args_is_help=True)(benchmark)
 app.command(no_args_is_help=True)(errors)
 app.command(no_args_is_help=True)(train)
 

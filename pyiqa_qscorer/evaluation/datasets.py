@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.opinions import NamedDatasets, OpinionRow, Transform, read_opinions
-from ..data.score_files import file_key
+from ..data.opinions import OpinionRow, Transform, read_opinions
+from ..data.row_files import columns_of
+from ..data.score_files import ScoreRow, file_key
 from ..errors import OpinionTableError
+from ..host.pyiqa_datasets import pyiqa_dataset
 
 COLUMNS = ("file", "mos", "std", "reference", "split")
 
@@ -80,7 +83,7 @@ class OpenDataset:
         return None
 
 
-def open_dataset(spec: DatasetSpec, data_root: Path, named_datasets: NamedDatasets) -> OpenDataset:
+def open_dataset(spec: DatasetSpec, data_root: Path = Path("datasets")) -> OpenDataset:
     """Read a dataset's table and check that it can be scored.
 
     Raises:
@@ -91,7 +94,7 @@ def open_dataset(spec: DatasetSpec, data_root: Path, named_datasets: NamedDatase
         options: dict[str, Any] = {"phase": spec.phase or "test"}
         if spec.split is not None:
             options["split_index"] = spec.split
-        rows, facts = named_datasets(spec.name, data_root, options)
+        rows, facts = pyiqa_dataset(spec.name, data_root, options)
         transform: Transform | None = facts.pop("transform", None)
         lower_better = spec.lower_better or bool(facts.get("lower_better", False))
         facts = {key: facts.get(key) for key in ("mos_range", "augment", "split_index")} | options | {"name": spec.name}
@@ -120,6 +123,7 @@ def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
     with spec.csv.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         header = next(csv.reader(file), [])
     columns = _usual_columns(header) | spec.columns
+    refuse_scores(spec.csv, header, columns.get("mos", header[1] if len(header) > 1 else ""), "--columns mos=COLUMN")
     if spec.phase is not None and "split" not in columns:
         raise OpinionTableError(f"phase {spec.phase!r} needs a split column: give columns split=COLUMN for {spec.csv}")
     if spec.phase is None and "split" in columns:
@@ -138,6 +142,27 @@ def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
         split_column=columns.get("split"),
         phase=spec.phase,
     )
+
+
+def refuse_scores(table: Path, header: Sequence[str], mos_column: str | None, option: str) -> None:
+    """Refuse the score of a metric as a human opinion: a correlation of scores with themselves would be 1.
+
+    Args:
+        table: for the message.
+        header: its columns.
+        mos_column: the one that is to be the opinion.
+        option: how the user names another column.
+
+    Raises:
+        OpinionTableError: it is the column `score` of a table that `pyiqa-qscorer score` or `benchmark` wrote.
+    """
+    if mos_column == "score" and {"score", "metric", "identity"} <= set(header):
+        others = [name for name in header if name not in columns_of(ScoreRow)]
+        hint = f"one of {', '.join(others)}" if others else "this table has none"
+        raise OpinionTableError(
+            f"{table}: column 'score' holds scores that pyiqa-qscorer predicted, which are no human opinions; name the "
+            f"column of the opinions with {option} ({hint})"
+        )
 
 
 def _usual_columns(header: list[str]) -> dict[str, str]:
