@@ -24,7 +24,7 @@ from pyiqa_qscorer.analysis.conversion_error import (
     uniform_rounding_errors,
 )
 from pyiqa_qscorer.data.labels import level_centers, level_index, restore
-from pyiqa_qscorer.data.opinion_tables import normalise_mos, normalise_std
+from pyiqa_qscorer.data.opinions import MosScale
 
 RNG = np.random.default_rng(0)
 MOS = np.concatenate([[1.0, 5.0, 3.0], 1 + 4 * RNG.beta(3, 2, 500)])
@@ -32,9 +32,9 @@ STD = RNG.uniform(0.2, 1.2, len(MOS))
 
 
 def test_normalisation_maps_range_and_spread() -> None:
-    assert normalise_mos([0, 25, 100], 0, 100).tolist() == [1, 2, 5]
-    assert normalise_mos([0, 25, 100], 0, 100, lower_better=True).tolist() == [5, 4, 1]
-    assert normalise_std([0, 25], 0, 100).tolist() == [0, 1]
+    assert MosScale(0, 100).map_mos([0, 25, 100]).tolist() == [1, 2, 5]
+    assert MosScale(0, 100, lower_better=True).map_mos([0, 25, 100]).tolist() == [5, 4, 1]
+    assert MosScale(0, 100).map_std([0, 25]).tolist() == [0, 1]
 
 
 # --- labels and restoration --------------------------------------------------------------------------------------

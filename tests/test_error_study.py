@@ -8,8 +8,6 @@ import json
 import math
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +22,8 @@ from pyiqa_qscorer.analysis.error_report import as_json, write_report
 from pyiqa_qscorer.analysis.error_rows import ErrorRow
 from pyiqa_qscorer.analysis.study import Study, study
 from pyiqa_qscorer.analysis.study_tables import facts, tables
-from pyiqa_qscorer.data import opinion_tables as opinions_module
 from pyiqa_qscorer.data.labels import level_centers, one_hot, restore
-from pyiqa_qscorer.data.opinion_tables import OpinionColumns, read_opinion_table
+from pyiqa_qscorer.data.opinions import OpinionColumns, read_opinion_table
 from pyiqa_qscorer.errors import QScorerError
 
 RNG = np.random.default_rng(0)
@@ -120,7 +117,6 @@ def test_without_spreads_there_are_no_gaussian_labels(tmp_path: Path) -> None:
 def test_large_tables_are_sampled_for_soft_labels_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = study(read_opinion_table(table(tmp_path / "a.csv"), OpinionColumns(std="std")), [5])
     monkeypatch.setattr(study_module, "SAMPLE", 150)
-    monkeypatch.setattr(opinions_module, "CHUNK", 64)
     sampled = study(read_opinion_table(tmp_path / "a.csv", OpinionColumns(std="std")), [5])
     for kind in ("integers", "interval_centers", "optimal"):
         first, second = (dataclasses.astuple(row(one, "one_hot", kind, 5))[3:] for one in (whole, sampled))
@@ -135,33 +131,6 @@ def test_large_tables_are_sampled_for_soft_labels_only(tmp_path: Path, monkeypat
 def test_one_level_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="levels must be at least 2, got 1"):
         study(read_opinion_table(table(tmp_path / "a.csv")), [1, 5])
-
-
-@pytest.mark.slow
-def test_memory_does_not_grow_with_the_table(tmp_path: Path) -> None:
-    program = """
-import resource, sys
-from pathlib import Path
-from pyiqa_qscorer.data.opinion_tables import OpinionColumns, read_opinion_table
-from pyiqa_qscorer.analysis.study import study
-found = study(read_opinion_table(Path(sys.argv[1]), OpinionColumns(std="std")), [5, 20])
-print(found.row("one_hot", "integers", 5).images, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-    pairs = zip(RNG.uniform(0, 100, 100_000), RNG.uniform(5, 25, 100_000), strict=True)
-    lines = [f"{mos:.4f},{std:.4f}" for mos, std in pairs]
-    block = "\n".join(lines) + "\n"
-    peaks = []
-    for blocks in (2, 40):
-        path = tmp_path / f"{blocks}.csv"
-        with path.open("w") as file:
-            file.write("mos,std\n")
-            file.writelines([block] * blocks)
-        done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
-        images, peak = map(int, done.stdout.split())
-        assert images == 100_000 * blocks
-        peaks.append(peak / 1024)
-    assert peaks[1] - peaks[0] < 40, f"peaks of {peaks} MiB"  # its numbers alone would be 61 MiB
 
 
 # --- the report --------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.labels import Floats, level_centers, level_index, restore
-from ..data.opinion_tables import Opinions
+from ..data.opinions import Opinions
 from .ceilings import best_possible, correlations, one_hot_ceilings
 from .conversion_error import (
     HIGH,

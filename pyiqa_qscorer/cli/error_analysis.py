@@ -17,7 +17,7 @@ from .options import Debug, option
 if TYPE_CHECKING:
     from ..analysis.measured import MeasuredModel
     from ..analysis.study_tables import ReportTable
-    from ..data.opinion_tables import OpinionColumns, Opinions
+    from ..data.opinions import OpinionColumns, Opinions
     from ..training.dataset import LabelledImages
 
 LISTED_ROWS = 3  # of those left out
@@ -88,7 +88,7 @@ def errors(
     with clean_errors(debug):
         require("analysis", "scipy", "pandas", "matplotlib", *(("pydantic", "yaml") if checkpoint else ()))
         from ..analysis.study import study
-        from ..data.opinion_tables import OpinionColumns, read_opinion_table
+        from ..data.opinions import OpinionColumns, read_opinion_table
 
         if bool(checkpoint) != (data is not None):
             raise ValueError("--checkpoint and --data go together: a network, and the folder of its images")

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
@@ -20,6 +18,7 @@ from ..data.score_files import ScoreRow, file_stamp
 from ..errors import ImageError, QScorerError
 from ..host.pyiqa_metrics import PyiqaMetric
 from ..images.reading import open_image
+from ..prefetch import ordered_prefetch
 
 REFERENCES_KEPT = 8
 
@@ -83,26 +82,11 @@ def score_rows(
     """
     load = _Loader(metric, label, identity, with_reference, transform)
     size = batch_size if metric.takes_batches else 1
-    read_ahead = _read_ahead(load, opinions, workers, size + workers)
+    read_ahead = ordered_prefetch(load, opinions, workers, ahead=size + workers)
     while batch := list(islice(read_ahead, size)):
         yield from (read.row for read in batch if read.inputs is None)
         if readable := [read for read in batch if read.inputs is not None]:
             yield from _score(metric, readable)
-
-
-def _read_ahead(load: _Loader, opinions: Sequence[OpinionRow], workers: int, ahead: int) -> Iterator[_Read]:
-    """What `load` makes of each row, in order; at most `ahead` of them wait."""
-    with ThreadPoolExecutor(workers, thread_name_prefix="benchmark-read") as pool:
-        waiting: deque[Future[_Read]] = deque()
-        try:
-            for opinion in opinions:
-                waiting.append(pool.submit(load, opinion))
-                if len(waiting) == ahead:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 class _Loader:

@@ -13,39 +13,12 @@ from typing import Any
 from PIL import ImageOps
 from torch.utils.data import Dataset
 
-from ..data.opinions import NamedDatasets, OpinionRow, read_opinions
+from ..data.opinions import MosScale, NamedDatasets, OpinionRow, read_opinions
 from ..errors import ImageError, OpinionTableError, TrainingDataError
 from ..images.preprocessing import pixels_from_pil
 from ..images.reading import open_image
 from .batches import drawn_number
 from .config import DatasetConfig
-
-
-@dataclass(frozen=True)
-class MosScale:
-    """A dataset's opinion scale, mapped linearly to 1 (worst) .. 5 (best).
-
-    Attributes:
-        low, high: stated range of the scale.
-        lower_better: True where small numbers mean good quality (DMOS of LIVE, CSIQ).
-        std_range: range of the scale that the standard deviations are on; None: the same. KonIQ-10k gives MOS on
-            0..100 and standard deviations on 1..5.
-    """
-
-    low: float
-    high: float
-    lower_better: bool = False
-    std_range: tuple[float, float] | None = None
-
-    def score(self, mos: float) -> float:
-        """MOS on this scale -> [1, 5]."""
-        share = (mos - self.low) / (self.high - self.low)
-        return 1 + 4 * (1 - share if self.lower_better else share)
-
-    def score_std(self, std: float) -> float:
-        """Standard deviation of opinions -> on the 1..5 scale."""
-        low, high = self.std_range or (self.low, self.high)
-        return 4 * std / (high - low)
 
 
 @dataclass(frozen=True)
@@ -99,8 +72,8 @@ def read_dataset(
     for path, mos, std, _ in rows:
         problem = _problem(path, mos, std, scale, needs_std)
         if problem is None:
-            mapped_std = None if std is None else scale.score_std(std)
-            usable.append(LabelledImage(path, scale.score(mos), mapped_std, name))
+            mapped_std = None if std is None else float(scale.map_std(std))
+            usable.append(LabelledImage(path, float(scale.map_mos(mos)), mapped_std, name))
         elif on_error == "stop":
             raise TrainingDataError(
                 f"dataset {name}: {path}: {problem}; mend it, set on_error: skip, or, for a wrong range, give mos_range"
@@ -120,8 +93,7 @@ def _problem(path: str, mos: float, std: float | None, scale: MosScale, needs_st
         return "the image is missing"
     if not math.isfinite(mos):
         return "its MOS is missing"
-    slack = 1e-6 * (scale.high - scale.low)
-    if not scale.low - slack <= mos <= scale.high + slack:
+    if not scale.contains(mos):
         return f"its MOS {mos} is outside the stated range [{scale.low}, {scale.high}]"
     if std is not None and not (math.isfinite(std) and std >= 0):
         return f"its standard deviation {std} is not a number >= 0"
