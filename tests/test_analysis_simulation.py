@@ -1,4 +1,4 @@
-"""Monte-Carlo against closed forms."""
+"""Noise in what a network emits: simulation against formulas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from pyiqa_qscorer.analysis.conversion_error import LABELS, make_label
 from pyiqa_qscorer.analysis.simulation import (
     certain_logits,
-    check_uniform,
     noisy_levels,
     noisy_regression,
     small_noise_error,
@@ -24,33 +23,6 @@ STD = RNG.uniform(0.3, 1.0, 400)
 
 def softmax(z: np.ndarray) -> np.ndarray:
     return np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
-
-
-@pytest.mark.parametrize("values", ["integers", "interval_centers"])
-def test_simulation_meets_the_closed_form_for_every_number_of_levels(values: str) -> None:
-    checks = [check_uniform(levels, values, samples=100_000) for levels in range(2, 21)]
-    squared = np.array([(c.simulated_mse - c.mse) / c.mse_standard_error for c in checks])
-    absolute = np.array([(c.simulated_mae - c.mae) / c.mae_standard_error for c in checks])
-    for deviations in (squared, absolute):
-        assert np.abs(deviations).max() < 3.5
-        assert np.mean(np.abs(deviations) < 1) > 0.4  # of a normal deviation: 0.68
-        assert deviations.std() > 0.3  # a standard error that is far too large would hide anything
-
-
-def test_a_wrong_formula_would_be_seen() -> None:
-    check = check_uniform(5, "integers", samples=100_000)
-    without_bias = (4 / 5) ** 2 / 12
-    assert abs(check.simulated_mse - without_bias) > 50 * check.mse_standard_error
-
-
-def test_draws_depend_on_the_seed_alone() -> None:
-    assert check_uniform(4, "integers", 1000, seed=1) == check_uniform(4, "integers", 1000, seed=1)
-    assert check_uniform(4, "integers", 1000, seed=1) != check_uniform(4, "integers", 1000, seed=2)
-    with pytest.raises(ValueError, match="samples must be at least 2"):
-        check_uniform(4, "integers", 1)
-
-
-# --- noise -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LABELS)

@@ -9,10 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import kendalltau, spearmanr
 
 from pyiqa_qscorer.analysis.conversion_error import (
     LABELS,
     SIGNIFICANT_BITS,
+    best_possible,
     decompose,
     leak,
     level_values,
@@ -179,6 +181,25 @@ def test_uniform_rounding_errors_against_draws(dtype: str, low: float, high: flo
 def test_rounding_of_a_score_is_far_below_one_hot_levels() -> None:
     assert uniform_rounding_errors("float16")[1] == pytest.approx((1 * 2**-10 + 2 * 2**-9 + 1 * 2**-8) / 4 / 4)
     assert uniform_rounding_errors("bfloat16")[1] < 0.005 < uniform_errors(level_centers(5))[1] / 60
+
+
+# --- ceilings of rank correlation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [2, 3, 5])
+def test_no_split_into_levels_ranks_better_than_the_bound(levels: int) -> None:
+    assert best_possible(levels) == pytest.approx((math.sqrt(1 - 1 / levels**2), math.sqrt(1 - 1 / levels)))
+    mos = np.sort(np.round(RNG.uniform(1, 5, 240), 2))
+    bound = best_possible(levels, np.unique(mos, return_counts=True)[1])
+    even = np.repeat(np.arange(levels), 240 // levels)
+    assert (spearmanr(even, mos).statistic, kendalltau(even, mos).statistic) == pytest.approx(bound, abs=0.01)
+    for _ in range(30):
+        level = np.searchsorted(np.sort(RNG.uniform(1, 5, levels - 1)), mos)
+        values = RNG.permutation(np.sort(RNG.uniform(1, 5, levels)))
+        if len(set(level)) > 1:
+            assert spearmanr(values[level], mos).statistic <= bound[0] + 1e-12
+            assert kendalltau(level, mos).statistic <= bound[1] + 1e-12
+    assert best_possible(9, [3, 3, 3]) == best_possible(2, [7]) == (1.0, 1.0)
 
 
 # --- bad arguments -----------------------------------------------------------------------------------------------

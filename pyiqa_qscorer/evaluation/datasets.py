@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -120,10 +119,8 @@ def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
     for option, folder in (("images", images), ("references", spec.references)):
         if folder is not None and not folder.is_dir():
             raise OpinionTableError(f"{option}: the folder {folder} does not exist")
-    with spec.csv.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        header = next(csv.reader(file), [])
-    columns = _usual_columns(header) | spec.columns
-    refuse_scores(spec.csv, header, columns.get("mos", header[1] if len(header) > 1 else ""), "--columns mos=COLUMN")
+    columns = _usual_columns(_header(spec.csv)) | spec.columns
+    refuse_scores(spec.csv, columns.get("mos"), "--columns mos=COLUMN")
     if spec.phase is not None and "split" not in columns:
         raise OpinionTableError(f"phase {spec.phase!r} needs a split column: give columns split=COLUMN for {spec.csv}")
     if spec.phase is None and "split" in columns:
@@ -144,25 +141,35 @@ def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
     )
 
 
-def refuse_scores(table: Path, header: Sequence[str], mos_column: str | None, option: str) -> None:
+def refuse_scores(table: Path, mos_column: str | None, option: str) -> None:
     """Refuse the score of a metric as a human opinion: a correlation of scores with themselves would be 1.
 
     Args:
-        table: for the message.
-        header: its columns.
-        mos_column: the one that is to be the opinion.
-        option: how the user names another column.
+        table: a CSV file.
+        mos_column: the column that is to be the opinion; None: the second one.
+        option: how the user names another column, for the message.
 
     Raises:
         OpinionTableError: it is the column `score` of a table that `pyiqa-qscorer score` or `benchmark` wrote.
     """
-    if mos_column == "score" and {"score", "metric", "identity"} <= set(header):
+    header = _header(table)
+    column = mos_column or next(iter(header[1:2]), None)
+    if column == "score" and {"score", "metric", "identity"} <= set(header):
         others = [name for name in header if name not in columns_of(ScoreRow)]
         hint = f"one of {', '.join(others)}" if others else "this table has none"
         raise OpinionTableError(
             f"{table}: column 'score' holds scores that pyiqa-qscorer predicted, which are no human opinions; name the "
             f"column of the opinions with {option} ({hint})"
         )
+
+
+def _header(table: Path) -> list[str]:
+    """Names of the columns; none where the file cannot be read, which its reader says better."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+            return next(csv.reader(file), [])
+    except OSError:
+        return []
 
 
 def _usual_columns(header: list[str]) -> dict[str, str]:

@@ -6,43 +6,20 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ..errors import ImageError
 from ..images.reading import open_image
-from ..report import Picture, data_uri
+from ..report import Picture, data_uri, log_ticks, new_axes
 from .results import Entry
 from .scoring import BenchmarkRow
 
 THUMBNAIL_SIDE = 200
 DISAGREEMENTS = 3
-BLUE, RED, GREY = "#2563a8", "#c2410c", "#6b7280"
-FONT_SIZE = 10
-"""For figures about 5 inches wide: as large as text on a page of 390 pixels, too."""
-
-
-def new_axes(rows: int = 1, size: tuple[float, float] = (5.0, 3.6), **options: Any) -> tuple[Figure, list[Axes]]:
-    """A figure of plots below each other. Without pyplot: nothing global is touched and no display is needed."""
-    figure = Figure(figsize=size, layout="constrained", dpi=150)
-    axes = list(figure.subplots(rows, 1, squeeze=False, **options).flat)
-    for axis in axes:
-        axis.grid(alpha=0.25, linewidth=0.6)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.tick_params(labelsize=FONT_SIZE - 1, color=GREY)
-    return figure, axes
-
-
-def log_ticks(axis: Any) -> None:
-    """Ticks of a logarithmic axis as plain numbers, 1, 2 and 5 of each power of ten."""
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.set_minor_formatter(NullFormatter())
+BLUE, RED = "#2563a8", "#c2410c"
 
 
 def scatter(entry: Entry) -> Figure:
@@ -88,13 +65,13 @@ def accuracy_against_cost(entries: Sequence[Entry]) -> Figure | None:
     axes.margins(x=0.3, y=0.08)
     axes.set_xlabel("milliseconds per image (median)")
     axes.set_ylabel("SRCC (bars: 95 % interval)")
-    axes.legend(loc="best", frameon=False, fontsize=FONT_SIZE - 1)
+    axes.legend(loc="best", frameon=False, fontsize=9)
     low, high = axes.get_ylim()
     free = -np.inf
     for seconds, srcc, entry in sorted(points, key=lambda point: point[1]):  # names that would touch are moved apart
         free = max(free + 0.055 * (high - low), srcc)
         place = (1000 * seconds * 1.1, free)
-        text = axes.annotate(entry.metric, (1000 * seconds, srcc), place, fontsize=FONT_SIZE - 1, va="center")
+        text = axes.annotate(entry.metric, (1000 * seconds, srcc), place, fontsize=9, va="center")
         text.set_in_layout(False)  # a long name must not squeeze the axes away
     return figure
 
