@@ -38,7 +38,7 @@ def main(
     if code := run(HERE / "kadid_kodak.py", data / "photos" / "kodak", kodak, "--photos", photos, *chosen):
         raise typer.Exit(code)
     chosen = [part for name in metrics or METRICS for part in ("-m", name)]
-    command = ["-m", "pyiqa_qscorer.cli.app", "benchmark", *chosen, "-o", output]
+    command = ["-m", "pyiqa_qscorer.cli", "benchmark", *chosen, "-o", output]
     live = data / "live_jpeg"
     codes = [
         run(*command, "-d", f"live_jpeg={live / 'meta_info_LIVEJPEG.csv'}", "--images", live / "images", "--dmos"),

@@ -51,13 +51,13 @@ def conclusions(study: Study, measured: Sequence[MeasuredModel] = ()) -> list[st
 
     def mae(label: str, values: str, levels: int | None = count) -> str | None:
         row = study.row(label, values, levels)
-        return None if row is None else number(row.mae)
+        return None if row is None else number(row.mae, 4)
 
     one_hot = [row for row in study.rows if (row.label, row.values) == ("one_hot", "integers")]
     detail = next(row for row in one_hot if row.levels == count)
     ceiling = "" if detail.srcc is None else f", and its SRCC is {detail.srcc:.3f} at best"
     found = [
-        f"With {count} level words, a network that always chooses the right word still errs by {number(detail.mae)} on "
+        f"With {count} level words, a network that always chooses the right word still errs by {detail.mae:.3f} on "
         f"average on the scale from 1 to 5{ceiling}."
     ]
     soft = mae("gaussian_pdf_normalised", "integers")

@@ -18,6 +18,7 @@ from .study import Study
 if TYPE_CHECKING:
     from .measured import MeasuredModel
 
+EXACT = 1e-9  # errors below are rounding, and have no place on a logarithmic axis
 STYLES = {
     "one_hot integers": ("#c0392b", "one-hot, integers"),
     "one_hot interval_centers": ("#e08e0b", "one-hot, interval centres"),
@@ -95,7 +96,8 @@ def error_against_levels(study: Study) -> Figure:
     for key in list(STYLES)[:-1]:
         label, values = key.split()
         levels, found = _series(study, label, values, "mae")
-        if label != "linear" and levels:  # whose error is rounding
+        if label != "linear" and levels:  # linear interpolation restores exactly
+            found = [value if value > EXACT else math.nan for value in found]
             axis.plot(levels, found, "o-", **_style(key), markersize=3)
             shown += found
     for values in ("integers", "interval_centers"):
@@ -108,7 +110,7 @@ def error_against_levels(study: Study) -> Figure:
             axis.axhline(row.mae, color=color, linewidth=1.2, linestyle=line, label=f"score token, {dtype}")
             shown.append(row.mae)
     axis.set_yscale("log")
-    axis.set_ylim(bottom=min((value for value in shown if value > 1e-9), default=1e-3) / 1.5)
+    axis.set_ylim(bottom=min((value for value in shown if value > EXACT), default=1e-3) / 1.5)
     log_ticks(axis.yaxis)
     axis.set_xlabel("levels K")
     axis.set_ylabel("mean absolute error (1..5 scale)")

@@ -117,7 +117,7 @@ def benchmark(
     Scores go image by image into tables in --output; repeat the command after
     an interruption, or with more metrics: nothing is scored twice. Then
     leaderboard.csv (pyiqa's form), .md, .json and report.html. Several GPUs:
-    accelerate launch -m pyiqa_qscorer.cli.app benchmark ... Exit code 0: all
+    accelerate launch -m pyiqa_qscorer.cli benchmark ... Exit code 0: all
     scored, 1: something failed, 2: it could not start.
 
     [bold]Examples[/bold]

@@ -65,7 +65,8 @@ def accuracy_against_cost(entries: Sequence[Entry]) -> Figure | None:
     axes.margins(x=0.3, y=0.08)
     axes.set_xlabel("milliseconds per image (median)")
     axes.set_ylabel("SRCC (bars: 95 % interval)")
-    axes.legend(loc="best", frameon=False, fontsize=9)
+    if len({entry.facts["mode"] for *_, entry in points}) > 1:
+        figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
     low, high = axes.get_ylim()
     free = -np.inf
     for seconds, srcc, entry in sorted(points, key=lambda point: point[1]):  # names that would touch are moved apart

@@ -144,7 +144,8 @@ def _config(name: str) -> dict[str, Any]:
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
     if name not in DEFAULT_CONFIGS:
-        raise QScorerError(f"pyiqa has no metric {name!r}; {nearest(name, DEFAULT_CONFIGS)}")
+        hint = nearest(name, DEFAULT_CONFIGS, f"`pyiqa --list_models` shows all {len(DEFAULT_CONFIGS)}")
+        raise QScorerError(f"pyiqa has no metric {name!r}; {hint}")
     config: dict[str, Any] = DEFAULT_CONFIGS[name]
     return config
 
