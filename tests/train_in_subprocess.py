@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pyiqa_qscorer.host.reference_metrics import ReferenceMetrics
-from pyiqa_qscorer.synthetic.calibration import REFERENCE_METRICS
 from pyiqa_qscorer.training import run, trainer
 from pyiqa_qscorer.training.config import parse_config
 
@@ -48,7 +46,7 @@ def main() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         limit = int(os.environ["FILE_SIZE_LIMIT"])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    result = run.train(config, compare=ReferenceMetrics(REFERENCE_METRICS))
+    result = run.train(config)
     history = WatchedTrainer.last.state.log_history
     losses = {str(entry["step"]): entry["loss"] for entry in history if "loss" in entry}
     if WatchedTrainer.last.is_world_process_zero():
