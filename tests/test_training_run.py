@@ -120,22 +120,6 @@ def test_two_processes_equal_one(pictures: Path, tmp_path: Path) -> None:
     assert together["metrics"]["validation_rmse"] == pytest.approx(alone["metrics"]["validation_rmse"], rel=2e-2)
 
 
-@pytest.mark.slow
-def test_full_disk_is_named_and_the_last_state_stays(pictures: Path, tmp_path: Path) -> None:
-    content = settings(pictures, tmp_path / "out")
-    status, stopped = run(content, tmp_path, STOP_AT_STEP="4")
-    assert status == 0, stopped
-    good = last_complete_state(tmp_path / "out")
-    status, failed = run(content, tmp_path, FILE_SIZE_LIMIT="40000")
-    assert status != 0
-    assert "TrainingFailedError" in failed["stderr"]
-    assert "disk" in failed["stderr"]
-    assert last_complete_state(tmp_path / "out") == good
-    status, finished = run(content, tmp_path)
-    assert status == 0, finished
-    assert finished["finished"]
-
-
 def test_it_learns_and_leaves_a_metric(pictures: Path, tmp_path: Path) -> None:
     content = settings(pictures, tmp_path / "out", training={"num_train_epochs": 30, "logging_steps": 10})
     result = train(parse_config(content))

@@ -2,8 +2,8 @@
 
     python train_in_subprocess.py CONFIG.json LOSSES.json
 
-Environment: KILL_AT_STEP sends SIGKILL to itself when that step ends, STOP_AT_STEP SIGTERM; FILE_SIZE_LIMIT fills the
-"disk": no file can grow beyond that many bytes.
+Environment: KILL_AT_STEP sends SIGKILL to itself when that step ends, STOP_AT_STEP SIGTERM,
+PAUSE_AT_STEP SIGSTOP; FILE_SIZE_LIMIT fills the "disk": no file can grow beyond that many bytes.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ class SignalAtStep(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
         if state.global_step == int(os.environ.get("STOP_AT_STEP", -1)):
             os.kill(os.getpid(), signal.SIGTERM)
+        if state.global_step == int(os.environ.get("PAUSE_AT_STEP", -1)):
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 class WatchedTrainer(trainer.QScorerTrainer):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -109,12 +110,14 @@ def opened_output(config: TrainConfig) -> Iterator[None]:
 
 
 def _disk_is_full(error: Exception) -> bool:
-    """Only Python's own errors say so; the others keep it in their text."""
+    """Only Python's own errors have a number for it."""
     if isinstance(error, OSError):
         return error.errno in FULL_DISK
-    if isinstance(error, SafetensorError):
+    if isinstance(error, SafetensorError):  # in its text only
         return any(f"os error {number}" in str(error) for number in FULL_DISK)
-    return any(part in str(error) for part in ("PytorchStreamWriter", "unexpected pos"))  # torch.save could not write
+    # torch.save has one of several texts, none of which names a cause: what counts is that it could not write.
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.name == "save" and Path(frame.filename) == Path(torch.serialization.__file__) for frame in frames)
 
 
 def _deciding_settings(content: dict[str, Any], place: str = "") -> dict[str, Any]:
