@@ -27,7 +27,7 @@ from pyiqa_qscorer.errors import QScorerError
 from pyiqa_qscorer.images.preprocessing import pixels_from_pil
 from pyiqa_qscorer.images.reading import open_image
 from pyiqa_qscorer.metric import QScorer
-from pyiqa_qscorer.training.config import DatasetConfig, parse_config
+from pyiqa_qscorer.training.config import FolderDataset, parse_config
 from pyiqa_qscorer.training.dataset import LabelledImages, read_dataset
 from pyiqa_qscorer.training.run import train
 
@@ -151,14 +151,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("trained")
     found = {"pictures": make_pictures(folder / "pictures", count=16)}
     for name in FORMULATIONS:
-        content = settings(found["pictures"], folder / name, model={"formulation": name}, optimisation={"epochs": 3})
+        content = settings(
+            found["pictures"], folder / name, model={"formulation": name}, training={"num_train_epochs": 3}
+        )
         found[name] = train(parse_config(content)).folders["qscorer"]
     return found
 
 
 def dataset(pictures: Path, **changes: Any) -> LabelledImages:
     content = {"folder": pictures, "csv": pictures / "labels.csv", "mos_range": (0, 100), "std_column": "std"}
-    return read_dataset(DatasetConfig(**{**content, **changes}), "test")
+    return read_dataset(FolderDataset(**{**content, **changes}), "test")
 
 
 @pytest.fixture(scope="module")

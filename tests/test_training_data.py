@@ -15,7 +15,7 @@ from tiny_training import make_pictures
 from pyiqa_qscorer.data.opinions import MosScale
 from pyiqa_qscorer.errors import TrainingDataError
 from pyiqa_qscorer.training.batches import Collator, MixedSampler
-from pyiqa_qscorer.training.config import DatasetConfig
+from pyiqa_qscorer.training.config import FolderDataset
 from pyiqa_qscorer.training.dataset import (
     LabelledImage,
     LabelledImages,
@@ -32,9 +32,9 @@ def pictures(tmp_path: Path) -> Path:
     return make_pictures(tmp_path / "pictures", 8)
 
 
-def own(pictures: Path, **changes: Any) -> DatasetConfig:
+def own(pictures: Path, **changes: Any) -> FolderDataset:
     fields = {"folder": pictures, "csv": pictures / "labels.csv", "mos_range": (0, 100), **changes}
-    return DatasetConfig.model_validate(fields)
+    return FolderDataset.model_validate(fields)
 
 
 def rewrite(pictures: Path, row: int, column: str, value: str) -> None:

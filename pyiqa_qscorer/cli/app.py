@@ -42,6 +42,7 @@ from .options import (
     ScoreMetric,
     option,
 )
+from .render import render
 from .train import train
 
 if TYPE_CHECKING:
@@ -215,6 +216,7 @@ def score(
 app.command(no_args_is_help=True)(benchmark)
 app.command(no_args_is_help=True)(errors)
 app.command(no_args_is_help=True)(train)
+app.command(no_args_is_help=True)(render)
 
 
 # --- download, merge, doctor --------------------------------------------------------------------

@@ -62,7 +62,7 @@ def clean_errors(debug: bool) -> Iterator[None]:
     except (QScorerError, ValueError) as error:
         if debug:
             traceback.print_exc()
-        say(("error: ", "bold red"), printable(str(error)))
+        say(("error: ", "bold red"), "\n".join(map(printable, str(error).split("\n"))))
         raise typer.Exit(2) from error
 
 

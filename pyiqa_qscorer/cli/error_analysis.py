@@ -119,10 +119,10 @@ def errors(
 
 def _labelled(folder: Path, file_column: str | None, columns: OpinionColumns, opinions: Opinions) -> LabelledImages:
     """The images that networks are measured on; says which rows of the table are left out."""
-    from ..training.config import DatasetConfig
+    from ..training.config import FolderDataset
     from ..training.dataset import read_dataset
 
-    config = DatasetConfig(
+    config = FolderDataset(
         folder=folder,
         csv=opinions.path,
         file_column=file_column,
