@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -67,16 +66,6 @@ def test_tables_on_stdout_facts_on_stderr(labels: Path) -> None:
     assert [line.split()[0] for line in result.out.splitlines() if re.match(r"\d+\s", line)] == ["4", "5", "6", "9"]
     assert result.line("one hot", "integers")[0] == pytest.approx(0.3, abs=0.05)
     assert result.line("gaussian pdf", "integers")[0] < 0.05
-
-
-def test_report_folder_and_detail(labels: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "report"
-    result = Result("--mos", labels, "--levels", "5", "--detail", "7", "-o", folder)
-    assert result.code == 0
-    assert result.out.splitlines()[-1] == str(folder / "errors.html")
-    assert json.loads((folder / "errors.json").read_text())["detail"] == 7
-    with (folder / "errors.csv").open(newline="") as file:
-        assert {row["levels"] for row in csv.DictReader(file)} == {"5", "7", ""}
 
 
 def test_vote_columns_take_any_number_of_names(tmp_path: Path) -> None:
@@ -243,11 +232,6 @@ def test_readings_are_of_the_networks_own_probabilities(
     assert found.right.share == pytest.approx(np.mean(p.argmax(axis=1) == label.argmax(axis=1)))
 
 
-def test_score_tokens_have_no_readings(measured: dict[str, MeasuredModel]) -> None:
-    found = measured["score_token"]
-    assert (found.readings, found.right, found.leaked_mass, found.dtype) == ({}, None, None, "float32")
-
-
 def test_broken_pictures_are_left_out_with_their_labels(trained: dict[str, Path], tmp_path: Path) -> None:
     pictures = make_pictures(tmp_path / "pictures", count=16)
     (pictures / "03.png").write_bytes(b"no picture")
@@ -307,12 +291,3 @@ def test_command_leaves_out_rows_that_cannot_be_measured(trained: dict[str, Path
         f"  {pictures / 'gone.png'}: the image is missing",
         "  and 1 more",
     ]
-
-
-def test_command_reads_the_images_before_the_study(
-    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pyiqa_qscorer.analysis.study.study", lambda *_: pytest.fail("the study ran first"))
-    result = Result("--mos", labels, "--data", tmp_path, "--checkpoint", "none")
-    assert result.code == 2
-    assert "dataset labels has no usable image" in result.err and "(80 skipped)" in result.err

@@ -7,8 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from scipy.stats import kendalltau, spearmanr
 
 from pyiqa_qscorer.analysis.conversion_error import (
@@ -20,23 +18,15 @@ from pyiqa_qscorer.analysis.conversion_error import (
     level_values,
     make_label,
     named_score,
-    optimal_values,
     round_to,
     uniform_errors,
     uniform_rounding_errors,
 )
 from pyiqa_qscorer.data.labels import level_centers, level_index, restore
-from pyiqa_qscorer.data.opinions import MosScale
 
 RNG = np.random.default_rng(0)
 MOS = np.concatenate([[1.0, 5.0, 3.0], 1 + 4 * RNG.beta(3, 2, 500)])
 STD = RNG.uniform(0.2, 1.2, len(MOS))
-
-
-def test_normalisation_maps_range_and_spread() -> None:
-    assert MosScale(0, 100).map_mos([0, 25, 100]).tolist() == [1, 2, 5]
-    assert MosScale(0, 100, lower_better=True).map_mos([0, 25, 100]).tolist() == [5, 4, 1]
-    assert MosScale(0, 100).map_std([0, 25]).tolist() == [0, 1]
 
 
 # --- labels and restoration --------------------------------------------------------------------------------------
@@ -89,14 +79,6 @@ def test_no_values_beat_the_optimal_ones(name: str) -> None:
         assert np.mean((restore(label, level_values(kind, label, MOS)) - MOS) ** 2) >= best - 1e-12
 
 
-def test_optimal_values_stay_where_no_data_says_otherwise() -> None:
-    start = np.array([1.0, 2.0, 3.0])
-    label = np.array([[0.5, 0.5, 0.0]] * 4)
-    values = optimal_values(label, np.full(4, 2.5), start)
-    assert restore(label, values) == pytest.approx(np.full(4, 2.5))
-    assert values == pytest.approx([2.0, 3.0, 3.0])  # the shortest step: both of the used levels by as much
-
-
 def test_leaked_mass_is_a_bias_towards_zero_that_a_softmax_over_levels_undoes() -> None:
     label, centers = make_label("one_hot", MOS, None, 5), level_centers(5)
     open_set = leak(label, 0.1)
@@ -128,15 +110,6 @@ def test_the_cross_term_vanishes_around_the_mean_mos_of_each_label() -> None:
     assert abs(parts.cross) < 1e-12
     assert parts.label > 0.01
     assert parts.restoration > 0.01
-
-
-@given(st.lists(st.floats(1, 5), min_size=1, max_size=30), st.floats(-3, 3), st.floats(-3, 3))
-def test_parts_of_any_two_steps_add_up(mos: list[float], first: float, second: float) -> None:
-    y = np.array(mos)
-    parts = decompose(y, y + first, y + first + second)
-    assert parts.total == pytest.approx((first + second) ** 2, abs=1e-9)
-    assert parts.label + parts.restoration + parts.cross == pytest.approx(parts.total, abs=1e-9)
-    assert parts.cross == pytest.approx(2 * first * second, abs=1e-9)
 
 
 # --- closed forms ------------------------------------------------------------------------------------------------
@@ -176,11 +149,6 @@ def test_uniform_rounding_errors_against_draws(dtype: str, low: float, high: flo
     draws = RNG.uniform(low, high, 200_000)
     error = np.abs(round_to(draws, dtype) - draws)
     assert uniform_rounding_errors(dtype, low, high) == pytest.approx((np.mean(error**2), np.mean(error)), rel=0.02)
-
-
-def test_rounding_of_a_score_is_far_below_one_hot_levels() -> None:
-    assert uniform_rounding_errors("float16")[1] == pytest.approx((1 * 2**-10 + 2 * 2**-9 + 1 * 2**-8) / 4 / 4)
-    assert uniform_rounding_errors("bfloat16")[1] < 0.005 < uniform_errors(level_centers(5))[1] / 60
 
 
 # --- ceilings of rank correlation ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import typer
 from ..errors import InputError
 from . import console as cli_output
 from .console import clean_errors, count, printable, require, say
+from .options import Debug, option
 
 if TYPE_CHECKING:
     from ..evaluation.datasets import DatasetSpec
@@ -20,97 +21,54 @@ if TYPE_CHECKING:
     from ..evaluation.results import Leaderboard
     from ..evaluation.runner import MetricSpec, Problem
 
-DATA, MODEL = "Data", "Metrics"
+MODEL, DATA = {"rich_help_panel": "Metrics"}, {"rich_help_panel": "Data"}
 
 
 def benchmark(
     metrics: Annotated[
         list[str] | None,
-        typer.Option(
-            "--metric",
-            "-m",
-            metavar="NAME",
-            help="a metric of pyiqa, ours among them; repeatable; LABEL=NAME calls it otherwise",
-            rich_help_panel=MODEL,
-        ),
+        option("of pyiqa; repeatable; LABEL=NAME renames it", "--metric", "-m", metavar="NAME", **MODEL),
     ] = None,
     datasets: Annotated[
         list[str] | None,
-        typer.Option(
-            "--dataset",
-            "-d",
-            metavar="NAME|CSV",
-            help="a dataset of pyiqa, or a CSV file of your own; repeatable; LABEL=NAME calls it otherwise",
-            rich_help_panel=DATA,
-        ),
+        option("dataset of pyiqa or CSV file; repeatable; LABEL=NAME", "--dataset", "-d", metavar="NAME|CSV", **DATA),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="METRIC.OPTION=VALUE",
-            help="an option of a metric, e.g. qscorer.checkpoint=DIR; repeatable",
-            rich_help_panel=MODEL,
-        ),
+        option("e.g. qscorer.checkpoint=DIR; repeatable", "--set", metavar="METRIC.OPTION=VALUE", **MODEL),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="scores and reports; a later run goes on with it")
+        Path, option("scores and reports; a later run goes on with it", "--output", "-o", metavar="DIR")
     ] = Path("benchmark"),
-    data_root: Annotated[
-        Path, typer.Option(metavar="DIR", help="folder of pyiqa's datasets", rich_help_panel=DATA)
-    ] = Path("datasets"),
-    images: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="images of the CSV files; default beside them", rich_help_panel=DATA),
-    ] = None,
-    references: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="reference images; default as --images", rich_help_panel=DATA),
-    ] = None,
+    data_root: Annotated[Path, option("folder of pyiqa's datasets", metavar="DIR", **DATA)] = Path("datasets"),
+    images: Annotated[Path | None, option("images of the CSV files; else beside them", metavar="DIR", **DATA)] = None,
+    references: Annotated[Path | None, option("reference images; default as --images", metavar="DIR", **DATA)] = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="ROLE=COLUMN",
-            help="column of a CSV file for file, mos, std, reference or split; repeatable",
-            rich_help_panel=DATA,
-        ),
+        option("column of a CSV file for file, mos, std, reference or split", metavar="ROLE=COLUMN", **DATA),
     ] = None,
-    dmos: Annotated[
-        bool, typer.Option("--dmos", help="opinions in the CSV files: lower is better", rich_help_panel=DATA)
-    ] = False,
+    dmos: Annotated[bool, option("opinions in the CSV files: lower is better", "--dmos", **DATA)] = False,
     split: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|N", help="split of pyiqa's datasets: column or number", rich_help_panel=DATA),
+        str | None, option("split of pyiqa's datasets by name or number", metavar="NAME|N", **DATA)
     ] = None,
-    phase: Annotated[
-        str | None, typer.Option(metavar="NAME", help="part of the split: test, val, train", rich_help_panel=DATA)
-    ] = None,
+    phase: Annotated[str | None, option("part of the split: test, val, train", metavar="NAME", **DATA)] = None,
     original_size: Annotated[
-        bool,
-        typer.Option(
-            "--original-size",
-            help="leave out the resizing of pyiqa's dataset options (spaq to 448)",
-            rich_help_panel=DATA,
-        ),
+        bool, option("leave out the resizing of pyiqa's dataset options (spaq to 448)", "--original-size", **DATA)
     ] = False,
     device: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...", show_default="cuda if there, else cpu"),
+        str | None, option("cpu, cuda, cuda:1, ...", metavar="DEVICE", show_default="cuda if there, else cpu")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="images per pass, of our metrics only")] = 1,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="threads that read images")] = 4,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="score again what was scored before")] = False,
-    report_only: Annotated[
-        bool, typer.Option("--report-only", help="write the reports of --output anew, score nothing")
-    ] = False,
+    batch_size: Annotated[int, option("images per pass, of our metrics only", min=1, metavar="N")] = 1,
+    workers: Annotated[int, option("threads that read images", min=1, metavar="N")] = 4,
+    overwrite: Annotated[bool, option("score again what was scored before", "--overwrite")] = False,
+    report_only: Annotated[bool, option("write the reports of --output anew, score nothing", "--report-only")] = False,
     thumbnails: Annotated[
-        bool, typer.Option("--thumbnails/--no-thumbnails", help="small copies of images in the HTML page")
+        bool, option("small copies of images in the HTML page", "--thumbnails/--no-thumbnails")
     ] = True,
     check_published: Annotated[
-        bool,
-        typer.Option("--check-published", help="qscorer beside its published figures; exit code 1 if they differ"),
+        bool, option("qscorer beside its published figures; exit code 1 if they differ", "--check-published")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+    debug: Debug = False,
 ) -> None:
     """Compare metrics with human opinions on datasets: a leaderboard.
 
