@@ -181,21 +181,21 @@ def configuration(
         "data": {
             "train": [{"folder": str(work), "csv": str(table), "std_column": "std", **scale}],
             "flip": True,
-            "workers": 0,
         },
         "objective": {"scale": 1.0, "clamp_score": False},
         "lora": {"enabled": False},
         "trainable": {"everything": True},
-        "optimisation": {
-            "epochs": epochs,
-            "batch_size": 12 if len(kept) < 100 else 24,
+        "training": {
+            "num_train_epochs": epochs,
+            "per_device_train_batch_size": 12 if len(kept) < 100 else 24,
             "learning_rate": 1e-3,
-            "precision": "float32",
+            "bf16": False,
             "seed": seed,
-            "log_steps": max(6, len(kept) // 24),
-            "keep": 1,
+            "logging_steps": max(6, len(kept) // 24),
+            "save_total_limit": 1,
+            "dataloader_num_workers": 0,
+            "use_cpu": True,
         },
-        "device": "cpu",
     }
 
 

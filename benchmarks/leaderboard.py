@@ -37,7 +37,8 @@ def main(
     chosen = [part for kind in types or () for part in ("--type", str(kind))]
     if code := run(HERE / "kadid_kodak.py", data / "photos" / "kodak", kodak, "--photos", photos, *chosen):
         raise typer.Exit(code)
-    command = ["-m", "pyiqa_qscorer.cli.app", "benchmark", "-m", *(metrics or METRICS), "-o", output]
+    chosen = [part for name in metrics or METRICS for part in ("-m", name)]
+    command = ["-m", "pyiqa_qscorer.cli", "benchmark", *chosen, "-o", output]
     live = data / "live_jpeg"
     codes = [
         run(*command, "-d", f"live_jpeg={live / 'meta_info_LIVEJPEG.csv'}", "--images", live / "images", "--dmos"),

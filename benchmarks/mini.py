@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -36,13 +36,12 @@ from pyiqa_qscorer import Scorer
 from pyiqa_qscorer.evaluation.bootstrap import intervals
 from pyiqa_qscorer.evaluation.correlation import correlations
 from pyiqa_qscorer.files import write_bytes, write_text
-from pyiqa_qscorer.host.reference_metrics import ReferenceMetrics
 from pyiqa_qscorer.images.reading import open_image
 from pyiqa_qscorer.registry import MINI_CHECKPOINT
-from pyiqa_qscorer.synthetic.calibration import REFERENCE_METRICS
 from pyiqa_qscorer.synthetic.distortions import CHAIN_STEPS, KADID_TYPES, apply_chain, single_step
 from pyiqa_qscorer.synthetic.kadid_opinions import kadid_opinion
-from pyiqa_qscorer.synthetic.render import CALIBRATION_FILE, Recipe, find_photos, render, tone_of
+from pyiqa_qscorer.synthetic.recipe import Recipe
+from pyiqa_qscorer.synthetic.render import CALIBRATION_FILE, find_photos, render, tone_of
 
 RESULTS = Path(__file__).with_name("results")
 LONGER_TRAINING = RESULTS / "mini_longer_training.json"  # a run of its `configuration`, whose weights were not taken
@@ -77,17 +76,16 @@ def live(shared: Path) -> TestSet:
 def kodak_chains(photos: Sequence[Path], work: Path) -> TestSet:
     """Realistic chains on Kodak, labelled by the calibration that the training labels came from."""
     table = render(
-        Recipe("chains", CHAINS, {}, seed=CHAIN_SEED),
+        Recipe(kind="chains", count=CHAINS, seed=CHAIN_SEED),
         photos,
         work / "chains",
-        ReferenceMetrics(REFERENCE_METRICS),
         MINI_CHECKPOINT / CALIBRATION_FILE,
     )
     with table.open(newline="") as file:
         rows = list(csv.DictReader(file))
     return TestSet(
         "Kodak, realistic chains",
-        [table.parent / "images" / row["file"] for row in rows],
+        [table.parent / row["file"] for row in rows],
         np.array([float(row["mos"]) for row in rows]),
     )
 
@@ -133,13 +131,12 @@ def scene_statistics(image: np.ndarray) -> np.ndarray:
 def ridge(photos: Sequence[Path], work: Path) -> Callable[[np.ndarray], float]:
     """Ridge regression on `scene_statistics`, fitted on pictures of the training photos."""
     rows: list[tuple[Path, float]] = []
-    for kind in ("kadid", "chains"):
-        compare = ReferenceMetrics(REFERENCE_METRICS)
-        table = render(
-            Recipe(kind, 400, {}, seed=11), photos, work / f"ridge_{kind}", compare, MINI_CHECKPOINT / CALIBRATION_FILE
-        )
+    kinds: tuple[Literal["kadid", "chains"], ...] = ("kadid", "chains")
+    for kind in kinds:
+        recipe = Recipe(kind=kind, count=400, seed=11)
+        table = render(recipe, photos, work / f"ridge_{kind}", MINI_CHECKPOINT / CALIBRATION_FILE)
         with table.open(newline="") as file:
-            rows += [(table.parent / "images" / row["file"], float(row["mos"])) for row in csv.DictReader(file)]
+            rows += [(table.parent / row["file"], float(row["mos"])) for row in csv.DictReader(file)]
     values = np.stack([scene_statistics(read(file)) for file, _ in rows])
     target = np.array([mos for _, mos in rows])
     mean, scale = values.mean(0), values.std(0)

@@ -1,10 +1,10 @@
 """What the formulation costs at the scale of `qscorer-mini`: score tokens against one-hot and soft levels.
 
-    python benchmarks/mini_ablation.py --photos ../shared/data/photos --work runs/ablation
+    pyiqa-qscorer render mini.yaml --photos ../shared/data/photos
+    python benchmarks/mini_ablation.py --work runs/ablation
 
-Short runs of the first step of the mini's recipe with several seeds: pictures are rendered and their features computed
-once. Repeat the command to go on. Prints a table and writes
-`benchmarks/results/mini_ablation.json`.
+Short runs of the first step of the mini's recipe with several seeds; features of the pictures are computed once.
+Repeat the command to go on. Prints a table and writes `benchmarks/results/mini_ablation.json`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyiqa_qscorer.files import write_text
-from pyiqa_qscorer.host.reference_metrics import ReferenceMetrics
 from pyiqa_qscorer.model.config import FORMULATIONS
-from pyiqa_qscorer.synthetic.calibration import REFERENCE_METRICS
 from pyiqa_qscorer.training.config import read_config
 from pyiqa_qscorer.training.run import train
 
@@ -36,13 +34,17 @@ MEASURES = ("srcc", "plcc", "rmse")
 def one_run(arguments: argparse.Namespace, formulation: str, seed: int) -> dict[str, float]:
     changes: dict[str, Any] = {
         "output": str(arguments.work / f"{formulation}_{seed}"),
-        "data.photos": str(arguments.photos),
-        "data.rendered": str(arguments.rendered or arguments.work / "rendered"),
+        "data.statistics": str(arguments.work / "statistics"),
+        **{
+            f"data.{phase}.{number}.csv": str(arguments.rendered / phase / name / "labels.csv")
+            for phase in ("train", "validation")
+            for number, name in enumerate(("chains", "kadid"))
+        },
         "model.formulation": formulation,
-        "optimisation.seed": seed,
-        "optimisation.epochs": arguments.epochs,
+        "training.seed": seed,
+        "training.num_train_epochs": arguments.epochs,
     }
-    result = train(read_config(Path("mini.yaml"), changes), compare=ReferenceMetrics(REFERENCE_METRICS))
+    result = train(read_config(Path("mini.yaml"), changes))
     if not result.finished:
         raise SystemExit("stopped by a signal; repeat the command to go on")
     return {name: result.metrics[f"validation_{name}"] for name in MEASURES}
@@ -50,9 +52,8 @@ def one_run(arguments: argparse.Namespace, formulation: str, seed: int) -> dict[
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--photos", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("runs/ablation"))
-    parser.add_argument("--rendered", type=Path, help="of an earlier run of mini.yaml, to save the rendering")
+    parser.add_argument("--rendered", type=Path, default=Path("runs/mini_rendered"), help="what render wrote")
     parser.add_argument("--epochs", type=float, default=4)
     parser.add_argument("--seeds", type=int, default=3, choices=range(2, 100), metavar="N")
     arguments = parser.parse_args()

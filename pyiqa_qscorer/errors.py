@@ -44,7 +44,7 @@ class TrainingFailedError(QScorerError):
 
 
 class OpinionTableError(QScorerError, ValueError):
-    """A table of opinions cannot be read, or lacks a column that was asked for."""
+    """A table of opinions cannot be read, or does not fit what was said of it."""
 
 
 class UnknownMetricError(QScorerError, KeyError):
@@ -87,7 +87,3 @@ class FailedImagesError(ImageError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.scores, self.failures)
-
-
-class OpinionsError(QScorerError, ValueError):
-    """A table of opinions cannot be read, or does not fit what was said of it."""

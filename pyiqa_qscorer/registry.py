@@ -116,9 +116,16 @@ def _definition(name: str) -> MetricDefinition:
         raise UnknownMetricError(f"pyiqa-qscorer has no metric {name!r}; {nearest(name, METRICS)}") from None
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The names most like `word`, and all there are, for an error message."""
+def nearest(word: str, known: Iterable[str], list_all: str = "") -> str:
+    """The names most like `word`, for an error message, and all there are, or how to see them.
+
+    Args:
+        list_all: how to see all of a long list.
+
+    >>> nearest("qscore", ["qscorer", "piqe"])
+    "did you mean 'qscorer'? The names are qscorer, piqe"
+    """
     known = list(known)
-    near = get_close_matches(word.lower().replace("-", "_"), known, n=3)
-    hint = f"did you mean {' or '.join(repr(n) for n in near)}? " if near else ""
-    return f"{hint}There are: {', '.join(known)}"
+    near = get_close_matches(word.lower().replace("-", "_"), known, n=5 if list_all else 3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(repr(name) for name in near)}? " if near else ""
+    return hint + (list_all or f"The names are {', '.join(known)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from PIL import Image
 from torch import Tensor
 
 from pyiqa_qscorer.errors import QScorerError
-from pyiqa_qscorer.host.metric_protocol import MetricDescription, MetricFacts
+from pyiqa_qscorer.host import pyiqa_metrics
+from pyiqa_qscorer.host.pyiqa_metrics import MetricDescription, MetricFacts
 from pyiqa_qscorer.registry import nearest
 
 DESCRIPTIONS = {
@@ -31,15 +32,25 @@ DESCRIPTIONS = {
     "picky": MetricDescription("NR", False),
     "undefined": MetricDescription("NR", False),
     "constant": MetricDescription("NR", False),
-    "mixing": MetricDescription("NR", False),
 }
 
 
 class FakeMetrics:
-    """Scores that are means of pixels, and metrics that fail in every way there is; `batches` are their sizes."""
+    """Takes the place of pyiqa's metrics: means of pixels, and metrics that fail in every way there is.
+
+    Attributes:
+        batches: sizes of all batches scored.
+        takes_batches: whether the metrics say that images may share a batch.
+    """
 
     def __init__(self) -> None:
         self.batches: list[int] = []
+        self.takes_batches = True
+
+    def install(self, patch: Callable[[object, str, object], None] = setattr) -> FakeMetrics:
+        patch(pyiqa_metrics, "describe_metric", self.describe)
+        patch(pyiqa_metrics, "PyiqaMetric", self.build)
+        return self
 
     def describe(self, name: str) -> MetricDescription:
         if name not in DESCRIPTIONS:
@@ -49,12 +60,12 @@ class FakeMetrics:
     def build(self, name: str, device: torch.device, options: dict[str, Any]) -> FakeMetric:
         if name == "broken":
             raise OSError("the weights are gone")
-        return FakeMetric(name, options, self.batches)
+        return FakeMetric(name, options, self)
 
 
 class FakeMetric:
-    def __init__(self, name: str, options: dict[str, Any], batches: list[int]) -> None:
-        self.name, self.batches = name, batches
+    def __init__(self, name: str, options: dict[str, Any], among: FakeMetrics) -> None:
+        self.name, self.batches, self.takes_batches = name, among.batches, among.takes_batches
         self.facts = MetricFacts(f"{name}-{options.get('version', 1)}", 0, 0, 0, {"fake": "1"})
 
     def prepare(self, picture: Image.Image) -> Tensor:
@@ -73,8 +84,6 @@ class FakeMetric:
         assert references is None
         if self.name == "picky" and max(means) > 0.6:
             raise RuntimeError("too bright\nfor me")
-        if self.name == "mixing":
-            return [mean + 10 * len(means) for mean in means]
         if self.name == "constant":
             return [3.0] * len(means)
         return [float("nan") if self.name == "undefined" and mean < 0.3 else mean for mean in means]
@@ -118,9 +127,8 @@ if __name__ == "__main__":
     import resource
 
     from pyiqa_qscorer.cli import app as cli
-    from pyiqa_qscorer.host import pyiqa_metrics as metrics
 
-    metrics.PyiqaMetrics = FakeMetrics  # type: ignore[assignment,misc]
+    FakeMetrics().install()
     torch.set_num_threads(1)
     limit = int(os.environ.get("FAKE_FILE_SIZE_LIMIT", resource.RLIM_INFINITY))
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -1,4 +1,4 @@
-"""Monte-Carlo against closed forms."""
+"""Noise in what a network emits: simulation against formulas."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import pytest
 from pyiqa_qscorer.analysis.conversion_error import LABELS, make_label
 from pyiqa_qscorer.analysis.simulation import (
     certain_logits,
-    check_uniform,
     noisy_levels,
     noisy_regression,
     small_noise_error,
@@ -26,33 +25,6 @@ def softmax(z: np.ndarray) -> np.ndarray:
     return np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
 
 
-@pytest.mark.parametrize("values", ["integers", "interval_centers"])
-def test_simulation_meets_the_closed_form_for_every_number_of_levels(values: str) -> None:
-    checks = [check_uniform(levels, values, samples=100_000) for levels in range(2, 21)]
-    squared = np.array([(c.simulated_mse - c.mse) / c.mse_standard_error for c in checks])
-    absolute = np.array([(c.simulated_mae - c.mae) / c.mae_standard_error for c in checks])
-    for deviations in (squared, absolute):
-        assert np.abs(deviations).max() < 3.5
-        assert np.mean(np.abs(deviations) < 1) > 0.4  # of a normal deviation: 0.68
-        assert deviations.std() > 0.3  # a standard error that is far too large would hide anything
-
-
-def test_a_wrong_formula_would_be_seen() -> None:
-    check = check_uniform(5, "integers", samples=100_000)
-    without_bias = (4 / 5) ** 2 / 12
-    assert abs(check.simulated_mse - without_bias) > 50 * check.mse_standard_error
-
-
-def test_draws_depend_on_the_seed_alone() -> None:
-    assert check_uniform(4, "integers", 1000, seed=1) == check_uniform(4, "integers", 1000, seed=1)
-    assert check_uniform(4, "integers", 1000, seed=1) != check_uniform(4, "integers", 1000, seed=2)
-    with pytest.raises(ValueError, match="samples must be at least 2"):
-        check_uniform(4, "integers", 1)
-
-
-# --- noise -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", LABELS)
 def test_certain_logits_are_the_label_up_to_the_mixture(name: str) -> None:
     label = make_label(name, MOS, STD, 5)
@@ -60,18 +32,6 @@ def test_certain_logits_are_the_label_up_to_the_mixture(name: str) -> None:
     assert softmax(certain_logits(label, 0.99)) == pytest.approx(0.99 * share + 0.002, abs=1e-12)
     with pytest.raises(ValueError, match="certainty must be above 0 and below 1"):
         certain_logits(label, 1.0)
-
-
-def test_derivatives_of_the_restored_score_against_finite_differences() -> None:
-    values, z, step = level_centers(5), RNG.normal(0, 1, 5), 1e-4
-    p = softmax(z)
-    restored = p @ values
-    for i in range(5):
-        unit = np.eye(5)[i] * step
-        up, down = softmax(z + unit) @ values, softmax(z - unit) @ values
-        lever = values[i] - restored
-        assert (up - down) / (2 * step) == pytest.approx(p[i] * lever, abs=1e-6)
-        assert (up - 2 * restored + down) / step**2 == pytest.approx(p[i] * (1 - 2 * p[i]) * lever, abs=1e-5)
 
 
 @pytest.mark.parametrize("name", ["one_hot", "linear", "gaussian_pdf", "gaussian_cdf_raw"])
@@ -98,13 +58,6 @@ def test_regression_errs_by_its_noise() -> None:
     assert found.analytic_rmse == 0.3
     assert found.rmse**2 == pytest.approx(0.09, abs=4 * found.mse_standard_error)
     assert noisy_regression(MOS, 0.0).rmse == 0.0
-
-
-def test_noise_is_reproducible_and_grows() -> None:
-    once, again = (noisy_levels("linear", MOS, None, 5, 0.2, seed=3) for _ in range(2))
-    assert once == again
-    errors = [noisy_levels("gaussian_pdf", MOS, STD, 5, noise).rmse for noise in (0.0, 0.2, 0.5, 1.0)]
-    assert errors == sorted(errors)
 
 
 def test_noise_and_draws_are_checked() -> None:

@@ -100,7 +100,7 @@ def test_training_on_the_cache_equals_training_on_pictures(pictures: Path, tmp_p
     results = []
     for cache in (True, False):
         output = tmp_path / f"run{cache}"
-        content = feature_settings(pictures, output, data={"cache_statistics": cache}, optimisation={"epochs": 2})
+        content = feature_settings(pictures, output, data={"cache_statistics": cache}, training={"num_train_epochs": 2})
         results.append(train(parse_config(content)))
     assert results[0].metrics["validation_rmse"] == pytest.approx(results[1].metrics["validation_rmse"], rel=2e-2)
     trained = [Scorer("qscorer", checkpoint=str(result.folders["qscorer"]), device="cpu") for result in results]
@@ -118,8 +118,8 @@ def test_feature_network_can_have_its_own_learning_rate(pictures: Path, tmp_path
     load_backbone(untrained, str(pictures / "backbone.pth"))
     changes = {}
     for name, rate in (("own", 1e-12), ("common", None)):
-        optimisation = {"epochs": 1, "learning_rate": 1e-3, "vision_backbone_learning_rate": rate}
-        content = feature_settings(pictures, tmp_path / name, trainable={"everything": True}, optimisation=optimisation)
+        training = {"num_train_epochs": 1, "learning_rate": 1e-3, "vision_backbone_learning_rate": rate}
+        content = feature_settings(pictures, tmp_path / name, trainable={"everything": True}, training=training)
         result = train(parse_config(content))
         vision = Scorer(
             "qscorer", checkpoint=str(result.folders["qscorer"]), device="cpu"
@@ -138,7 +138,7 @@ def test_settings_that_contradict_are_refused(pictures: Path, tmp_path: Path) ->
             parse_config(feature_settings(pictures, tmp_path / "run", **changes))
     for changes in (
         {"trainable": {"vision_backbone": False}},
-        {"optimisation": {"vision_backbone_learning_rate": 1e-5}},
+        {"training": {"vision_backbone_learning_rate": 1e-5}},
     ):
         with pytest.raises(TrainingFailedError, match="kind: features"):
             train(parse_config(settings(pictures, tmp_path / "run", **changes)))

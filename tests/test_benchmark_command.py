@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import os
 import re
@@ -13,20 +14,23 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import accelerate
 import pytest
 import torch
 from benchmark_world import FakeMetrics, write_csv, write_dataset
+from rich.console import Console
 from tiny_checkpoint import published_folders
 from typer.testing import CliRunner
 
 from pyiqa_qscorer.cli import app as cli
-from pyiqa_qscorer.cli.benchmark import dataset_specs, metric_specs, spread, with_split
-from pyiqa_qscorer.data.row_files import read_rows
+from pyiqa_qscorer.cli.benchmark import dataset_specs, metric_specs, with_split
+from pyiqa_qscorer.data.row_files import read_rows, write_rows
+from pyiqa_qscorer.data.score_files import ScoreRow
 from pyiqa_qscorer.errors import InputError, QScorerError
-from pyiqa_qscorer.evaluation.processes import processes
+from pyiqa_qscorer.evaluation import runner
+from pyiqa_qscorer.evaluation.leaderboard_report import terminal_tables
+from pyiqa_qscorer.evaluation.results import read_leaderboard
 from pyiqa_qscorer.evaluation.scoring import BenchmarkRow
-from pyiqa_qscorer.host import pyiqa_metrics as plugin_metrics
+from pyiqa_qscorer.report import print_tables
 
 TESTS = Path(__file__).parent
 PROGRAM = [sys.executable, str(TESTS / "benchmark_world.py")]
@@ -43,7 +47,7 @@ class Result:
 
 @pytest.fixture
 def quick_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plugin_metrics, "PyiqaMetrics", FakeMetrics)
+    FakeMetrics().install(monkeypatch.setattr)
 
 
 @pytest.fixture
@@ -69,13 +73,6 @@ def scores(metric: str, output: str = "benchmark") -> list[tuple]:
 
 
 # --- what the user types ----------------------------------------------------------------------------------------------
-
-
-def test_several_values_behind_one_flag() -> None:
-    typed = ["-m", "a", "b", "--dataset", "c.csv", "d", "-o", "out", "-m", "e", "--dmos"]
-    expected = ["-m", "a", "--metric", "b", "--dataset", "c.csv", "--dataset", "d", "-o", "out", "-m", "e", "--dmos"]
-    assert spread(typed) == expected and spread(expected) == expected
-    assert spread(["--metric=a", "b"]) == ["--metric=a", "b"] and spread([]) == []
 
 
 def test_labels_and_settings() -> None:
@@ -115,13 +112,13 @@ def test_split_and_phase_say_which_datasets_they_are_not_for(capsys: pytest.Capt
 
 
 def test_a_run_and_its_reports(quick_metrics: None, table: Path) -> None:
-    result = Result("-m", "brightness", "darkness", "-d", table, "--images", "data/images")
+    result = Result("-m", "brightness", "-m", "darkness", "-d", table, "--images", "data/images")
     assert result.code == 0, result.err
-    assert re.search(r"brightness +NR +0\.9\d\d \[0\.", result.out) and "30/30" in result.out
+    assert re.search(r"brightness +0\.9\d\d +0\.\d{3}, 0\.\d{3} .* 30 ", result.out)
     written = {path.name for path in Path("benchmark").iterdir()}
     assert written == {"scores", "leaderboard.csv", "leaderboard.md", "leaderboard.json", "report.html"}
     before = Path("benchmark/leaderboard.json").read_bytes()
-    again = Result("-m", "brightness", "darkness", "-d", table, "--images", "data/images")
+    again = Result("-m", "brightness", "-m", "darkness", "-d", table, "--images", "data/images")
     assert again.code == 0 and "0 images to score, 30 scored before" in again.err
     Path("benchmark/leaderboard.json").unlink()
     assert Result("--report-only").code == 0
@@ -131,11 +128,53 @@ def test_a_run_and_its_reports(quick_metrics: None, table: Path) -> None:
 
 def test_what_fails_is_said_and_counts(quick_metrics: None, table: Path) -> None:
     (Path("data/images") / "0003.png").write_bytes(b"nothing")
-    result = Result("-m", "brightness", "broken", "distance", "-d", table, "--images", "data/images")
+    result = Result("-m", "brightness", "-m", "broken", "-m", "distance", "-d", table, "--images", "data/images")
     assert result.code == 1 and "Traceback" not in result.err
     assert "broken on opinions: not run: cannot be built: OSError: the weights are gone" in result.err
     assert "distance on opinions: not run: dataset opinions names no reference images" in result.err
-    assert "brightness: 1 failed: it is not an image" in result.err and "29/30" in result.out
+    assert "brightness: 1 failed: it is not an image" in result.err and re.search("brightness.* 29 ", result.out)
+
+
+def test_opinions_turned_the_wrong_way_are_said_loudly(quick_metrics: None, table: Path) -> None:
+    arguments = ["-m", "brightness", "-m", "picky", "-m", "darkness", "-d", table, "--images", "data/images"]
+    content = [line.split(",") for line in table.read_text().split()]
+    write_csv(table, [content[0], *[[row[0], 9 - float(row[1]), *row[2:]] for row in content[1:]]])
+    result = Result(*arguments)
+    assert "warning: opinions: most metrics contradict the opinions (median SRCC -0.9" in result.err
+    assert "Then repeat the command with --dmos" in result.err
+    for name in ("report.html", "leaderboard.md", "leaderboard.json"):
+        assert "most metrics contradict the opinions" in Path("benchmark", name).read_text()
+    entries = json.loads(Path("benchmark/leaderboard.json").read_text())["entries"]
+    assert not any(entry["not_worse_than_best"] for entry in entries)  # the order is upside down: none is the best
+    right = Result(*arguments, "--dmos")
+    assert "contradict" not in right.err and "brightness on opinions: 0 images to score" in right.err
+    assert json.loads(Path("benchmark/leaderboard.json").read_text())["entries"][0]["not_worse_than_best"]
+
+
+def test_our_own_scores_are_no_opinions(quick_metrics: None, table: Path) -> None:
+    row = ScoreRow("data/images/0000.png", 3.1, metric="qscorer-mini", identity="0" * 16)
+    write_rows(Path("scores.csv"), [row, dataclasses.replace(row, path="data/images/0001.png")], ScoreRow, ".csv")
+    result = Result("-m", "brightness", "-d", "scores.csv", "--images", ".")
+    assert result.code == 2 and "column 'score' holds scores that pyiqa-qscorer predicted" in result.err
+    # A table of a leaderboard holds both; the opinions are used if they are named.
+    assert Result("-m", "brightness", "-d", table, "--images", "data/images").code == 0
+    again = ["-m", "darkness", "-d", "again=benchmark/scores/opinions/brightness.csv", "--images", "."]
+    refused = Result(*again)
+    assert refused.code == 2 and "--columns mos=COLUMN (one of mos," in refused.err
+    assert Result(*again, "--columns", "mos=mos", "-o", "again").code == 0
+
+
+def test_digits_are_kept_in_a_pipe_and_fit_into_80_columns_of_a_terminal(quick_metrics: None, table: Path) -> None:
+    name = "a-label-that-is-longer-than-any-terminal-is-wide-and-would-push-all-numbers-out-of-it-if-it-could"
+    Result("-m", f"{name}=brightness", "-m", "topiq_nr-flive=darkness", "-d", table, "--images", "data/images")
+    [line] = [line for line in Result("--report-only").out.splitlines() if line.startswith(name)]
+    assert re.fullmatch(rf"{name} +0\.\d{{3}} +0\.\d{{3}}, 0\.\d{{3}}( +0\.\d{{3}}){{3}} +30 +\S+ *", line)
+    buffer = io.StringIO()
+    console = Console(file=buffer, force_terminal=True, width=80, highlight=False)
+    print_tables(terminal_tables(read_leaderboard(Path("benchmark"), 50)), console)
+    shown = re.sub("\x1b\\[[0-9;]*m", "", buffer.getvalue())
+    assert "…" not in shown and "..." not in shown and max(map(len, shown.splitlines())) <= 80
+    assert re.search(r"topiq_nr-flive +-0\.\d{3} +-0\.\d{3}, -0\.\d{3}( +-?0\.\d{3}){3} +30 ", shown)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +222,7 @@ def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
 
 @pytest.mark.slow
 def test_killed_and_interrupted_runs_resume_to_the_same_table(quick_metrics: None, table: Path) -> None:
-    arguments = ["-m", "brightness", "darkness", "-d", str(table), "--images", "data/images"]
+    arguments = ["-m", "brightness", "-m", "darkness", "-d", str(table), "--images", "data/images"]
     assert Result(*arguments, "-o", "expected").code == 0
     command = [*PROGRAM, "benchmark", *arguments, "--workers", "2"]
     log = Path("log.txt")
@@ -231,7 +270,7 @@ def test_full_disk_keeps_what_was_scored(quick_metrics: None, table: Path) -> No
 @pytest.mark.slow
 def test_two_processes_share_the_images_and_one_merges_them(quick_metrics: None, table: Path) -> None:
     Path("data/images/0005.png").write_bytes(b"nothing")
-    arguments = ["-m", "brightness", "broken", "picky", "-d", str(table), "--images", "data/images"]
+    arguments = ["-m", "brightness", "-m", "broken", "-m", "picky", "-d", str(table), "--images", "data/images"]
     assert Result(*arguments, "-o", "expected").code == 1
     log = Path("log.txt")
     # What accelerate starts for several GPUs; `accelerate launch --cpu` starts one process only, unless there is MPI.
@@ -266,10 +305,10 @@ def test_several_processes_run_where_the_user_says(
     monkeypatch.setenv("ACCELERATE_USE_CPU", variable)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    state = SimpleNamespace(process_index=1, num_processes=2, device=torch.device("cpu"))
+    state = SimpleNamespace(device=torch.device("cpu"))
     asked: list[bool] = []
-    monkeypatch.setattr(accelerate, "PartialState", lambda cpu, timeout: asked.append(cpu) or state)
-    assert processes(device).count == 2 and asked == [cpu]
+    monkeypatch.setattr(runner, "PartialState", lambda cpu, timeout: asked.append(cpu) or state)
+    assert runner.start_processes(device) == (state, state.device) and asked == [cpu]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +320,7 @@ def test_several_processes_refuse_a_device_that_cannot_serve(
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(QScorerError, match=words):
-        processes(device)
+        runner.start_processes(device)
 
 
 # --- pyiqa's metrics and datasets -------------------------------------------------------------------------------------
@@ -299,7 +338,7 @@ def test_pyiqas_metrics_on_a_dataset_of_pyiqa(tmp_path: Path, monkeypatch: pytes
         Path("meta_info/meta_info_CSIQDataset.csv"),
         [["ref_name", "dist_name", "dmos", "std"], *[[row[3], row[0], 1 - float(row[1]) / 6, 0.1] for row in given]],
     )
-    result = Result("-m", "psnr", "gmsd", "entropy", "-d", "csiq", "--data-root", ".", "--batch-size", "4")
+    result = Result("-m", "psnr", "-m", "gmsd", "-m", "entropy", "-d", "csiq", "--data-root", ".", "--batch-size", "4")
     assert result.code == 0, result.err
     import pyiqa
 
@@ -352,5 +391,5 @@ def test_our_name_in_pyiqas_benchmark_loop_and_in_ours(tmp_path: Path, monkeypat
     assert facts["download_bytes"] == files and facts["parameters"] > 1000 and facts["options"]["base"] == str(base)
 
     checked = Result("--report-only", "--check-published")
-    assert checked.code == 1 and re.search(r"qscorer +koniq10k +SRCC +0\.948 ", checked.out)
+    assert checked.code == 1 and re.search(r"qscorer +koniq10k +SRCC +differs +0\.948 ", checked.out)
     assert checked.out.count("differs") == 2 and "agrees: within 0.005" in " ".join(checked.out.split())

@@ -17,12 +17,10 @@ import pytest
 from benchmark_world import FakeMetrics, write_dataset
 from PIL import Image
 
-from pyiqa_qscorer.evaluation.benchmark_files import MACHINE_FACTS
 from pyiqa_qscorer.evaluation.datasets import DatasetSpec, open_dataset
 from pyiqa_qscorer.evaluation.leaderboard_report import write_reports
-from pyiqa_qscorer.evaluation.processes import OneProcess
 from pyiqa_qscorer.evaluation.published import check_published, published_results
-from pyiqa_qscorer.evaluation.results import read_leaderboard
+from pyiqa_qscorer.evaluation.results import MACHINE_FACTS, read_leaderboard
 from pyiqa_qscorer.evaluation.runner import MetricSpec, run_benchmark
 
 LEVELS = range(40, 220, 9)
@@ -68,14 +66,16 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Path:
     broken = table.parent / "images" / "0004.png"
     broken.write_bytes(b"no image")
     datasets = [
-        open_dataset(DatasetSpec(label, csv=table, images=table.parent / "images", lower_better=dmos), root, None)  # type: ignore[arg-type]
+        open_dataset(DatasetSpec(label, csv=table, images=table.parent / "images", lower_better=dmos))
         for label, dmos in (("koniq10k", False), ("a & b (DMOS)", True))
     ]
     names = ("brightness", "darkness", "distance", "picky", "broken")
     specs = [MetricSpec(name, name) for name in names]
     specs.append(MetricSpec("a & b", "constant"))
-    run_benchmark(specs, datasets[:1], root / "out", FakeMetrics(), OneProcess("cpu"))
-    run_benchmark(specs[:3], datasets[1:], root / "out", FakeMetrics(), OneProcess("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        FakeMetrics().install(patch.setattr)
+        run_benchmark(specs, datasets[:1], root / "out", "cpu")
+        run_benchmark(specs[:3], datasets[1:], root / "out", "cpu")
     facts = root / "out/scores/koniq10k/brightness.json"
     facts.write_text(facts.read_text().replace('"name": "brightness"', '"name": "qscorer"'))
     picky = root / "out/scores/koniq10k/picky.csv"
@@ -129,7 +129,7 @@ def test_reports_say_where_times_were_measured(output: Path, tmp_path: Path) -> 
     text = (tmp_path / "leaderboard.md").read_text()
     assert all(sentence in text for sentence in stated) and text.count("\nTime and memory measured on cpu, ") == 1
     page = (tmp_path / "report.html").read_text()
-    assert all(f'<p class="soft">{html.escape(sentence)}</p>' in page for sentence in stated)
+    assert all(f"<p>{html.escape(sentence)}</p>" in page for sentence in stated)
     content = json.loads((tmp_path / "leaderboard.json").read_text())
     entries = {one["metric"]: one for one in content["entries"] if one["dataset"] == "koniq10k"}
     assert "machine" not in content and entries["brightness"]["cores"] == 6
@@ -140,7 +140,8 @@ def test_reports_say_where_times_were_measured(output: Path, tmp_path: Path) -> 
 def test_page_needs_nothing_from_elsewhere(output: Path) -> None:
     text = (output / "report.html").read_text()
     page = Page(text)
-    assert page.fetched() and all(value.startswith(("data:image/", "#dataset-")) for value in page.fetched())
+    inside = ("data:image/", "#section-", "../data/images/")
+    assert page.fetched() and all(value.startswith(inside) for value in page.fetched())
     assert not re.search(r"https?:|//[a-z]|url\(|@import|\bfetch\(|XMLHttp", re.sub(r"data:image/[^\"]*", "", text))
     assert not [tag for tag, attributes in page.tags if tag in ("link", "iframe", "object", "base")]
     metas = [attributes for tag, attributes in page.tags if tag == "meta"]
@@ -151,17 +152,19 @@ def test_page_needs_nothing_from_elsewhere(output: Path) -> None:
 def test_page_shows_tables_plots_and_disagreements(output: Path) -> None:
     text = (output / "report.html").read_text()
     page = Page(text)
-    of_brightness = [row for row in page.rows if row and row[0] == "brightness" and len(row) > 10]
+    of_brightness = [row for row in page.rows if row and row[0] == "brightness" and len(row) == 9]
     assert [row[2][:3] for row in of_brightness] == ["-0.", "0.9"]  # DMOS, MOS
-    assert of_brightness[1][1] == "NR" and of_brightness[1][8:10] == ["19", "1"]
-    published = [row for row in page.rows if row and "(published, not run here)" in row[0]]
-    assert len(published) == 6 and published[0][1] == "NR, in-domain"
+    assert of_brightness[1][1] == "NR" and of_brightness[1][8] == "19 of 20"
+    published = [row for row in page.rows if row and row[1] in ("in-domain", "cross")]
+    assert len(published) == 6 and "Published, not run here" in text
     images = [attributes["src"] for tag, attributes in page.tags if tag == "img"]
     sizes = [Image.open(io.BytesIO(base64.b64decode(str(uri).partition(",")[2]))).size for uri in images]
     plots = [size for size in sizes if size[0] > 400]
     # A scatter for each metric that has a correlation, and a cost plot per dataset; six thumbnails beside each scatter.
     assert len(plots) == 4 + 3 + 2 and len(sizes) - len(plots) == 6 * 7
-    assert text.count('<table class="sortable">') == 5 and "not defined: all 19 scores are 3" in text
+    links = [attributes["href"] for tag, attributes in page.tags if tag == "a" and "/" in str(attributes["href"])]
+    assert len(links) == 6 * 7 and all((output / link).is_file() for link in links)
+    assert "a &amp; b: no correlation: all 19 scores are 3" in text and text.count("<summary>") == 2
 
 
 def test_page_escapes_what_others_named(output: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import math
 import os
@@ -21,11 +20,13 @@ from typer.testing import CliRunner
 from pyiqa_qscorer.analysis.measured import LABEL_OF, MeasuredModel, measure
 from pyiqa_qscorer.cli import app as cli
 from pyiqa_qscorer.data.labels import gaussian_soft_label, level_centers, one_hot, restore
+from pyiqa_qscorer.data.row_files import write_rows
+from pyiqa_qscorer.data.score_files import ScoreRow
 from pyiqa_qscorer.errors import QScorerError
 from pyiqa_qscorer.images.preprocessing import pixels_from_pil
 from pyiqa_qscorer.images.reading import open_image
 from pyiqa_qscorer.metric import QScorer
-from pyiqa_qscorer.training.config import DatasetConfig, parse_config
+from pyiqa_qscorer.training.config import FolderDataset, parse_config
 from pyiqa_qscorer.training.dataset import LabelledImages, read_dataset
 from pyiqa_qscorer.training.run import train
 
@@ -67,22 +68,22 @@ def test_tables_on_stdout_facts_on_stderr(labels: Path) -> None:
     assert result.line("gaussian pdf", "integers")[0] < 0.05
 
 
-def test_report_folder_and_detail(labels: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "report"
-    result = Result("--mos", labels, "--levels", "5", "--detail", "7", "-o", folder)
-    assert result.code == 0
-    assert result.out.splitlines()[-1] == str(folder / "errors.html")
-    assert json.loads((folder / "errors.json").read_text())["detail"] == 7
-    with (folder / "errors.csv").open(newline="") as file:
-        assert {row["levels"] for row in csv.DictReader(file)} == {"5", "7", ""}
-
-
 def test_vote_columns_take_any_number_of_names(tmp_path: Path) -> None:
     path = tmp_path / "votes.csv"
     path.write_text("c1,c2,c3,s\n1,1,0,0.5\n0,1,1,0.5\n0,0,2,0\n3,0,0,0\n")
     result = Result("--mos", path, "--vote-columns", "c1", "c2", "c3", "--std-column", "s", "--levels", "5")
     assert result.code == 0
     assert "4 of 4 images, 2 of them 0" in result.err
+
+
+def test_our_own_scores_are_no_opinions(tmp_path: Path) -> None:
+    path = tmp_path / "scores.csv"
+    write_rows(
+        path, [ScoreRow(f"{n}.png", n / 2, metric="qscorer-mini", identity="0") for n in range(6)], ScoreRow, ".csv"
+    )
+    result = Result("--mos", path, "--mos-column", "score", "--levels", "5")
+    assert result.code == 2 and "column 'score' holds scores that pyiqa-qscorer predicted" in result.err
+    assert Result("--mos", path, "--levels", "5").code == 2  # says with which option the MOS is named
 
 
 @pytest.mark.parametrize(
@@ -139,14 +140,16 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("trained")
     found = {"pictures": make_pictures(folder / "pictures", count=16)}
     for name in FORMULATIONS:
-        content = settings(found["pictures"], folder / name, model={"formulation": name}, optimisation={"epochs": 3})
+        content = settings(
+            found["pictures"], folder / name, model={"formulation": name}, training={"num_train_epochs": 3}
+        )
         found[name] = train(parse_config(content)).folders["qscorer"]
     return found
 
 
 def dataset(pictures: Path, **changes: Any) -> LabelledImages:
     content = {"folder": pictures, "csv": pictures / "labels.csv", "mos_range": (0, 100), "std_column": "std"}
-    return read_dataset(DatasetConfig(**{**content, **changes}), "test")
+    return read_dataset(FolderDataset(**{**content, **changes}), "test")
 
 
 @pytest.fixture(scope="module")
@@ -229,11 +232,6 @@ def test_readings_are_of_the_networks_own_probabilities(
     assert found.right.share == pytest.approx(np.mean(p.argmax(axis=1) == label.argmax(axis=1)))
 
 
-def test_score_tokens_have_no_readings(measured: dict[str, MeasuredModel]) -> None:
-    found = measured["score_token"]
-    assert (found.readings, found.right, found.leaked_mass, found.dtype) == ({}, None, None, "float32")
-
-
 def test_broken_pictures_are_left_out_with_their_labels(trained: dict[str, Path], tmp_path: Path) -> None:
     pictures = make_pictures(tmp_path / "pictures", count=16)
     (pictures / "03.png").write_bytes(b"no picture")
@@ -293,12 +291,3 @@ def test_command_leaves_out_rows_that_cannot_be_measured(trained: dict[str, Path
         f"  {pictures / 'gone.png'}: the image is missing",
         "  and 1 more",
     ]
-
-
-def test_command_reads_the_images_before_the_study(
-    labels: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("pyiqa_qscorer.analysis.study.study", lambda *_: pytest.fail("the study ran first"))
-    result = Result("--mos", labels, "--data", tmp_path, "--checkpoint", "none")
-    assert result.code == 2
-    assert "dataset labels has no usable image" in result.err and "(80 skipped)" in result.err

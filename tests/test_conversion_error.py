@@ -7,34 +7,26 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from scipy.stats import kendalltau, spearmanr
 
 from pyiqa_qscorer.analysis.conversion_error import (
     LABELS,
     SIGNIFICANT_BITS,
+    best_possible,
     decompose,
     leak,
     level_values,
     make_label,
     named_score,
-    optimal_values,
     round_to,
     uniform_errors,
     uniform_rounding_errors,
 )
 from pyiqa_qscorer.data.labels import level_centers, level_index, restore
-from pyiqa_qscorer.data.opinion_tables import normalise_mos, normalise_std
 
 RNG = np.random.default_rng(0)
 MOS = np.concatenate([[1.0, 5.0, 3.0], 1 + 4 * RNG.beta(3, 2, 500)])
 STD = RNG.uniform(0.2, 1.2, len(MOS))
-
-
-def test_normalisation_maps_range_and_spread() -> None:
-    assert normalise_mos([0, 25, 100], 0, 100).tolist() == [1, 2, 5]
-    assert normalise_mos([0, 25, 100], 0, 100, lower_better=True).tolist() == [5, 4, 1]
-    assert normalise_std([0, 25], 0, 100).tolist() == [0, 1]
 
 
 # --- labels and restoration --------------------------------------------------------------------------------------
@@ -87,14 +79,6 @@ def test_no_values_beat_the_optimal_ones(name: str) -> None:
         assert np.mean((restore(label, level_values(kind, label, MOS)) - MOS) ** 2) >= best - 1e-12
 
 
-def test_optimal_values_stay_where_no_data_says_otherwise() -> None:
-    start = np.array([1.0, 2.0, 3.0])
-    label = np.array([[0.5, 0.5, 0.0]] * 4)
-    values = optimal_values(label, np.full(4, 2.5), start)
-    assert restore(label, values) == pytest.approx(np.full(4, 2.5))
-    assert values == pytest.approx([2.0, 3.0, 3.0])  # the shortest step: both of the used levels by as much
-
-
 def test_leaked_mass_is_a_bias_towards_zero_that_a_softmax_over_levels_undoes() -> None:
     label, centers = make_label("one_hot", MOS, None, 5), level_centers(5)
     open_set = leak(label, 0.1)
@@ -126,15 +110,6 @@ def test_the_cross_term_vanishes_around_the_mean_mos_of_each_label() -> None:
     assert abs(parts.cross) < 1e-12
     assert parts.label > 0.01
     assert parts.restoration > 0.01
-
-
-@given(st.lists(st.floats(1, 5), min_size=1, max_size=30), st.floats(-3, 3), st.floats(-3, 3))
-def test_parts_of_any_two_steps_add_up(mos: list[float], first: float, second: float) -> None:
-    y = np.array(mos)
-    parts = decompose(y, y + first, y + first + second)
-    assert parts.total == pytest.approx((first + second) ** 2, abs=1e-9)
-    assert parts.label + parts.restoration + parts.cross == pytest.approx(parts.total, abs=1e-9)
-    assert parts.cross == pytest.approx(2 * first * second, abs=1e-9)
 
 
 # --- closed forms ------------------------------------------------------------------------------------------------
@@ -176,9 +151,23 @@ def test_uniform_rounding_errors_against_draws(dtype: str, low: float, high: flo
     assert uniform_rounding_errors(dtype, low, high) == pytest.approx((np.mean(error**2), np.mean(error)), rel=0.02)
 
 
-def test_rounding_of_a_score_is_far_below_one_hot_levels() -> None:
-    assert uniform_rounding_errors("float16")[1] == pytest.approx((1 * 2**-10 + 2 * 2**-9 + 1 * 2**-8) / 4 / 4)
-    assert uniform_rounding_errors("bfloat16")[1] < 0.005 < uniform_errors(level_centers(5))[1] / 60
+# --- ceilings of rank correlation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("levels", [2, 3, 5])
+def test_no_split_into_levels_ranks_better_than_the_bound(levels: int) -> None:
+    assert best_possible(levels) == pytest.approx((math.sqrt(1 - 1 / levels**2), math.sqrt(1 - 1 / levels)))
+    mos = np.sort(np.round(RNG.uniform(1, 5, 240), 2))
+    bound = best_possible(levels, np.unique(mos, return_counts=True)[1])
+    even = np.repeat(np.arange(levels), 240 // levels)
+    assert (spearmanr(even, mos).statistic, kendalltau(even, mos).statistic) == pytest.approx(bound, abs=0.01)
+    for _ in range(30):
+        level = np.searchsorted(np.sort(RNG.uniform(1, 5, levels - 1)), mos)
+        values = RNG.permutation(np.sort(RNG.uniform(1, 5, levels)))
+        if len(set(level)) > 1:
+            assert spearmanr(values[level], mos).statistic <= bound[0] + 1e-12
+            assert kendalltau(level, mos).statistic <= bound[1] + 1e-12
+    assert best_possible(9, [3, 3, 3]) == best_possible(2, [7]) == (1.0, 1.0)
 
 
 # --- bad arguments -----------------------------------------------------------------------------------------------

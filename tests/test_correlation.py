@@ -105,17 +105,23 @@ def test_fit_finds_the_curve_that_made_the_data() -> None:
     assert (fit.top, fit.bottom, fit.middle, fit.width) == pytest.approx((4.5, 1, 0.7, 0.9), abs=1e-6)
 
 
-def test_resampled_correlations_are_those_of_the_copied_images() -> None:
+def test_fit_is_not_caught_in_a_bad_optimum_where_the_relation_falls() -> None:
+    generator = np.random.default_rng(5)
+    scores = generator.gamma(1.2, 20, 200)
+    mos = 90 / (1 + np.exp((scores - 25) / 6)) + generator.normal(size=200)
+    rising, falling = correlations(-scores, mos), correlations(scores, mos)
+    assert falling.plcc_fitted == pytest.approx(rising.plcc_fitted, abs=1e-6) and rising.plcc_fitted > 0.99
+
+
+def test_resampled_correlations_are_those_of_the_drawn_images() -> None:
     scores, mos = sample(60)
-    counts = np.concatenate(list(bootstrap.draws(60, 30, seed=4)))
-    assert counts.shape == (30, 60) and (counts.sum(1) == 60).all()
+    drawn = np.random.default_rng([4, 60]).integers(0, 60, (30, 60))  # the same draws for all: paired comparison
     for resampled, reference in (
         (bootstrap.resampled_srcc, stats.spearmanr),
         (bootstrap.resampled_plcc, stats.pearsonr),
         (bootstrap.resampled_krcc, stats.kendalltau),
     ):
-        copies = [[np.repeat(values, row.astype(int)) for values in (scores, mos)] for row in counts]
-        expected = [reference(*pair)[0] for pair in copies]
+        expected = [reference(scores[row], mos[row])[0] for row in drawn]
         np.testing.assert_allclose(resampled(scores, mos, 30, seed=4), expected, rtol=0, atol=1e-12)
 
 

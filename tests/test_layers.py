@@ -14,7 +14,8 @@ from environments import REPOSITORY
 PACKAGE = REPOSITORY / "pyiqa_qscorer"
 
 LAYERS = [
-    {"errors", "registry", "files"},
+    {"errors", "registry", "files", "prefetch"},
+    {"report"},
     {"images", "prompt"},
     {"model"},
     {"checkpoints", "data"},

@@ -19,7 +19,6 @@ from pyiqa_qscorer.errors import InputError, QScorerError
 from pyiqa_qscorer.evaluation import cost
 from pyiqa_qscorer.evaluation.correlation import correlations
 from pyiqa_qscorer.evaluation.datasets import DatasetSpec, OpenDataset, open_dataset
-from pyiqa_qscorer.evaluation.processes import OneProcess
 from pyiqa_qscorer.evaluation.results import Entry, read_leaderboard
 from pyiqa_qscorer.evaluation.runner import MetricSpec, Problem, run_benchmark
 from pyiqa_qscorer.evaluation.scoring import BenchmarkRow
@@ -27,19 +26,18 @@ from pyiqa_qscorer.evaluation.scoring import BenchmarkRow
 LEVELS = range(40, 220, 9)
 
 
-def nobody(*_: Any, **__: Any) -> Any:
-    raise AssertionError("no dataset is given by name here")
-
-
 def opened(table: Path, label: str = "own", **fields: Any) -> OpenDataset:
-    return open_dataset(DatasetSpec(label, csv=table, images=table.parent / "images", **fields), Path("."), nobody)
+    return open_dataset(DatasetSpec(label, csv=table, images=table.parent / "images", **fields))
 
 
-def run(
-    output: Path, dataset: OpenDataset, *names: str, metrics: FakeMetrics | None = None, **settings: Any
-) -> list[Problem]:
+@pytest.fixture(autouse=True)
+def metrics(monkeypatch: pytest.MonkeyPatch) -> FakeMetrics:
+    return FakeMetrics().install(monkeypatch.setattr)
+
+
+def run(output: Path, dataset: OpenDataset, *names: str, **settings: Any) -> list[Problem]:
     specs = [MetricSpec(name, name, settings.pop("options", {})) for name in names]
-    return run_benchmark(specs, [dataset], output, metrics or FakeMetrics(), OneProcess("cpu"), **settings)
+    return run_benchmark(specs, [dataset], output, "cpu", **settings)
 
 
 def entry(output: Path, metric: str) -> Entry:
@@ -82,25 +80,29 @@ def test_dmos_is_turned_as_well(table: Path, tmp_path: Path) -> None:
     assert dark == -bright > 0.9
 
 
-def test_a_thousand_images_of_many_sizes_with_ten_broken_ones(tmp_path: Path) -> None:
+def test_a_thousand_images_of_many_sizes_with_ten_broken_ones(tmp_path: Path, metrics: FakeMetrics) -> None:
     sizes = [(16, 12), (12, 16), (20, 20), (9, 31), (31, 9)]
     table = write_dataset(tmp_path / "data", [40 + index % 180 for index in range(1000)], sizes=sizes)
     images = table.parent / "images"
     for number in range(10):
         path = images / f"{number * 97:04}.png"
         path.write_bytes(path.read_bytes()[: 40 * (number % 2)])  # empty or cut off
-    metrics = FakeMetrics()
-    assert run(tmp_path / "out", opened(table), "brightness", metrics=metrics, batch_size=8) == []
+    assert run(tmp_path / "out", opened(table), "brightness", batch_size=8) == []
     found = entry(tmp_path / "out", "brightness")
     assert len(found.rows) == 1000 and len(found.scored) == found.agreement.images == 990
     assert sum(count for _, count in found.failures) == 10
     assert {Path(row.path).name for row in found.rows if row.error} == {f"{number * 97:04}.png" for number in range(10)}
-    assert max(metrics.batches) == 8 and len(metrics.batches) < 300
-    alone = FakeMetrics()
-    run(tmp_path / "alone", opened(table), "brightness", metrics=alone)
-    assert set(alone.batches) == {1}
+    metrics.takes_batches = False  # as pyiqa's metrics
+    metrics.batches.clear()
+    run(tmp_path / "alone", opened(table), "brightness", batch_size=8)
+    assert set(metrics.batches) == {1}
     scores = [[row.score for row in rows(tmp_path / name, "brightness")] for name in ("out", "alone")]
     assert scores[0] == scores[1]
+
+
+def test_our_metrics_share_a_pass(table: Path, tmp_path: Path, metrics: FakeMetrics) -> None:
+    run(tmp_path / "out", opened(table), "brightness", batch_size=8)
+    assert metrics.batches == [8, 8, 4]
 
 
 def test_failures_of_a_metric_stay_with_their_images(table: Path, tmp_path: Path) -> None:
@@ -117,15 +119,7 @@ def test_failures_of_a_metric_stay_with_their_images(table: Path, tmp_path: Path
     assert entry(tmp_path / "out", "broken").problem == problems[0].reason
 
 
-def test_a_metric_that_mixes_its_batch_is_found_out(
-    table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    run(tmp_path / "out", opened(table), "mixing", batch_size=4)
-    assert "in a batch of 4" in caplog.text and "one at a time" in caplog.text
-    assert all(10 < row.score < 11 for row in rows(tmp_path / "out", "mixing"))
-
-
-def test_references(tmp_path: Path) -> None:
+def test_references(tmp_path: Path, metrics: FakeMetrics) -> None:
     table = write_dataset(tmp_path / "data", LEVELS, sizes=[(24, 20), (12, 10)], references=True)
     picture(60, (5, 5)).save(table.parent / "images/0002.png")
     run(tmp_path / "out", opened(table), "distance", "brightness", batch_size=3)
@@ -134,9 +128,9 @@ def test_references(tmp_path: Path) -> None:
     assert found.failures == [("the image is 5x5, its reference 24x20: a full-reference metric needs one size", 1)]
     assert rows(tmp_path / "out", "brightness")[0].reference is None
     # Another reference: scored again, and only what it belongs to.
-    metrics = FakeMetrics()
+    metrics.batches.clear()
     picture(200, (12, 10)).save(table.parent / "images/ref_12.png")
-    run(tmp_path / "out", opened(table), "distance", metrics=metrics)
+    run(tmp_path / "out", opened(table), "distance")
     assert sum(metrics.batches) == len(LEVELS) // 2
 
 
@@ -150,25 +144,27 @@ def test_full_reference_metrics_need_references(table: Path, tmp_path: Path) -> 
     assert "none of its reference images exists" in problem.reason
 
 
-def test_a_second_run_scores_only_what_is_new_changed_or_failed(table: Path, tmp_path: Path) -> None:
+def test_a_second_run_scores_only_what_is_new_changed_or_failed(
+    table: Path, tmp_path: Path, metrics: FakeMetrics
+) -> None:
     output, dataset = tmp_path / "out", opened(table)
     run(output, dataset, "picky")
     before = rows(output, "picky")
     failed = sum(row.score is None for row in before)
-    metrics = FakeMetrics()
-    run(output, dataset, "picky", metrics=metrics)
+    metrics.batches.clear()
+    run(output, dataset, "picky")
     assert sum(metrics.batches) == failed and without_time(rows(output, "picky")) == without_time(before)
     changed = table.parent / "images/0001.png"
     picture(77).save(changed)
     os.utime(changed, ns=(1, 1))
     write_csv(table, [["file", "mos"], *[[f"{index:04}.png", 9 - index] for index in range(10)]])
-    metrics = FakeMetrics()
-    run(output, opened(table), "picky", metrics=metrics)
+    metrics.batches.clear()
+    run(output, opened(table), "picky")
     assert sum(metrics.batches) == 1
     found = entry(output, "picky")  # the opinions of today, of the images that are in the dataset today
     assert [row.mos for row in sorted(found.rows, key=lambda row: row.path)] == [9 - index for index in range(10)]
-    metrics = FakeMetrics()
-    run(output, opened(table), "picky", metrics=metrics, overwrite=True)
+    metrics.batches.clear()
+    run(output, opened(table), "picky", overwrite=True)
     assert sum(metrics.batches) == 10 == len(rows(output, "picky"))
 
 
@@ -187,16 +183,15 @@ def use(megabytes: int) -> bool:
     return bool(np.ones(megabytes * 1_000_000, np.uint8).any())
 
 
-def test_peak_memory_is_that_of_each_dataset(tmp_path: Path) -> None:
+def test_peak_memory_is_that_of_each_dataset(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if cost.PeakMemory(torch.device("cpu")).bytes() is None:
         pytest.skip("the peak of the resident memory cannot be reset here")
     datasets = [
         opened(write_dataset(tmp_path / label, LEVELS[:3], sizes=[(width, 8)]), label)
         for label, width in (("large", 400), ("small", 10))
     ]
-    run_benchmark(
-        [MetricSpec("brightness", "brightness")], datasets, tmp_path / "out", HungryMetrics(), OneProcess("cpu")
-    )
+    HungryMetrics().install(monkeypatch.setattr)
+    run_benchmark([MetricSpec("brightness", "brightness")], datasets, tmp_path / "out", "cpu")
     peaks = [
         json.loads((tmp_path / f"out/scores/{label}/brightness.json").read_text())["peak_memory_bytes"] / 1e6
         for label in ("large", "small")
@@ -234,8 +229,7 @@ def test_labels(table: Path, tmp_path: Path) -> None:
             [MetricSpec("m", "brightness")],
             [opened(table), opened(again)],
             tmp_path / "out",
-            FakeMetrics(),
-            OneProcess("cpu"),
+            "cpu",
         )
     with pytest.raises(InputError, match=r"dataset 'a/b' cannot name a file"):
         run(tmp_path / "out", opened(table, "a/b"), "brightness")
@@ -262,7 +256,7 @@ def test_what_is_wrong_with_a_dataset_is_said_before_scoring(table: Path, tmp_pa
     ):
         spec = DatasetSpec("own", **{"csv": table, "images": images} | fields)
         with pytest.raises(QScorerError, match=words):
-            open_dataset(spec, tmp_path, nobody)
+            open_dataset(spec)
 
 
 def test_duplicates_and_missing_opinions(table: Path, tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pyiqa_qscorer.errors import QScorerError, TrainingDataError
+from pyiqa_qscorer.errors import QScorerError
 from pyiqa_qscorer.host.pyiqa_datasets import pyiqa_dataset
-from pyiqa_qscorer.training.config import DatasetConfig
+from pyiqa_qscorer.training.config import PyiqaDataset
 from pyiqa_qscorer.training.dataset import read_dataset
 
 
@@ -41,8 +41,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def read(root: Path, phase: str = "train", **fields: Any) -> Any:
-    config = DatasetConfig.model_validate({"data_root": root, **fields})
-    return read_dataset(config, phase, named_datasets=pyiqa_dataset)
+    config = PyiqaDataset.model_validate({"data_root": root, **fields})
+    return read_dataset(config, phase)
 
 
 @pytest.mark.parametrize(("phase", "numbers"), [("train", [0, 1, 2]), ("val", [3]), ("test", [4, 5])])
@@ -93,8 +93,3 @@ def test_unknown_name_split_and_missing_folder(root: Path, tmp_path: Path) -> No
         read(root, dataset="koniq10k", split="my_split")
     with pytest.raises(QScorerError, match=r"meta_info_SPAQDataset\.csv is missing; .*data_root.*download: true"):
         read(root, dataset="spaq")
-
-
-def test_names_need_somebody_who_knows_them(root: Path) -> None:
-    with pytest.raises(TrainingDataError, match="named_datasets"):
-        read_dataset(DatasetConfig(dataset="koniq10k", data_root=root), "train")

@@ -68,16 +68,16 @@ def test_unknown_metric_names_the_nearest(wrong: str) -> None:
     assert isinstance(caught.value, QScorerError)
     message = str(caught.value)
     assert message.startswith(f"pyiqa-qscorer has no metric {wrong!r}; did you mean 'qscorer_8bit'")
-    assert message.endswith("There are: qscorer, qscorer-mini, qscorer_8bit, qscorer_4bit")
+    assert message.endswith("The names are qscorer, qscorer-mini, qscorer_8bit, qscorer_4bit")
 
 
 def test_unknown_metric_far_from_all_lists_all() -> None:
-    with pytest.raises(names.UnknownMetricError, match=r"no metric 'x'; There are: qscorer, "):
+    with pytest.raises(names.UnknownMetricError, match=r"no metric 'x'; The names are qscorer, "):
         names.pyiqa_config("x")
 
 
 def test_unknown_option_names_the_nearest() -> None:
     with pytest.raises(TypeError, match=r"has no option 'chekpoint'; did you mean 'checkpoint'"):
         names.resolve_metric_options("qscorer", {"chekpoint": "folder"})
-    with pytest.raises(names.UnknownOptionError, match="There are: checkpoint, base, revision, "):
+    with pytest.raises(names.UnknownOptionError, match="The names are checkpoint, base, revision, "):
         names.resolve_metric_options("qscorer", {"zzz": None})

@@ -1,4 +1,4 @@
-"""Tables of opinions: columns, scales, what is missing, and memory that does not grow."""
+"""Tables of opinions: columns, scales, what is missing, and what is refused."""
 
 from __future__ import annotations
 
@@ -8,9 +8,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pyiqa_qscorer.data import opinion_tables as module
-from pyiqa_qscorer.data.opinion_tables import OpinionColumns, Opinions, read_opinion_table
-from pyiqa_qscorer.errors import OpinionsError
+from pyiqa_qscorer.data.opinions import (
+    MosScale,
+    OpinionColumns,
+    OpinionRow,
+    Opinions,
+    read_opinion_table,
+    read_opinions,
+)
+from pyiqa_qscorer.errors import OpinionTableError
 
 
 def write(path: Path, *lines: str) -> Path:
@@ -19,8 +25,7 @@ def write(path: Path, *lines: str) -> Path:
 
 
 def numbers(opinions: Opinions) -> tuple[np.ndarray, np.ndarray]:
-    chunks = list(opinions.chunks())
-    return np.concatenate([mos for mos, _ in chunks]), np.concatenate([std for _, std in chunks])
+    return opinions.mos, opinions.std
 
 
 def test_own_range_and_spread_are_mapped_alike(tmp_path: Path) -> None:
@@ -81,16 +86,29 @@ def test_first_rows_can_be_left_out(tmp_path: Path) -> None:
     assert found.missing_mos == 1
 
 
-def test_chunks_of_any_size_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(0).uniform(0, 9, 50).round(3)
-    path = write(tmp_path / "a.csv", "mos,std", *(f"{value},{value / 9}" for value in values), ",1")
-    whole = read_opinion_table(path, OpinionColumns(std="std"))
-    monkeypatch.setattr(module, "CHUNK", 7)
-    parts = read_opinion_table(path, OpinionColumns(std="std"))
-    assert [len(mos) for mos, _ in parts.chunks(7)] == [7] * 7 + [1]
-    for first, second in zip(numbers(whole), numbers(parts), strict=True):
-        assert first.tolist() == second.tolist()
-    assert whole.missing_mos == parts.missing_mos == 1
+@pytest.mark.parametrize(
+    ("scale", "mos", "score"),
+    [
+        (MosScale(0, 100), 0, 1),
+        (MosScale(0, 100), 100, 5),
+        (MosScale(1, 5), 3.25, 3.25),
+        (MosScale(0, 100, lower_better=True), 25, 4),
+        (MosScale(-3, 1, lower_better=True), 1, 1),
+    ],
+)
+def test_scales_map_to_one_to_five(scale: MosScale, mos: float, score: float) -> None:
+    assert scale.map_mos(mos) == pytest.approx(score)
+    assert MosScale(0, 100, std_range=(1, 5)).map_std(0.5) == 0.5  # KonIQ-10k
+    assert MosScale(0, 100, lower_better=True).map_std(25) == 1
+
+
+def test_rows_keep_their_file_names_and_what_is_missing(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.csv", "file,mos,std,ref,split", "007,3,,r.png,a", 'NA,"",1,,a', "x.png,2,1,,b")
+    found = read_opinions(path, tmp_path, std_column="std", reference_column="ref", split_column="split", phase="a")
+    assert found[0][:2] == (str(tmp_path / "007"), 3) and found[0].reference == str(tmp_path / "r.png")
+    assert found[1][0] == str(tmp_path / "NA") and found[1].reference is None
+    assert math.isnan(found[0].std or 0) and math.isnan(found[1].mos)
+    assert read_opinions(path, tmp_path)[2] == OpinionRow(str(tmp_path / "x.png"), 2)
 
 
 def test_a_sample_is_uniform_without_repetition_and_reproducible(tmp_path: Path) -> None:
@@ -131,29 +149,29 @@ def test_a_sample_is_uniform_without_repetition_and_reproducible(tmp_path: Path)
 )
 def test_what_does_not_fit_is_named(tmp_path: Path, columns: OpinionColumns, message: str) -> None:
     path = write(tmp_path / "a.csv", "name,mos,std,c1,c2", "a,1,1,1,1", "b,2,1,1,-2", "c,4,-0.5,1,1")
-    with pytest.raises(OpinionsError, match=message):
+    with pytest.raises(OpinionTableError, match=message):
         read_opinion_table(path, columns)
 
 
 def test_line_numbers_count_skipped_rows(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "mos,std", "1,1", "2,1", "3,-1")
-    with pytest.raises(OpinionsError, match="line 4: std"):
+    with pytest.raises(OpinionTableError, match="line 4: std"):
         read_opinion_table(path, OpinionColumns(std="std", skip_rows=1))
 
 
 def test_files_that_are_no_table(tmp_path: Path) -> None:
-    with pytest.raises(OpinionsError, match="cannot be read"):
+    with pytest.raises(OpinionTableError, match="cannot be read"):
         read_opinion_table(tmp_path / "missing.csv")
     for lines in (("mos", "1", "2,3"), ("name,mos", "a,1,9", "b,2,9"), ("name,mos", "a,1,9", "b,2")):
-        with pytest.raises(OpinionsError, match="cannot be read"):
+        with pytest.raises(OpinionTableError, match="cannot be read"):
             read_opinion_table(write(tmp_path / "a.csv", *lines))
-    with pytest.raises(OpinionsError, match=r"say with --mos-column which column of .* is the MOS: name, dmos"):
+    with pytest.raises(OpinionTableError, match=r"say with --mos-column which column of .* is the MOS: name, dmos"):
         read_opinion_table(write(tmp_path / "b.csv", "name,dmos", "a,1"))
     (tmp_path / "c.csv").write_bytes(b"mos\n\xff\xfe\n")
-    with pytest.raises(OpinionsError, match="cannot be read"):
+    with pytest.raises(OpinionTableError, match="cannot be read"):
         read_opinion_table(tmp_path / "c.csv")
     (tmp_path / "d.csv").write_bytes(b"")
-    with pytest.raises(OpinionsError, match="cannot be read"):
+    with pytest.raises(OpinionTableError, match="cannot be read"):
         read_opinion_table(tmp_path / "d.csv")
 
 

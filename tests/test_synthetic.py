@@ -10,20 +10,33 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
+from typer.testing import CliRunner
 
-from pyiqa_qscorer.errors import SyntheticDataError
-from pyiqa_qscorer.host.reference_metrics import ReferenceMetrics
+from pyiqa_qscorer.cli.app import app
+from pyiqa_qscorer.errors import SyntheticDataError, TrainingConfigError
+from pyiqa_qscorer.host.reference_metrics import compare
 from pyiqa_qscorer.synthetic.calibration import BEST_OPINION, REFERENCE_METRICS, Calibration, fit_calibration
 from pyiqa_qscorer.synthetic.distortions import Step, apply_chain
 from pyiqa_qscorer.synthetic.kadid_opinions import KADID_OPINIONS, kadid_opinion, typical_spread
-from pyiqa_qscorer.synthetic.render import Recipe, _compare_cell, compare_as_seen, find_photos, render, tone_of
+from pyiqa_qscorer.synthetic.recipe import RECIPE_FOLDER, PhotoRecipe, Recipe, RecipeFile, read_recipe
+from pyiqa_qscorer.synthetic.render import (
+    CALIBRATION_FILE,
+    _compare_cell,
+    compare_as_seen,
+    find_photos,
+    render,
+    render_file,
+    tone_of,
+)
+from pyiqa_qscorer.training.config import FolderDataset
+from pyiqa_qscorer.training.dataset import read_dataset
 
 PHOTOS = Path(__file__).with_name("photos")
-COMPARE = ReferenceMetrics(REFERENCE_METRICS)
 CALIBRATION = Calibration((1.1, 0.3), -4.0)
 
 
@@ -99,8 +112,8 @@ def test_tone_is_not_blamed() -> None:
     tone = Step("tone", {"exposure": -0.7, "contrast": 1.2, "gamma": 1.0, "saturation": 0.8})
     toned, untouched = apply_chain(photo, [tone], 0), apply_chain(photo, tone_of([tone]), 0)
     assert not np.array_equal(toned, photo)
-    assert float(CALIBRATION.opinion(COMPARE(toned, untouched))) == pytest.approx(
-        float(CALIBRATION.opinion(COMPARE(photo, photo)))
+    assert float(CALIBRATION.opinion(compare(toned, untouched, REFERENCE_METRICS))) == pytest.approx(
+        float(CALIBRATION.opinion(compare(photo, photo, REFERENCE_METRICS)))
     )
 
 
@@ -108,21 +121,21 @@ def test_tone_is_not_blamed() -> None:
 def test_rendering_is_a_function_of_the_recipe(
     photos: list[Path], calibration: Path, tmp_path: Path, kind: str
 ) -> None:
-    recipe = Recipe(kind, 6, {}, seed=3)
-    tables = [render(recipe, photos, tmp_path / f"set{n}", COMPARE, calibration, workers=n) for n in (1, 2)]
+    recipe = Recipe(kind=kind, count=6, seed=3)
+    tables = [render(recipe, photos, tmp_path / f"set{n}", calibration, workers=n) for n in (1, 2)]
     first, second = (rows_of(table) for table in tables)
     assert first == second and len(first) == 6
     for row in first:
-        images = [(table.parent / "images" / row["file"]).read_bytes() for table in tables]
+        images = [(table.parent / row["file"]).read_bytes() for table in tables]
         assert images[0] == images[1]
         assert 1 <= float(row["mos"]) <= 5 and 0.4 < float(row["std"]) < 1.2
-    other = rows_of(render(Recipe(kind, 6, {}, seed=4), photos, tmp_path / "other", COMPARE, calibration, workers=1))
+    other = rows_of(render(Recipe(kind=kind, count=6, seed=4), photos, tmp_path / "other", calibration, workers=1))
     assert [row["distortion"] for row in other] != [row["distortion"] for row in first]
 
 
 def test_kadid_rows_carry_the_human_mean_of_their_cell(photos: list[Path], tmp_path: Path) -> None:
     shares = {kind: 0.0 for kind in range(1, 25)}
-    for row in rows_of(render(Recipe("kadid", 5, shares), photos, tmp_path / "set", workers=1)):
+    for row in rows_of(render(Recipe(kind="kadid", count=5, type_shares=shares), photos, tmp_path / "set", workers=1)):
         kind, level = json.loads(row["distortion"])["kadid"]
         assert kind == 25
         assert (float(row["mos"]), float(row["std"])) == kadid_opinion(kind, level)
@@ -130,22 +143,24 @@ def test_kadid_rows_carry_the_human_mean_of_their_cell(photos: list[Path], tmp_p
 
 def test_calibration_is_fitted_once_on_the_photos(photos: list[Path], tmp_path: Path) -> None:
     file = tmp_path / "fitted.json"
-    recipe = Recipe("chains", 2, {}, calibration_photos=1)
-    render(recipe, photos, tmp_path / "set", COMPARE, file, workers=2)
+    recipe = Recipe(kind="chains", count=2, calibration_photos=1)
+    render(recipe, photos, tmp_path / "set", file, workers=2)
     fitted = json.loads(file.read_text())
     assert fitted["fit"]["srcc over cells"] > 0.5 and min(fitted["weights"]) >= 0
     changed = file.stat().st_mtime_ns
-    render(recipe, photos, tmp_path / "again", COMPARE, file, workers=1)
+    render(recipe, photos, tmp_path / "again", file, workers=1)
     assert file.stat().st_mtime_ns == changed
 
 
 @pytest.mark.slow
 def test_killed_rendering_goes_on(photos: list[Path], tmp_path: Path) -> None:
-    recipe = Recipe("kadid", 400, {}, seed=1)
+    recipe = Recipe(kind="kadid", count=400, seed=1)
     program = (
         "import sys; from pathlib import Path; from pyiqa_qscorer.synthetic.render import *\n"
+        "from pyiqa_qscorer.synthetic.recipe import Recipe\n"
         "if __name__ == '__main__':\n"
-        " render(Recipe('kadid', 400, {}, seed=1), find_photos([Path(sys.argv[1])]), Path(sys.argv[2]), workers=1)"
+        " photos, folder = find_photos([Path(sys.argv[1])]), Path(sys.argv[2])\n"
+        " render(Recipe(kind='kadid', count=400, seed=1), photos, folder, workers=1)"
     )
     script = tmp_path / "program.py"
     script.write_text(program)
@@ -168,20 +183,77 @@ def test_killed_rendering_goes_on(photos: list[Path], tmp_path: Path) -> None:
 
 
 def test_another_recipe_in_the_same_folder_is_refused(photos: list[Path], tmp_path: Path) -> None:
-    render(Recipe("kadid", 2, {}), photos, tmp_path / "set", workers=1)
+    render(Recipe(kind="kadid", count=2), photos, tmp_path / "set", workers=1)
     with pytest.raises(SyntheticDataError, match="another recipe"):
-        render(Recipe("kadid", 3, {}), photos, tmp_path / "set", workers=1)
+        render(Recipe(kind="kadid", count=3), photos, tmp_path / "set", workers=1)
 
 
-def test_wrong_arguments_are_named(photos: list[Path], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="kind must be"):
-        Recipe("tid", 3, {})
-    with pytest.raises(ValueError, match=r"1\.\.25, got \[26\]"):
-        Recipe("kadid", 3, {26: 1.0})
-    with pytest.raises(SyntheticDataError, match="not a folder with images"):
-        find_photos([tmp_path / "nowhere"])
-    with pytest.raises(ValueError, match="compare must be given"):
-        render(Recipe("chains", 2, {}), photos, tmp_path / "set", workers=1)
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"train.a.kind": "tid"}, r"train\.a\.kind: .*'kadid' or 'chains'"),
+        ({"train.a.type_shares": {26: 1.0}}, r"types 1\.\.25, got \[26\]"),
+        ({"train.a.type_shares": {1: -1.0}}, "must be >= 0"),
+        ({"train.a.kind": "chains", "train.a.type_shares": {1: 1.0}}, "type_shares goes with kind: kadid"),
+        ({"train.a.cuont": 3}, r"train\.a\.cuont: unknown key; did you mean 'count'"),
+        ({"train": {}}, "at least one set"),
+    ],
+)
+def test_mistakes_in_a_recipe_are_named(tmp_path: Path, changes: dict[str, Any], words: str) -> None:
+    file = tmp_path / "recipe.yaml"
+    file.write_text("{output: out, train: {a: {kind: kadid, count: 2, photos: [x]}}}")
+    assert read_recipe(file).train["a"].count == 2
+    with pytest.raises(TrainingConfigError, match=words):
+        read_recipe(file, changes)
+
+
+@pytest.mark.parametrize("path", sorted(RECIPE_FOLDER.glob("*.yaml")), ids=lambda path: path.stem)
+def test_recipes_of_the_package_are_valid_and_found_by_name(path: Path) -> None:
+    assert read_recipe(Path(path.name)) == read_recipe(path)
+
+
+def test_photos_must_be_there_and_differ_between_training_and_validation(photos: list[Path], tmp_path: Path) -> None:
+    part = PhotoRecipe(kind="kadid", count=2, photos=[photos[0].parent])
+    with pytest.raises(SyntheticDataError, match=r"3 photos are in both .*other photos"):
+        render_file(RecipeFile(output=tmp_path / "out", train={"a": part}, validation={"a": part}))
+    with pytest.raises(SyntheticDataError, match="nowhere is not a folder with images"):
+        render_file(
+            RecipeFile(
+                output=tmp_path / "out",
+                photos=tmp_path / "nowhere",
+                train={"a": part.model_copy(update={"photos": [Path()]})},
+            )
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_command_renders_every_set_and_records_recipe_and_codecs(
+    photos: list[Path], calibration: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / CALIBRATION_FILE).write_text(calibration.read_text())
+    file = tmp_path / "recipe.yaml"
+    file.write_text("""
+train: {some: {kind: chains, count: 2, photos: [photos]}}
+validation: {some: {kind: kadid, count: 2, photos: [photos]}}
+allow_overlap: true
+output: elsewhere
+""")
+    command = ["render", str(file), "--photos", str(tmp_path), "-o", str(tmp_path / "out"), "--workers", "1"]
+    done = CliRunner().invoke(app, command)
+    assert done.exit_code == 0, done.output
+    tables = [Path(line) for line in done.stdout.splitlines()]
+    assert [str(table.relative_to(tmp_path / "out")) for table in tables] == [
+        "train/some/labels.csv",
+        "validation/some/labels.csv",
+    ]
+    config = FolderDataset(csv=tables[0], std_column="std", mos_range=(1, 5))
+    assert len(read_dataset(config, "train", needs_std=True).images) == 2
+    facts = json.loads((tables[0].parent / "recipe.json").read_text())
+    assert facts["recipe"]["count"] == 2 and len(facts["photos"]) == 3
+    assert {"libavif", "av", "opencv", "pillow"} <= facts["versions"][0].keys()
+    refused = CliRunner().invoke(app, [*command, "--set", "validation.some.seed=9"])
+    assert refused.exit_code == 2 and "another recipe" in " ".join(refused.output.split())
 
 
 def test_pictures_are_compared_at_one_size() -> None:
@@ -189,17 +261,17 @@ def test_pictures_are_compared_at_one_size() -> None:
     photo = Image.open(PHOTOS / "coffee.jpg").convert("RGB").resize((512, 384), Image.Resampling.LANCZOS)
     blurred = photo.filter(ImageFilter.GaussianBlur(2))
     larger = [np.asarray(p.resize((1024, 768), Image.Resampling.LANCZOS)) for p in (blurred, photo)]
-    same = CALIBRATION.opinion(compare_as_seen(COMPARE, np.asarray(blurred), np.asarray(photo)))
-    assert float(CALIBRATION.opinion(compare_as_seen(COMPARE, *larger))) == pytest.approx(float(same), abs=0.05)
-    assert abs(float(CALIBRATION.opinion(COMPARE(*larger))) - same) > 0.05
+    same = CALIBRATION.opinion(compare_as_seen(np.asarray(blurred), np.asarray(photo)))
+    assert float(CALIBRATION.opinion(compare_as_seen(*larger))) == pytest.approx(float(same), abs=0.05)
+    assert abs(float(CALIBRATION.opinion(compare(*larger, REFERENCE_METRICS))) - same) > 0.05
 
 
 def test_longer_sides_follow_the_kind(photos: list[Path], tmp_path: Path) -> None:
-    table = render(Recipe("kadid", 3, {}), photos, tmp_path / "kadid", workers=1)
-    sizes = [Image.open(table.parent / "images" / row["file"]).size for row in rows_of(table)]
+    table = render(Recipe(kind="kadid", count=3), photos, tmp_path / "kadid", workers=1)
+    sizes = [Image.open(table.parent / row["file"]).size for row in rows_of(table)]
     assert {max(size) for size in sizes} == {512}
-    assert Recipe("chains", 3, {}).sides == (448, 768)
-    assert Recipe("chains", 3, {}, longer_sides=(100, 120)).sides == (100, 120)
+    assert Recipe(kind="chains", count=3).sides == (448, 768)
+    assert Recipe(kind="chains", count=3, longer_sides=(100, 120)).sides == (100, 120)
 
 
 def test_large_photos_are_distorted_at_the_size_of_kadid(tmp_path: Path) -> None:
@@ -207,16 +279,14 @@ def test_large_photos_are_distorted_at_the_size_of_kadid(tmp_path: Path) -> None
     photo = Image.open(PHOTOS / "coffee.jpg").convert("RGB").resize((512, 384), Image.Resampling.LANCZOS)
     photo.save(tmp_path / "small.png")
     photo.resize((1536, 1152), Image.Resampling.BICUBIC).save(tmp_path / "large.png")
-    small, large = (
-        _compare_cell(tmp_path / f"{name}.png", kind=1, level=4, compare=COMPARE) for name in ("small", "large")
-    )
+    small, large = (_compare_cell((tmp_path / f"{name}.png", 1, 4)) for name in ("small", "large"))
     for name in REFERENCE_METRICS:
         assert large[name] == pytest.approx(small[name], rel=0.1)
 
 
 def test_labels_of_another_calibration_are_not_mixed(photos: list[Path], calibration: Path, tmp_path: Path) -> None:
-    recipe = Recipe("chains", 2, {}, seed=3)
-    render(recipe, photos, tmp_path / "set", COMPARE, calibration, workers=1)
+    recipe = Recipe(kind="chains", count=2, seed=3)
+    render(recipe, photos, tmp_path / "set", calibration, workers=1)
     calibration.write_text(json.dumps({"weights": [2.0, 0.3], "bias": -4.0, "fit": {}}))
     with pytest.raises(SyntheticDataError, match="another calibration"):
-        render(recipe, photos, tmp_path / "set", COMPARE, calibration, workers=1)
+        render(recipe, photos, tmp_path / "set", calibration, workers=1)

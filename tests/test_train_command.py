@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +13,7 @@ from tiny_training import make_pictures, settings
 from typer.testing import CliRunner
 
 from pyiqa_qscorer.cli.app import app
-from pyiqa_qscorer.training.config import TrainConfig
+from pyiqa_qscorer.training.config import PyiqaDataset, TrainConfig
 
 
 @pytest.fixture
@@ -22,11 +24,11 @@ def config(tmp_path: Path) -> Path:
 
 
 def test_trains_and_names_what_it_wrote(config: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["train", str(config), "--set", "optimisation.epochs=1"])
+    result = CliRunner().invoke(app, ["train", str(config), "--set", "training.num_train_epochs=1"])
     assert result.exit_code == 0, result.output
     assert str(tmp_path / "out" / "checkpoint_qscorer") in result.output.replace("\n", "")
     assert "Validation: SRCC" in result.output
-    again = CliRunner().invoke(app, ["train", str(config), "--set", "optimisation.epochs=1", "--no-resume"])
+    again = CliRunner().invoke(app, ["train", str(config), "--set", "training.num_train_epochs=1", "--no-resume"])
     assert again.exit_code == 2
     assert "resume it, or use a new folder" in " ".join(again.output.split())
 
@@ -34,8 +36,8 @@ def test_trains_and_names_what_it_wrote(config: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--set", "optimisation.epoch=1"], "optimisation.epoch: unknown key; did you mean 'epochs'?"),
-        (["--set", "optimisation.epochs"], "--set takes KEY=VALUE"),
+        (["--set", "training.epoch=1"], "epoch: unknown key; did you mean 'num_train_epochs'?"),
+        (["--set", "training.seed"], "--set takes KEY=VALUE"),
         (["--set", "data.on_error=maybe"], "data.on_error"),
         (["--set", "model.levels=[5"], "--set model.levels: [5 is not YAML: while parsing a flow sequence"),
     ],
@@ -54,10 +56,64 @@ def test_data_root_is_that_of_every_named_dataset(monkeypatch: pytest.MonkeyPatc
     result = CliRunner().invoke(app, ["train", "koniq.yaml", "--data-root", "/data/iqa"])
     assert result.exit_code == 130, result.output
     parts = [*given[0].data.train, *given[0].data.validation]
-    assert [part.data_root for part in parts if part.dataset] == [Path("/data/iqa")] * 2
+    assert [part.data_root for part in parts if isinstance(part, PyiqaDataset)] == [Path("/data/iqa")] * 2
 
 
 def test_missing_configuration_is_named() -> None:
-    result = CliRunner().invoke(app, ["train", "folder/none.yaml"])
-    assert result.exit_code == 2
-    assert "folder/none.yaml cannot be read" in " ".join(result.output.split())
+    for path, words in (
+        ("folder/none.yaml", "configuration folder/none.yaml cannot be read: there is no such file"),
+        ("nope.yaml", "nope.yaml cannot be read: there is no such file; examples: finetune_mini.yaml, koniq.yaml"),
+    ):
+        result = CliRunner().invoke(app, ["train", path])
+        assert result.exit_code == 2
+        assert words in " ".join(result.output.split())
+
+
+def test_a_message_of_several_lines_has_line_breaks(config: Path) -> None:
+    result = CliRunner().invoke(app, ["train", str(config), "--set", "model.levels=0", "--set", "lora.r=0"])
+    assert "\n  model.levels:" in result.output and "\n  lora.r:" in result.output
+    assert "\\n" not in result.output
+
+
+def test_examples_are_listed_and_copied(tmp_path: Path) -> None:
+    listed = CliRunner().invoke(app, ["train", "--examples"])
+    assert listed.exit_code == 0 and "finetune_mini.yaml: The small model on your own labels" in listed.output
+    copied = CliRunner().invoke(app, ["train", "--examples", str(tmp_path / "mine")])
+    paths = [Path(line) for line in copied.stdout.splitlines()]
+    assert {path.name for path in paths} >= {"koniq.yaml", "README.md"} and all(
+        path.parent == tmp_path / "mine" for path in paths
+    )
+    again = CliRunner().invoke(app, ["train", "--examples", str(tmp_path / "mine")])
+    assert again.exit_code == 2 and "exists" in again.output
+
+
+def test_what_fails_before_training_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = CliRunner().invoke(app, ["train", "tiny.yaml"])
+    assert result.exit_code == 2 and "labels.csv cannot be read" in " ".join(result.output.split())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_small_model_learns_from_own_labels(tmp_path: Path) -> None:
+    make_pictures(tmp_path / "images", 16)
+    changes = [f"data.{part}.0.{key}" for part in ("train", "validation") for key in ("csv", "folder", "mos_range")]
+    values = [str(tmp_path / "images" / "labels.csv"), str(tmp_path / "images"), "[0, 100]"] * 2
+    given = [f"{key}={value}" for key, value in zip(changes, values, strict=True)]
+    given += ["training.num_train_epochs=2", f"output={tmp_path / 'out'}"]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "pyiqa_qscorer.cli",
+            "train",
+            "finetune_mini.yaml",
+            *(x for one in given for x in ("--set", one)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Validation: SRCC" in done.stderr
+    assert "arning" not in done.stderr and "Loading weights" not in done.stderr

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from tiny_training import settings
 
+from pyiqa_qscorer.data.settings import settings_reference
 from pyiqa_qscorer.errors import TrainingConfigError
-from pyiqa_qscorer.training.config import CONFIG_FOLDER, ObjectiveConfig, parse_config, read_config
+from pyiqa_qscorer.training.config import CONFIG_FOLDER, ObjectiveConfig, TrainConfig, parse_config, read_config
 
 
 def minimal(**changes: Any) -> dict[str, Any]:
@@ -38,13 +39,24 @@ def test_there_are_examples() -> None:
 
 def test_defaults_are_the_published_recipe() -> None:
     config = parse_config(minimal())
-    assert (config.lora.r, config.lora.alpha, config.lora.dropout) == (128, 256, 0.05)
-    optimisation = config.optimisation
-    assert (optimisation.learning_rate, optimisation.epochs, optimisation.batch_size) == (2e-5, 3, 16)
-    assert (optimisation.schedule, optimisation.warmup, optimisation.weight_decay) == ("cosine", 0.03, 0)
+    assert (config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (128, 256, 0.05)
+    training = config.training
+    assert (training.learning_rate, training.num_train_epochs, training.per_device_train_batch_size) == (2e-5, 3, 16)
+    assert (training.lr_scheduler_type, training.warmup_steps, training.weight_decay) == ("cosine", 0.03, 0)
+    assert training.precision == "bfloat16"
     assert config.objective.scale == 0.05
     assert config.objective.weights("score_token") == {"cross_entropy": 1.0, "score": 1.0}
     assert config.model.prompts == ["training"]
+
+
+def test_any_field_of_transformers_may_be_given() -> None:
+    config = parse_config(minimal(training={"adam_beta2": 0.95, "lr_scheduler_kwargs": {"num_cycles": 2}}))
+    assert config.training.model_extra == {"adam_beta2": 0.95, "lr_scheduler_kwargs": {"num_cycles": 2}}
+
+
+def test_reference_is_current() -> None:
+    """`python tests/test_training_config.py` writes it."""
+    assert (CONFIG_FOLDER / "README.md").read_text() == reference()
 
 
 def test_formulations_choose_their_objective() -> None:
@@ -59,29 +71,30 @@ def test_formulations_choose_their_objective() -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"optimisaton": {}}, ["optimisaton", "unknown key", "'optimisation'"]),
+        ({"trainng": {}}, ["trainng", "unknown key", "'training'"]),
         ({"lora": {"rank": 4}}, ["lora.rank", "unknown key"]),
         ({"data": {"train": [{"dataset": "x", "wight": 2}]}}, ["data.train.0.wight", "'weight'"]),
         ({"data": {"train": []}}, ["data.train", "at least 1"]),
         ({"data": {"train": [{"dataset": "x", "weight": 0}]}}, ["data.train.0.weight", "greater than 0", "got 0"]),
-        ({"data": {"train": [{"csv": "a.csv"}]}}, ["data.train.0", "folder", "mos_range"]),
+        ({"data": {"train": [{"csv": "a.csv"}]}}, ["data.train.0.mos_range", "required"]),
+        ({"data": {"train": [{"csv": "a.csv", "dataset": "x"}]}}, ["data.train.0", "either dataset"]),
         ({"data": {"train": [{}]}}, ["data.train.0", "either dataset"]),
         ({"data": {"train": [{"dataset": "x", "mos_range": [5, 1]}]}}, ["low < high"]),
         ({"model": {}}, ["model", "either checkpoint or architecture"]),
         ({"model": {"checkpoint": "a/b", "levels": 0}}, ["model.levels", "got 0"]),
         ({"model": {"checkpoint": "a/b", "formulation": "level_soft", "levels": 3}}, ["level_words must be 3"]),
         ({"model": {"checkpoint": "a/b", "formulation": "words"}}, ["model.formulation", "score_token"]),
-        ({"optimisation": {"precision": "int8"}}, ["optimisation.precision", "bfloat16"]),
-        ({"optimisation": {"save_steps": 0}}, ["optimisation.save_steps", "got 0"]),
+        ({"training": {"bf16": True, "fp16": True}}, ["training", "exclude each other"]),
+        ({"training": {"save_steps": 0}}, ["training.save_steps", "got 0"]),
+        ({"training": {"output_dir": "x"}}, ["output_dir is set by this program"]),
+        ({"training": {"adam_beta": 1}}, ["adam_beta: unknown key", "'adam_beta1'"]),
         ({"output": None}, ["output"]),
         ({"model": {"architecture": {}}}, ["nothing to keep", "trainable.everything"]),
-        ({"data": {"train": [{"dataset": "x", "count": 5}]}}, ["data.train.0", "go with synthetic"]),
-        ({"data": {"train": [{"dataset": "x", "type_shares": {1: 2}}]}}, ["type_shares goes with synthetic: kadid"]),
-        (
-            {"data": {"train": [{"synthetic": "kadid", "photos": ["a"], "type_shares": {1: -1}}]}},
-            ["type_shares must be >= 0"],
-        ),
-        ({"data": {"train": [{"dataset": "x", "std_range": [5, 1]}]}}, ["std_range must be"]),
+        ({"optimisation": {"epochs": 1}}, ["optimisation.epochs is training.num_train_epochs now"]),
+        ({"optimisation": {"precision": "float32"}}, ["training.bf16"]),
+        ({"lora": {"alpha": 4}}, ["lora.alpha is lora.lora_alpha now"]),
+        ({"data": {"train": [{"synthetic": "kadid"}]}}, ["data.train.synthetic", "pyiqa-qscorer render"]),
+        ({"data": {"train": [{"dataset": "x", "std_range": [5, 1]}]}}, ["std_range: must be"]),
         (
             {"data": {"train": [{"dataset": "x"}], "validation": [{"dataset": "x", "weight": 2}]}},
             ["every validation image counts once"],
@@ -89,14 +102,13 @@ def test_formulations_choose_their_objective() -> None:
         ({"lora": {"r": 8}, "trainable": {"everything": True}}, ["without adapters", "lora.enabled: false"]),
         ({"lora": {"enabled": False}, "layouts": ["published_lora"]}, ["published_lora needs adapters"]),
         (
-            {"trainable": {"vision_backbone": False}, "optimisation": {"vision_backbone_learning_rate": 1e-4}},
+            {"trainable": {"vision_backbone": False}, "training": {"vision_backbone_learning_rate": 1e-4}},
             ["vision_backbone_learning_rate needs"],
         ),
         (
             {"data": {"train": [{"csv": "a.csv", "folder": "a", "mos_range": [1, 5]}], "data_root": "b"}},
             ["data_root goes with datasets that are given by name"],
         ),
-        ({"data": {"train": [{"dataset": "x"}], "photos": "b"}}, ["photos goes with synthetic"]),
         ({"objective": {"cross_entropy": 0, "score": 0}}, ["no part with a weight above 0"]),
     ],
 )
@@ -120,17 +132,29 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
 
 
 def test_overrides_go_over_the_file(tmp_path: Path) -> None:
-    config = read_config(Path("tiny.yaml"), {"optimisation.seed": 7, "output": str(tmp_path)})
-    assert config.optimisation.seed == 7
+    config = read_config(Path("tiny.yaml"), {"training.seed": 7, "output": str(tmp_path)})
+    assert config.training.seed == 7
     assert config.output == tmp_path
     with pytest.raises(TrainingConfigError, match="not a section"):
         read_config(Path("tiny.yaml"), {"output.x": 1})
-    config = read_config(Path("mini.yaml"), {"data.train.1.count": 5, "model.prompts.0": "evaluation"})
-    assert (config.data.train[1].count, config.model.prompts) == (5, ["evaluation"])
-    for place in ("data.train.2.count", "data.train.first.count", "model.prompts.1"):
+    config = read_config(Path("mini.yaml"), {"data.train.1.weight": 5, "model.prompts.0": "evaluation"})
+    assert (config.data.train[1].weight, config.model.prompts) == (5, ["evaluation"])
+    for place in ("data.train.2.weight", "data.train.first.weight", "model.prompts.1"):
         with pytest.raises(TrainingConfigError, match=r"is not one of 0\.\."):
             read_config(Path("mini.yaml"), {place: 1})
 
 
 def test_helper_configuration_is_valid(tmp_path: Path) -> None:
-    assert parse_config(settings(tmp_path, tmp_path / "out")).optimisation.batch_size == 6
+    assert parse_config(settings(tmp_path, tmp_path / "out")).training.per_device_train_batch_size == 6
+
+
+def reference() -> str:
+    """Content of the README beside the examples."""
+    return (
+        "# Settings of a training\n\nThe examples here are complete configurations; every setting that they leave out "
+        "has its default. Made from `training/config.py`.\n\n" + settings_reference(TrainConfig)
+    )
+
+
+if __name__ == "__main__":
+    (CONFIG_FOLDER / "README.md").write_text(reference())

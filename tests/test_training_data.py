@@ -12,13 +12,13 @@ import pytest
 import torch
 from tiny_training import make_pictures
 
+from pyiqa_qscorer.data.opinions import MosScale
 from pyiqa_qscorer.errors import TrainingDataError
 from pyiqa_qscorer.training.batches import Collator, MixedSampler
-from pyiqa_qscorer.training.config import DatasetConfig
+from pyiqa_qscorer.training.config import FolderDataset
 from pyiqa_qscorer.training.dataset import (
     LabelledImage,
     LabelledImages,
-    MosScale,
     QualityDataset,
     read_dataset,
     refuse_overlap,
@@ -32,9 +32,9 @@ def pictures(tmp_path: Path) -> Path:
     return make_pictures(tmp_path / "pictures", 8)
 
 
-def own(pictures: Path, **changes: Any) -> DatasetConfig:
+def own(pictures: Path, **changes: Any) -> FolderDataset:
     fields = {"folder": pictures, "csv": pictures / "labels.csv", "mos_range": (0, 100), **changes}
-    return DatasetConfig.model_validate(fields)
+    return FolderDataset.model_validate(fields)
 
 
 def rewrite(pictures: Path, row: int, column: str, value: str) -> None:
@@ -45,26 +45,6 @@ def rewrite(pictures: Path, row: int, column: str, value: str) -> None:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-
-
-@pytest.mark.parametrize(
-    ("scale", "mos", "score"),
-    [
-        (MosScale(0, 100), 0, 1),
-        (MosScale(0, 100), 100, 5),
-        (MosScale(1, 5), 3.25, 3.25),
-        (MosScale(0, 100, lower_better=True), 25, 4),
-        (MosScale(-3, 1, lower_better=True), 1, 1),
-    ],
-)
-def test_scales_map_to_one_to_five(scale: MosScale, mos: float, score: float) -> None:
-    assert scale.score(mos) == pytest.approx(score)
-
-
-def test_spread_is_mapped_along() -> None:
-    assert MosScale(0, 100).score_std(25) == 1
-    assert MosScale(0, 100, lower_better=True).score_std(25) == 1
-    assert MosScale(0, 100, std_range=(1, 5)).score_std(0.5) == 0.5  # KonIQ-10k
 
 
 def test_own_folder(pictures: Path) -> None:

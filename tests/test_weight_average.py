@@ -72,7 +72,9 @@ def test_what_was_saved_goes_on_alike(tmp_path: Path) -> None:
 
 def test_a_run_evaluates_and_keeps_the_average_and_resumes_it(tmp_path: Path) -> None:
     pictures = make_pictures(tmp_path / "pictures")
-    content = settings(pictures, tmp_path / "out", optimisation={"epochs": 3, "average_decay": 0.8, "keep": 9})
+    content = settings(
+        pictures, tmp_path / "out", training={"num_train_epochs": 3, "average_decay": 0.8, "save_total_limit": 9}
+    )
     config = parse_config(content)
     whole = train(config)
     out = tmp_path / "out"
@@ -95,7 +97,7 @@ def test_a_run_evaluates_and_keeps_the_average_and_resumes_it(tmp_path: Path) ->
 
 def test_without_validation_the_last_average_is_kept(tmp_path: Path) -> None:
     pictures = make_pictures(tmp_path / "pictures")
-    content = settings(pictures, tmp_path / "out", optimisation={"epochs": 1, "average_decay": 0.8})
+    content = settings(pictures, tmp_path / "out", training={"num_train_epochs": 1, "average_decay": 0.8})
     content["data"]["validation"] = []
     result = train(parse_config(content))
     state = last_complete_state(tmp_path / "out")
@@ -104,7 +106,7 @@ def test_without_validation_the_last_average_is_kept(tmp_path: Path) -> None:
 
 
 def test_split_parameters_are_refused(tmp_path: Path) -> None:
-    content = settings(tmp_path, tmp_path / "out", optimisation={"average_decay": 0.8, "fsdp": "full_shard"})
+    content = settings(tmp_path, tmp_path / "out", training={"average_decay": 0.8, "fsdp": "full_shard"})
     with pytest.raises(TrainingConfigError, match="average_decay needs whole parameters"):
         parse_config(content)
 

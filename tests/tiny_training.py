@@ -47,18 +47,19 @@ def settings(pictures: Path, output: Path, **sections: dict[str, Any]) -> dict[s
     content: dict[str, Any] = {
         "output": str(output),
         "model": {"architecture": ARCHITECTURE, "gradient_checkpointing": False},
-        "data": {"train": [data], "validation": [data], "workers": 0},
+        "data": {"train": [data], "validation": [data]},
         "objective": {"scale": 1.0, "clamp_score": False},
         "lora": {"enabled": False},
         "trainable": {"everything": True},
-        "optimisation": {
-            "epochs": 4,
-            "batch_size": 6,
+        "training": {
+            "num_train_epochs": 4,
+            "per_device_train_batch_size": 6,
             "learning_rate": 2e-3,
-            "precision": "float32",
-            "log_steps": 1,
+            "bf16": False,
+            "logging_steps": 1,
+            "dataloader_num_workers": 0,
+            "use_cpu": True,
         },
-        "device": "cpu",
     }
     for name, changes in sections.items():
         content[name] = {**content[name], **changes} if isinstance(changes, dict) else changes

@@ -2,8 +2,8 @@
 
     python train_in_subprocess.py CONFIG.json LOSSES.json
 
-Environment: KILL_AT_STEP sends SIGKILL to itself when that step ends, STOP_AT_STEP SIGTERM; FILE_SIZE_LIMIT fills the
-"disk": no file can grow beyond that many bytes.
+Environment: KILL_AT_STEP sends SIGKILL to itself when that step ends, STOP_AT_STEP SIGTERM,
+PAUSE_AT_STEP SIGSTOP; FILE_SIZE_LIMIT fills the "disk": no file can grow beyond that many bytes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from pyiqa_qscorer.host.reference_metrics import ReferenceMetrics
-from pyiqa_qscorer.synthetic.calibration import REFERENCE_METRICS
 from pyiqa_qscorer.training import run, trainer
 from pyiqa_qscorer.training.config import parse_config
 
@@ -31,6 +29,8 @@ class SignalAtStep(TrainerCallback):
             os.kill(os.getpid(), signal.SIGKILL)
         if state.global_step == int(os.environ.get("STOP_AT_STEP", -1)):
             os.kill(os.getpid(), signal.SIGTERM)
+        if state.global_step == int(os.environ.get("PAUSE_AT_STEP", -1)):
+            os.kill(os.getpid(), signal.SIGSTOP)
 
 
 class WatchedTrainer(trainer.QScorerTrainer):
@@ -48,7 +48,7 @@ def main() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         limit = int(os.environ["FILE_SIZE_LIMIT"])
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    result = run.train(config, compare=ReferenceMetrics(REFERENCE_METRICS))
+    result = run.train(config)
     history = WatchedTrainer.last.state.log_history
     losses = {str(entry["step"]): entry["loss"] for entry in history if "loss" in entry}
     if WatchedTrainer.last.is_world_process_zero():

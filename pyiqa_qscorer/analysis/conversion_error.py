@@ -188,6 +188,31 @@ def uniform_errors(values: ArrayLike, low: float = LOW, high: float = HIGH) -> t
     return float(width**2 / 12 + np.mean(bias**2)), float(np.mean(absolute))
 
 
+def best_possible(levels: int, tie_counts: ArrayLike | None = None) -> tuple[float, float]:
+    """SRCC and KRCC with the MOS that no split into K levels exceeds, ties included; at most 1.
+
+    Whatever is restored from a level is one number for all its MOS, so their order is lost. With n_k of N images in
+    level k and t_j images in each group of equal MOS, the algebra of mid-ranks (M. G. Kendall, Rank Correlation
+    Methods) gives the correlations of levels that follow the order of the MOS:
+
+        SRCC^2 = (N^3 - sum n_k^3) / (N^3 - sum t_j^3)
+        KRCC^2 = (N^2 - sum n_k^2) / (N^2 - sum t_j^2)         tau-b: pairs in one level are tied, all others concordant
+
+    Equally filled levels make both largest (power means): sqrt(1 - 1/K^2) and sqrt(1 - 1/K) for a continuous MOS.
+
+    Args:
+        levels: K >= 1.
+        tie_counts: images per distinct MOS, any length; None: a continuous MOS.
+    """
+    ties = np.zeros(1) if tie_counts is None else np.asarray(tie_counts, dtype=np.float64)
+    shares = ties / max(float(ties.sum()), 1.0)
+    srcc, krcc = (
+        min(1.0, math.sqrt((1.0 - levels ** (1.0 - power)) / max(1.0 - float(np.sum(shares**power)), 1e-15)))
+        for power in (3, 2)
+    )
+    return srcc, krcc
+
+
 def round_to(scores: ArrayLike, dtype: str) -> Floats:
     """Scores as a number format holds them (nearest, ties to even): all that score token + regression can lose.
 

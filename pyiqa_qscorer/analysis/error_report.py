@@ -1,60 +1,230 @@
-"""The report of a study on disk: CSV, JSON, pictures, and one HTML page that needs nothing else."""
+"""What a study found: conclusions, tables, and the report on disk (CSV, JSON, pictures, one HTML page)."""
 
 from __future__ import annotations
 
-import base64
 import csv
 import dataclasses
-import html
 import io
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .. import __version__
-from ..errors import QScorerError
-from ..files import write_bytes
-from .error_rows import ErrorRow
+from ..report import Picture, Section, Table, data_uri, html_page, number, png, write_output
 from .figures import all_figures
-from .study import Study
-from .study_tables import ReportTable, facts, tables
+from .study import ErrorRow, Study
 
 if TYPE_CHECKING:
     from .measured import MeasuredModel
+
+TITLE = "Conversion error of token formulations"
+GOOD_CEILING = 0.99
+
+
+def facts(study: Study) -> list[tuple[str, str]]:
+    """What was read, and what was left out."""
+    opinions = study.opinions
+    left_out = f", {opinions.missing_mos:,} rows without MOS left out" if opinions.missing_mos else ""
+    source = "smallest and largest MOS of the table" if opinions.own_range else "stated"
+    direction = ", lower is better, mirrored" if opinions.lower_better else ""
+    known = opinions.images - opinions.missing_std
+    spreads = f"{known:,} of {opinions.images:,} images, {opinions.zero_std:,} of them 0"
+    if not known:
+        spreads = "none, so no Gaussian labels (--std-column or --vote-columns give them)"
+    shown = [
+        ("table", str(opinions.path)),
+        ("images", f"{opinions.images:,}{left_out}"),
+        ("range", f"{opinions.low:g} to {opinions.high:g} ({source}) -> 1 to 5{direction}"),
+        ("spread of opinions", spreads),
+    ]
+    sampled = [row for row in study.rows if row.mae_standard_error > 0]
+    if sampled:
+        size = f"{sampled[0].images:,} images drawn at random"
+        shown.append(("sample", f"labels other than one-hot from {size}; errors.csv has the standard errors"))
+    return shown
+
+
+def conclusions(study: Study, measured: Sequence[MeasuredModel] = ()) -> list[str]:
+    """What a reader can take home, a sentence or two each."""
+    count = study.detail
+
+    def mae(label: str, values: str, levels: int | None = count) -> str | None:
+        row = study.row(label, values, levels)
+        return None if row is None else number(row.mae, 4)
+
+    one_hot = [row for row in study.rows if (row.label, row.values) == ("one_hot", "integers")]
+    detail = next(row for row in one_hot if row.levels == count)
+    ceiling = "" if detail.srcc is None else f", and its SRCC is {detail.srcc:.3f} at best"
+    found = [
+        f"With {count} level words, a network that always chooses the right word still errs by {detail.mae:.3f} on "
+        f"average on the scale from 1 to 5{ceiling}."
+    ]
+    soft = mae("gaussian_pdf_normalised", "integers")
+    found.append(
+        f"The best possible values for these words leave an error of {mae('one_hot', 'optimal')}"
+        + (f", a soft label (Gaussian, as a softmax can learn it) {soft}" if soft else "")
+        + f", a score token with regression {mae('score_token', 'float16', None)} (rounding to float16)."
+    )
+    enough = [row.levels for row in one_hot if row.srcc is not None and row.srcc >= GOOD_CEILING]
+    tried = [row.levels or 0 for row in one_hot]
+    if enough:
+        found.append(f"Of the numbers of levels tried, {enough[0]} is the first that allows an SRCC of {GOOD_CEILING}.")
+    else:
+        found.append(f"No number of levels tried (up to {max(tried)}) allows an SRCC of {GOOD_CEILING}.")
+    for model in measured:
+        share = model.conversion_part / model.error.rmse**2 if model.error.rmse else 0.0
+        found.append(
+            f"{model.name} ({_spaced(model.formulation)}) errs by {number(model.error.mae)} on average; the conversion "
+            f"alone would make {number(model.predicted.mae)}, {share:.0%} of its squared error."
+        )
+    return found
+
+
+def tables(study: Study, measured: Sequence[MeasuredModel] = ()) -> list[Table]:
+    """The tables for the terminal, the measured ones last."""
+    rows = [row for row in study.rows if row.levels in (study.detail, None)]
+    return [
+        Table(
+            f"Conversion error, {study.detail} levels",
+            ("label", "values", "MAE", "RMSE", "bias", "largest", "SRCC", "PLCC", "KRCC"),
+            [(*_words(row), *_numbers(row, "mae rmse bias max_error srcc plcc krcc")) for row in rows],
+            words=2,
+        ),
+        Table(
+            f"Parts of the squared error, {study.detail} levels",
+            ("label", "values", "E eps^2", "label", "restoration", "cross"),
+            [(*_words(row), *_numbers(row, "mse label_part restoration_part cross_term")) for row in rows],
+            words=2,
+        ),
+        _by_levels(study),
+        *_measured_tables(measured),
+    ]
+
+
+def more_tables(study: Study) -> list[Table]:
+    """Tables that only the page shows."""
+    return [
+        Table(
+            "Mass that leaks to other words, summed over the open set",
+            ("label", "levels", "leaked share", "MAE"),
+            [(_spaced(row.label), str(row.levels), f"{row.share:.0%}", *_numbers(row, "mae")) for row in study.leaks],
+        ),
+        Table(
+            f"Noise on each logit, or on the regressed score, {study.detail} levels",
+            ("formulation", "noise", "RMSE", "second-order formula", "MAE", "SRCC"),
+            [
+                (_spaced(item.formulation), f"{item.noise:g}", *_numbers(item, "rmse analytic_rmse mae srcc"))
+                for item in study.noise
+            ],
+        ),
+    ]
+
+
+def _by_levels(study: Study) -> Table:
+    wanted = {
+        "integers": ("one_hot", "integers"),
+        "centres": ("one_hot", "interval_centers"),
+        "optimal": ("one_hot", "optimal"),
+        "pdf": ("gaussian_pdf", "integers"),
+        "sum 1": ("gaussian_pdf_normalised", "integers"),
+    }
+    found = {name: [row for row in study.rows if (row.label, row.values) == key] for name, key in wanted.items()}
+    columns = {name: rows for name, rows in found.items() if rows}
+    rows = [
+        (
+            str(one_hot.levels),
+            *(number(column[place].mae, 4) for column in columns.values()),
+            *_numbers(one_hot, "uniform_mae srcc krcc"),
+        )
+        for place, one_hot in enumerate(columns["integers"])
+    ]
+    title = (
+        "MAE by number of levels (one-hot: integers, centres, optimal; Gaussian pdf, adjusted; the same, sum 1; "
+        "integers, uniform MOS), and ceilings of one-hot levels"
+    )
+    return Table(title, ("K", *columns, "uniform", "SRCC", "KRCC"), rows, words=0)
+
+
+def _measured_tables(measured: Sequence[MeasuredModel]) -> list[Table]:
+    if not measured:
+        return []
+    named = [(model, (model.name, _spaced(model.formulation))) for model in measured]
+    found = [
+        Table(
+            "Trained networks: measured error, and the conversion error predicted for these images (predicted ...)",
+            ("checkpoint", "formulation", "images", "MAE", "RMSE", "SRCC", "pr. MAE", "pr. RMSE", "pr. SRCC"),
+            [
+                (
+                    *(*names, str(model.images)),
+                    *_numbers(model.error, "mae rmse srcc"),
+                    *_numbers(model.predicted, "mae rmse srcc"),
+                )
+                for model, names in named
+            ],
+            words=2,
+        ),
+        Table(
+            "Parts of the measured squared error",
+            ("checkpoint", "formulation", "E (score - y)^2", "fitting", "conversion", "cross"),
+            [
+                (*names, number(model.error.rmse**2, 4), *_numbers(model, "fitting_part conversion_part cross_term"))
+                for model, names in named
+            ],
+            words=2,
+        ),
+    ]
+    if not any(model.right for model in measured):
+        return found
+    return [
+        *found,
+        Table(
+            "Images whose most likely level is right: measured error beside predicted conversion error",
+            ("checkpoint", "share", "MAE", "pr. MAE", "peak probability", "leaked mass"),
+            [
+                (model.name, *_numbers(model.right, "share mae predicted_mae"), *_numbers(model, "peak leaked_mass"))
+                for model in measured
+                if model.right
+            ],
+        ),
+        Table(
+            "The same probabilities restored in other ways (optimal: fitted to these images)",
+            ("checkpoint", "reading", "MAE", "RMSE", "bias", "SRCC", "PLCC", "KRCC"),
+            [
+                (model.name, _spaced(reading), *_numbers(error, "mae rmse bias srcc plcc krcc"))
+                for model in measured
+                for reading, error in model.readings.items()
+            ],
+            words=2,
+        ),
+    ]
 
 
 def as_json(study: Study, measured: Sequence[MeasuredModel] = ()) -> dict[str, Any]:
     """Everything found, for programs: plain numbers, None for what is undefined."""
     opinions = study.opinions
-    return _plain(
-        {
-            "version": __version__,
-            "dataset": {
-                "table": str(opinions.path),
-                "images": opinions.images,
-                "missing_mos": opinions.missing_mos,
-                "missing_std": opinions.missing_std,
-                "zero_std": opinions.zero_std,
-                "range": [opinions.low, opinions.high],
-                "own_range": opinions.own_range,
-                "lower_better": opinions.lower_better,
-                "vote_shares": None if opinions.vote_shares is None else opinions.vote_shares.tolist(),
-            },
-            "detail": study.detail,
-            "errors": [dataclasses.asdict(row) for row in study.rows],
-            "uniform": [dataclasses.asdict(row) for row in study.uniform],
-            "leaked_mass": [dataclasses.asdict(row) for row in study.leaks],
-            "noise": [dataclasses.asdict(row) for row in study.noise],
-            "histogram": study.histogram.tolist(),
-            "bounds": {str(count): {"srcc": srcc, "krcc": krcc} for count, (srcc, krcc) in study.bounds.items()},
-            "level_shares": study.level_shares.tolist(),
-            "optimal_values": study.level_values.tolist(),
-            "soft_shares": {name: shares.tolist() for name, shares in study.soft_shares.items()},
-            "measured": [dataclasses.asdict(model) for model in measured],
-        }
-    )
+    return {
+        "version": __version__,
+        "conclusions": conclusions(study, measured),
+        "dataset": {
+            "table": str(opinions.path),
+            **{name: getattr(opinions, name) for name in ("images", "missing_mos", "missing_std", "zero_std")},
+            "range": [opinions.low, opinions.high],
+            "own_range": opinions.own_range,
+            "lower_better": opinions.lower_better,
+            "vote_shares": None if opinions.vote_shares is None else opinions.vote_shares.tolist(),
+        },
+        "detail": study.detail,
+        "errors": [dataclasses.asdict(row) for row in study.rows],
+        "leaked_mass": [dataclasses.asdict(row) for row in study.leaks],
+        "noise": [dataclasses.asdict(row) for row in study.noise],
+        "histogram": study.histogram.tolist(),
+        "bounds": {str(count): {"srcc": srcc, "krcc": krcc} for count, (srcc, krcc) in study.bounds.items()},
+        "level_shares": study.level_shares.tolist(),
+        "optimal_values": study.level_values.tolist(),
+        "soft_shares": {name: shares.tolist() for name, shares in study.soft_shares.items()},
+        "measured": [dataclasses.asdict(model) for model in measured],
+    }
 
 
 def write_report(folder: Path, study: Study, measured: Sequence[MeasuredModel] = ()) -> Path:
@@ -66,78 +236,44 @@ def write_report(folder: Path, study: Study, measured: Sequence[MeasuredModel] =
         the HTML page.
 
     Raises:
-        QScorerError: the folder cannot be written.
+        OutputError: the folder cannot be written.
     """
-    pictures = {}
-    for name, figure in all_figures(study, measured).items():
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format="png")
-        pictures[name] = buffer.getvalue()
+    drawn = {name: (png(figure), caption) for name, (figure, caption) in all_figures(study, measured).items()}
     table = io.StringIO()
     writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(ErrorRow)], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_plain([dataclasses.asdict(row) for row in study.rows]))
-    content = {
-        "errors.csv": table.getvalue().encode(),
-        "errors.json": (json.dumps(as_json(study, measured), indent=1, allow_nan=False) + "\n").encode(),
-        **{f"{name}.png": picture for name, picture in pictures.items()},
-        "errors.html": _page(study, measured, pictures).encode(),
+    writer.writerows(dataclasses.asdict(row) for row in study.rows)
+    pictures = [Picture(data_uri(data), name.replace("_", " "), caption) for name, (data, caption) in drawn.items()]
+    sections = [
+        Section("What follows", items=conclusions(study, measured)),
+        Section("Pictures", pictures=pictures),
+        Section("Tables", tables=[*tables(study, measured), *more_tables(study)]),
+        Section("What was read", items=[f"{name}: {text}" for name, text in facts(study)]),
+    ]
+    lead = [
+        "What it costs to say a mean opinion score (MOS) as one of K level words, as a soft label over them, or as a "
+        "number beside a score token: the error that remains when a network predicts every label exactly."
+    ]
+    content: dict[str, str | bytes] = {
+        "errors.csv": table.getvalue(),
+        "errors.json": json.dumps(as_json(study, measured), indent=1, allow_nan=False) + "\n",
+        **{f"{name}.png": data for name, (data, _) in drawn.items()},
+        "errors.html": html_page(TITLE, lead, sections),
     }
-    try:
-        for name, data in content.items():
-            write_bytes(folder / name, data)
-    except OSError as error:
-        raise QScorerError(f"the report cannot be written to {folder}: {error}") from error
+    for name, data in content.items():
+        write_output(folder / name, data)
     return folder / "errors.html"
 
 
-def _plain(value: Any) -> Any:
-    """NaN, which JSON does not have, as None."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
+def _spaced(name: str) -> str:
+    """A name of the program as words, which a narrow table can break."""
+    return name.replace("_", " ")
 
 
-_STYLE = """
-body { font: 15px/1.45 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .87rem; }
-th, td { padding: .15rem .7rem; text-align: right; border-bottom: 1px solid #e5e5e5; white-space: nowrap; }
-th { color: #666; font-weight: 600; } .word { text-align: left; }
-.wide { overflow-x: auto; } img { max-width: 100%; }
-dl { display: grid; grid-template-columns: max-content auto; gap: .1rem 1rem; }
-dt { color: #666; } dd { margin: 0; overflow-wrap: anywhere; }
-"""
+def _words(row: ErrorRow) -> tuple[str, str]:
+    return _spaced(row.label), _spaced(row.values)
 
 
-def _page(study: Study, measured: Sequence[MeasuredModel], pictures: dict[str, bytes]) -> str:
-    told = "".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>" for name, text in facts(study))
-    images = "".join(
-        f'<p><img alt="{name.replace("_", " ")}" src="data:image/png;base64,{base64.b64encode(data).decode()}"></p>'
-        for name, data in pictures.items()
-    )
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Conversion error</title>'
-        f"<style>{_STYLE}</style></head><body><h1>Conversion error of token formulations</h1><dl>{told}</dl>"
-        "<p>Error that remains when a network predicts every label exactly; scores on the 1..5 scale.</p>"
-        f"{images}{''.join(_html_table(table) for table in tables(study, measured))}"
-        f"<p>pyiqa-qscorer {html.escape(__version__)}</p></body></html>\n"
-    )
-
-
-def _html_table(table: ReportTable) -> str:
-    def row(tag: str, cells: tuple[str, ...]) -> str:
-        return (
-            "<tr>"
-            + "".join(
-                f"<{tag}{' class=word' if place < table.words else ''}>{html.escape(cell)}</{tag}>"
-                for place, cell in enumerate(cells)
-            )
-            + "</tr>"
-        )
-
-    body = "".join(row("td", cells) for cells in table.rows)
-    head = row("th", table.columns)
-    return f"<h2>{html.escape(table.title)}</h2><div class=wide><table>{head}{body}</table></div>"
+def _numbers(row: Any, names: str) -> tuple[str, ...]:
+    """Attributes of `row`, as shown."""
+    return tuple(number(getattr(row, name), 4) for name in names.split())

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..data.labels import Floats, level_centers, restore
 from ..errors import QScorerError
+from ..evaluation.correlation import correlations
 from ..metric import QScorer
 from ..registry import SCORE_RANGE
 from ..scorer import Scorer
 from ..training.dataset import LabelledImages
-from .ceilings import correlations
 from .conversion_error import decompose, level_values, make_label, round_to
 
 LABEL_OF = {"level_onehot": "one_hot", "level_soft": "gaussian_pdf_normalised"}
@@ -25,14 +25,14 @@ LABEL_OF = {"level_onehot": "one_hot", "level_soft": "gaussian_pdf_normalised"}
 
 @dataclass(frozen=True)
 class ErrorAgainstMos:
-    """Error of N scores on the 1..5 scale; correlations are NaN where one side is constant."""
+    """Error of N scores on the 1..5 scale; correlations are None where one side is constant."""
 
     mae: float
     rmse: float
     bias: float
-    srcc: float
-    plcc: float
-    krcc: float
+    srcc: float | None
+    plcc: float | None
+    krcc: float | None
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class RightAnswers:
 
     Attributes:
         share: of all images.
-        mae: measured on them; NaN if there are none.
+        mae: measured on them; None if there are none.
         predicted_mae: conversion error of an exact network on the same images.
     """
 
     share: float
-    mae: float
-    predicted_mae: float
+    mae: float | None
+    predicted_mae: float | None
 
 
 @dataclass(frozen=True)
@@ -202,19 +202,19 @@ def _readings(probabilities: Floats, open_set: Floats, mos: Floats) -> dict[str,
 def _right_answers(probabilities: Floats, label: Floats, score: Floats, target: Floats, mos: Floats) -> RightAnswers:
     right = probabilities.argmax(axis=1) == label.argmax(axis=1)
     if not right.any():
-        return RightAnswers(0.0, math.nan, math.nan)
+        return RightAnswers(0.0, None, None)
     found, predicted = np.abs(score - mos)[right], np.abs(target - mos)[right]
     return RightAnswers(float(right.mean()), float(found.mean()), float(predicted.mean()))
 
 
 def _against(scores: Floats, mos: Floats) -> ErrorAgainstMos:
     error = scores - mos
-    srcc, plcc, krcc = correlations(scores, mos)
+    found = correlations(scores, mos, fit=False)
     return ErrorAgainstMos(
         mae=float(np.mean(np.abs(error))),
         rmse=math.sqrt(float(np.mean(error**2))),
         bias=float(np.mean(error)),
-        srcc=srcc,
-        plcc=plcc,
-        krcc=krcc,
+        srcc=found.srcc,
+        plcc=found.plcc,
+        krcc=found.krcc,
     )

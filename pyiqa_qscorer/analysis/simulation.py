@@ -1,4 +1,4 @@
-"""Monte-Carlo: a check of the closed forms, and what noise in a network's numbers does to each formulation."""
+"""What noise in the numbers that a network emits does to each formulation: simulated, and to second order."""
 
 from __future__ import annotations
 
@@ -8,55 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ..data.labels import Floats, level_centers, one_hot, restore
-from .ceilings import correlations
-from .conversion_error import HIGH, LOW, make_label, uniform_errors
+from ..data.labels import Floats, level_centers
+from ..evaluation.correlation import correlations
+from .conversion_error import make_label
 
 CERTAINTY = 0.99
 _DRAWS_AT_ONCE = 1 << 20  # numbers
-
-
-@dataclass(frozen=True)
-class UniformCheck:
-    """Closed form against simulation for one-hot levels of a uniform MOS; `*_standard_error` of the simulation."""
-
-    levels: int
-    values: str
-    mse: float
-    simulated_mse: float
-    mse_standard_error: float
-    mae: float
-    simulated_mae: float
-    mae_standard_error: float
-
-
-def check_uniform(levels: int, values: str, samples: int = 200_000, seed: int = 0) -> UniformCheck:
-    """Draw a uniform MOS, label, restore, and compare with `uniform_errors`.
-
-    Args:
-        values: `integers` or `interval_centers`.
-        samples: number of draws, at least 2.
-    """
-    if samples < 2:
-        raise ValueError(f"samples must be at least 2, got {samples}")
-    centers = level_centers(levels, kind="integers" if values == "integers" else "interval_centers")
-    mos = np.random.default_rng((seed, levels)).uniform(LOW, HIGH, samples)
-    error = np.abs(restore(one_hot(mos, levels), centers) - mos)
-    mse, mae = uniform_errors(centers)
-    root = math.sqrt(samples)
-    return UniformCheck(
-        levels=levels,
-        values=values,
-        mse=mse,
-        simulated_mse=float(np.mean(error**2)),
-        mse_standard_error=float(np.std(error**2, ddof=1)) / root,
-        mae=mae,
-        simulated_mae=float(np.mean(error)),
-        mae_standard_error=float(np.std(error, ddof=1)) / root,
-    )
-
-
-# --- noise in what the network emits -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -64,7 +21,7 @@ class NoiseError:
     """Error of a formulation whose network emits its numbers with normal noise of standard deviation `noise`.
 
     Attributes:
-        rmse, mae, srcc: simulated, against the MOS.
+        rmse, mae, srcc: simulated, against the MOS; `srcc` None where one side is constant.
         mse_standard_error: of the simulated squared error.
         analytic_rmse: `small_noise_error` for levels, exact for the regression.
     """
@@ -73,7 +30,7 @@ class NoiseError:
     noise: float
     rmse: float
     mae: float
-    srcc: float
+    srcc: float | None
     mse_standard_error: float
     analytic_rmse: float
 
@@ -163,7 +120,7 @@ def _noise_error(formulation: str, noise: float, restored: Floats, mos: Floats, 
         noise=noise,
         rmse=math.sqrt(float(np.mean(squared))),
         mae=float(np.mean(np.abs(restored - mos))),
-        srcc=correlations(restored[0], mos)[0],
+        srcc=correlations(restored[0], mos, fit=False).srcc,
         mse_standard_error=math.sqrt(float(np.mean(np.var(squared, axis=0, ddof=1))) / squared.size),
         analytic_rmse=analytic,
     )

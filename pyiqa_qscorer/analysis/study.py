@@ -2,40 +2,81 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.labels import Floats, level_centers, level_index, restore
-from ..data.opinion_tables import Opinions
-from .ceilings import best_possible, correlations, one_hot_ceilings
+from ..data.labels import Centers, Floats, level_centers, level_index, restore
+from ..data.opinions import Opinions
+from ..evaluation.correlation import correlations
 from .conversion_error import (
     HIGH,
     LOW,
     SIGNIFICANT_BITS,
     WITH_STD,
     Values,
+    best_possible,
+    decompose,
     leak,
     level_values,
     make_label,
     named_score,
     round_to,
+    uniform_errors,
+    uniform_rounding_errors,
 )
-from .error_rows import ErrorRow, ErrorSums
-from .simulation import NoiseError, UniformCheck, check_uniform, noisy_levels, noisy_regression
-
-Counts = NDArray[np.int64]
+from .simulation import NoiseError, noisy_levels, noisy_regression
 
 SAMPLE = 50_000
 """Images that labels other than one-hot are made of; one-hot figures come from every image of a larger dataset too."""
-TIE_GRID = 1 << 20  # MOS that differ by less than 4e-6 count as equal
+DECIMALS = 9
+"""Scores nearer than this are equal but for rounding, e.g. of one level restored in two rows."""
 NOISE_IMAGES = 2000
 NOISES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 LEAKS = (0.0, 0.01, 0.05, 0.1)
 ONE_HOT_VALUES: tuple[Values, ...] = ("integers", "interval_centers", "optimal")
 SOFT_VALUES: tuple[Values, ...] = ("integers", "optimal")
+
+
+@dataclass(frozen=True)
+class ErrorRow:
+    """Conversion error of one formulation on a dataset.
+
+    Attributes:
+        label: one of `conversion_error.LABELS`, or `score_token` (regression beside a score token).
+        values: what the levels stand for; of a score token the number format.
+        levels: K; None for a score token.
+        images: how many the row is computed from.
+        mae_standard_error: of drawing these images from the dataset; 0 where they are all of it.
+        bias: mean of restored - MOS.
+        label_part, restoration_part, cross_term: parts of `mse`, see `conversion_error.decompose`.
+        srcc, plcc, krcc: of restored scores with the MOS: the ceiling for a network that predicts every label exactly;
+            None where one side is constant.
+        uniform_mae, uniform_mse: closed form for a uniform MOS; None where there is none, or where the values are of
+            this dataset.
+    """
+
+    label: str
+    values: str
+    levels: int | None
+    images: int
+    mae: float
+    mae_standard_error: float
+    rmse: float
+    mse: float
+    bias: float
+    max_error: float
+    label_part: float
+    restoration_part: float
+    cross_term: float
+    srcc: float | None
+    plcc: float | None
+    krcc: float | None
+    uniform_mae: float | None = None
+    uniform_mse: float | None = None
 
 
 @dataclass(frozen=True)
@@ -66,10 +107,9 @@ class Study:
     opinions: Opinions
     detail: int
     rows: list[ErrorRow]
-    uniform: list[UniformCheck]
     leaks: list[LeakRow]
     noise: list[NoiseError]
-    histogram: Counts
+    histogram: NDArray[np.int64]
     bounds: dict[int, tuple[float, float]]
     level_shares: Floats
     soft_shares: dict[str, Floats]
@@ -97,99 +137,111 @@ def study(opinions: Opinions, levels: Sequence[int] = range(2, 21), detail: int 
     wanted = sorted({*levels, detail})
     if wanted[0] < 2:
         raise ValueError(f"levels must be at least 2, got {wanted[0]}: one level tells nothing")
-    ties, counts, values = _level_statistics(opinions, wanted)
-    rows = _one_hot_rows(opinions, wanted, counts, values, ties)
+    every = opinions.mos
     mos, std = opinions.sample(SAMPLE, seed)
     mos_with_std, only_std = opinions.sample(SAMPLE, seed, only_with_std=True)
+    known = opinions.images - opinions.missing_std
+    rows = [row for count in wanted for row in _one_hot_rows(every, count)]
     for count in wanted:
-        rows += _soft_rows("linear", mos, None, count, len(mos) == opinions.images)
+        rows += _soft_rows("linear", mos, None, count, opinions.images)
         if opinions.has_std:
-            whole = len(only_std) == opinions.images - opinions.missing_std
-            rows += [row for name in WITH_STD for row in _soft_rows(name, mos_with_std, only_std, count, whole)]
+            rows += [row for name in WITH_STD for row in _soft_rows(name, mos_with_std, only_std, count, known)]
     for dtype in SIGNIFICANT_BITS:
-        rows.append(_row("score_token", dtype, None, mos, mos, round_to(mos, dtype), len(mos) == opinions.images))
+        rows.append(error_row("score_token", dtype, None, mos, mos, round_to(mos, dtype), opinions.images))
     soft = {
         name: label.mean(axis=0) / label.mean(axis=0).sum()
         for name in WITH_STD
         if opinions.has_std and not name.endswith("normalised")
         for label in [make_label(name, mos_with_std, only_std, detail)]
     }
+    ties = np.unique(np.round(every, DECIMALS), return_counts=True)[1]
     return Study(
         opinions=opinions,
         detail=detail,
         rows=rows,
-        uniform=[
-            check_uniform(count, kind, seed=seed) for count in wanted for kind in ("integers", "interval_centers")
-        ],
         leaks=_leaks(mos, mos_with_std if opinions.has_std else None, only_std, detail),
         noise=_noise(opinions, detail, seed),
-        histogram=np.add.reduceat(ties, np.arange(64) * (TIE_GRID // 64)),
+        histogram=np.histogram(every, bins=64, range=(LOW, HIGH))[0],
         bounds={count: best_possible(count, ties) for count in wanted},
-        level_shares=counts[detail] / opinions.images,
+        level_shares=np.bincount(level_index(every, detail), minlength=detail) / opinions.images,
         soft_shares=soft,
-        level_values=values[detail],
+        level_values=_level_means(every, detail),
         sample=(mos, std),
     )
 
 
-def _level_statistics(opinions: Opinions, wanted: Sequence[int]) -> tuple[Counts, dict[int, Counts], dict[int, Floats]]:
-    """One pass: images per distinct MOS, and, by number of levels, images per level and their mean MOS."""
-    ties = np.zeros(TIE_GRID + 1, dtype=np.int64)
-    counts = {count: np.zeros(count, dtype=np.int64) for count in wanted}
-    sums = {count: np.zeros(count) for count in wanted}
-    for mos, _ in opinions.chunks():
-        grid = np.rint((mos - LOW) / (HIGH - LOW) * TIE_GRID).astype(np.int64)
-        ties += np.bincount(np.clip(grid, 0, TIE_GRID), minlength=TIE_GRID + 1)
-        for count in wanted:
-            index = level_index(mos, count)
-            counts[count] += np.bincount(index, minlength=count)
-            sums[count] += np.bincount(index, weights=mos, minlength=count)
-    middles = {count: level_centers(count, kind="interval_centers") for count in wanted}
-    # A level without images keeps the middle of its interval.
-    means = {k: np.divide(sums[k], counts[k], out=middles[k].copy(), where=counts[k] > 0) for k in wanted}
-    return ties, counts, means
+def error_row(
+    label: str, values: str, levels: int | None, mos: Floats, named: Floats, restored: Floats, of: int
+) -> ErrorRow:
+    """Error of N restored scores.
+
+    Args:
+        mos, named, restored: (N,), as `conversion_error.decompose`.
+        of: size of the dataset that the N images were drawn from.
+    """
+    error, parts = restored - mos, decompose(mos, named, restored)
+    found = correlations(np.round(restored, DECIMALS), np.round(mos, DECIMALS), fit=False)
+    size = np.abs(error)
+    return ErrorRow(
+        label=label,
+        values=values,
+        levels=levels,
+        images=len(mos),
+        mae=float(size.mean()),
+        mae_standard_error=0.0 if len(mos) == of else float(size.std()) / math.sqrt(len(mos)),
+        rmse=math.sqrt(parts.total),
+        mse=parts.total,
+        bias=float(error.mean()),
+        max_error=float(size.max()),
+        label_part=parts.label,
+        restoration_part=parts.restoration,
+        cross_term=parts.cross,
+        srcc=found.srcc,
+        plcc=found.plcc,
+        krcc=found.krcc,
+        **_uniform(label, values, levels),
+    )
 
 
-def _one_hot_rows(
-    opinions: Opinions, wanted: Sequence[int], counts: dict[int, Counts], optimal: dict[int, Floats], ties: Counts
-) -> list[ErrorRow]:
-    """A second pass, over every image."""
-    middles = {count: level_centers(count, kind="interval_centers") for count in wanted}
-    values = {
-        (count, kind): optimal[count] if kind == "optimal" else level_centers(count, kind=kind)
-        for count in wanted
-        for kind in ONE_HOT_VALUES
-    }
-    sums = {key: ErrorSums() for key in values}
-    for mos, _ in opinions.chunks():
-        for count in wanted:
-            index = level_index(mos, count)
-            named = middles[count][index]
-            for kind in ONE_HOT_VALUES:
-                sums[count, kind].add(mos, named, values[count, kind][index])
+def _uniform(label: str, values: str, levels: int | None) -> dict[str, float]:
+    """Closed form for a uniform MOS, where there is one."""
+    if label == "score_token":
+        mse, mae = uniform_rounding_errors(values)
+    elif label == "one_hot" and levels is not None and values != "optimal":
+        kind: Centers = "integers" if values == "integers" else "interval_centers"
+        mse, mae = uniform_errors(level_centers(levels, kind=kind))
+    elif label == "linear":
+        mse = mae = 0.0
+    else:
+        return {}
+    return {"uniform_mae": mae, "uniform_mse": mse}
+
+
+def _level_means(mos: Floats, levels: int) -> Floats:
+    """Mean MOS of each level (K,), its optimal value; a level without images keeps the middle of its interval."""
+    index = level_index(mos, levels)
+    counts = np.bincount(index, minlength=levels)
+    means = level_centers(levels, kind="interval_centers")
+    return np.divide(np.bincount(index, weights=mos, minlength=levels), counts, out=means, where=counts > 0)
+
+
+def _one_hot_rows(mos: Floats, levels: int) -> list[ErrorRow]:
+    index = level_index(mos, levels)
+    named = level_centers(levels, kind="interval_centers")[index]
     rows = []
-    for (count, kind), total in sums.items():
-        srcc, krcc = one_hot_ceilings(counts[count], ties)
-        rows.append(total.row("one_hot", kind, count, srcc, krcc, whole=True))
+    for kind in ONE_HOT_VALUES:
+        values = _level_means(mos, levels) if kind == "optimal" else level_centers(levels, kind=kind)
+        rows.append(error_row("one_hot", kind, levels, mos, named, values[index], len(mos)))
     return rows
 
 
-def _soft_rows(name: str, mos: Floats, std: Floats | None, levels: int, whole: bool) -> list[ErrorRow]:
+def _soft_rows(name: str, mos: Floats, std: Floats | None, levels: int, of: int) -> list[ErrorRow]:
     label = make_label(name, mos, std, levels)
     named = named_score(name, label)
     return [
-        _row(name, kind, levels, mos, named, restore(label, level_values(kind, label, mos)), whole)
+        error_row(name, kind, levels, mos, named, restore(label, level_values(kind, label, mos)), of)
         for kind in (("integers",) if name == "linear" else SOFT_VALUES)
     ]
-
-
-def _row(
-    label: str, values: str, levels: int | None, mos: Floats, named: Floats, restored: Floats, whole: bool
-) -> ErrorRow:
-    sums = ErrorSums()
-    sums.add(mos, named, restored)
-    srcc, _, krcc = correlations(restored, mos)
-    return sums.row(label, values, levels, srcc, krcc, whole)
 
 
 def _leaks(mos: Floats, mos_with_std: Floats | None, std: Floats, detail: int) -> list[LeakRow]:

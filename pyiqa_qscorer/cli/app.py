@@ -21,7 +21,7 @@ from .. import __version__
 from ..errors import InputError
 from ..registry import PUBLISHED_METRIC, default_metric, resolve_metric_options
 from . import console as cli_output
-from .benchmark import ListCommand, benchmark
+from .benchmark import benchmark
 from .console import clean_errors, count, say
 from .doctor import print_report
 from .error_analysis import errors
@@ -42,6 +42,7 @@ from .options import (
     ScoreMetric,
     option,
 )
+from .render import render
 from .train import train
 
 if TYPE_CHECKING:
@@ -212,9 +213,10 @@ def score(
     raise typer.Exit(1 if any(row.score is None for row in rows) else 0)
 
 
-app.command(no_args_is_help=True, cls=ListCommand)(benchmark)
+app.command(no_args_is_help=True)(benchmark)
 app.command(no_args_is_help=True)(errors)
 app.command(no_args_is_help=True)(train)
+app.command(no_args_is_help=True)(render)
 
 
 # --- download, merge, doctor --------------------------------------------------------------------

@@ -9,169 +9,102 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from ..errors import InputError
 from . import console as cli_output
-from .benchmark_output import print_leaderboard, print_problems, print_published
 from .console import clean_errors, count, printable, require, say
+from .options import Debug, option
 
 if TYPE_CHECKING:
     from ..evaluation.datasets import DatasetSpec
+    from ..evaluation.published import PublishedDifference
+    from ..evaluation.results import Leaderboard
     from ..evaluation.runner import MetricSpec, Problem
 
-DATA, MODEL = "Data", "Metrics"
-
-
-class ListCommand(TyperCommand):
-    """Takes several values after one `-m` or `-d`, as pyiqa's own benchmark script does."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, spread(args))
-
-
-def spread(arguments: Sequence[str]) -> list[str]:
-    """`-m a b` -> `-m a -m b`: a value that follows one of the list options without a flag of its own gets that."""
-    flags = {"-m": "--metric", "--metric": "--metric", "-d": "--dataset", "--dataset": "--dataset"}
-    found: list[str] = []
-    current: str | None = None
-    first = False  # the value right behind a flag
-    for argument in arguments:
-        if argument.startswith("-"):
-            current, first = flags.get(argument), True
-            found.append(argument)
-        else:
-            found += [argument] if current is None or first else [current, argument]
-            first = False
-    return found
+MODEL, DATA = {"rich_help_panel": "Metrics"}, {"rich_help_panel": "Data"}
 
 
 def benchmark(
     metrics: Annotated[
         list[str] | None,
-        typer.Option(
-            "--metric",
-            "-m",
-            metavar="NAME...",
-            help="metrics of pyiqa, ours among them; LABEL=NAME calls one otherwise",
-            rich_help_panel=MODEL,
-        ),
+        option("of pyiqa; repeatable; LABEL=NAME renames it", "--metric", "-m", metavar="NAME", **MODEL),
     ] = None,
     datasets: Annotated[
         list[str] | None,
-        typer.Option(
-            "--dataset",
-            "-d",
-            metavar="NAME|CSV...",
-            help="datasets of pyiqa, or CSV files of your own; LABEL=NAME calls one otherwise",
-            rich_help_panel=DATA,
-        ),
+        option("dataset of pyiqa or CSV file; repeatable; LABEL=NAME", "--dataset", "-d", metavar="NAME|CSV", **DATA),
     ] = None,
     settings: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="METRIC.OPTION=VALUE",
-            help="an option of a metric, e.g. qscorer.checkpoint=DIR; repeatable",
-            rich_help_panel=MODEL,
-        ),
+        option("e.g. qscorer.checkpoint=DIR; repeatable", "--set", metavar="METRIC.OPTION=VALUE", **MODEL),
     ] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="DIR", help="scores and reports; a later run goes on with it")
+        Path, option("scores and reports; a later run goes on with it", "--output", "-o", metavar="DIR")
     ] = Path("benchmark"),
-    data_root: Annotated[
-        Path, typer.Option(metavar="DIR", help="folder of pyiqa's datasets", rich_help_panel=DATA)
-    ] = Path("datasets"),
-    images: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="images of the CSV files; default beside them", rich_help_panel=DATA),
-    ] = None,
-    references: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="reference images; default as --images", rich_help_panel=DATA),
-    ] = None,
+    data_root: Annotated[Path, option("folder of pyiqa's datasets", metavar="DIR", **DATA)] = Path("datasets"),
+    images: Annotated[Path | None, option("images of the CSV files; else beside them", metavar="DIR", **DATA)] = None,
+    references: Annotated[Path | None, option("reference images; default as --images", metavar="DIR", **DATA)] = None,
     columns: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="ROLE=COLUMN",
-            help="column of a CSV file for file, mos, std, reference or split; repeatable",
-            rich_help_panel=DATA,
-        ),
+        option("column of a CSV file for file, mos, std, reference or split", metavar="ROLE=COLUMN", **DATA),
     ] = None,
-    dmos: Annotated[
-        bool, typer.Option("--dmos", help="opinions in the CSV files: lower is better", rich_help_panel=DATA)
-    ] = False,
+    dmos: Annotated[bool, option("opinions in the CSV files: lower is better", "--dmos", **DATA)] = False,
     split: Annotated[
-        str | None,
-        typer.Option(metavar="NAME|N", help="split of pyiqa's datasets: column or number", rich_help_panel=DATA),
+        str | None, option("split of pyiqa's datasets by name or number", metavar="NAME|N", **DATA)
     ] = None,
-    phase: Annotated[
-        str | None, typer.Option(metavar="NAME", help="part of the split: test, val, train", rich_help_panel=DATA)
-    ] = None,
+    phase: Annotated[str | None, option("part of the split: test, val, train", metavar="NAME", **DATA)] = None,
     original_size: Annotated[
-        bool,
-        typer.Option(
-            "--original-size",
-            help="leave out the resizing of pyiqa's dataset options (spaq to 448)",
-            rich_help_panel=DATA,
-        ),
+        bool, option("leave out the resizing of pyiqa's dataset options (spaq to 448)", "--original-size", **DATA)
     ] = False,
     device: Annotated[
-        str | None,
-        typer.Option(metavar="DEVICE", help="cpu, cuda, cuda:1, ...", show_default="cuda if there, else cpu"),
+        str | None, option("cpu, cuda, cuda:1, ...", metavar="DEVICE", show_default="cuda if there, else cpu")
     ] = None,
-    batch_size: Annotated[int, typer.Option(min=1, metavar="N", help="images per pass; 1 as pyiqa's benchmark")] = 1,
-    workers: Annotated[int, typer.Option(min=1, metavar="N", help="threads that read images")] = 4,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="score again what was scored before")] = False,
-    report_only: Annotated[
-        bool, typer.Option("--report-only", help="write the reports of --output anew, score nothing")
-    ] = False,
+    batch_size: Annotated[int, option("images per pass, of our metrics only", min=1, metavar="N")] = 1,
+    workers: Annotated[int, option("threads that read images", min=1, metavar="N")] = 4,
+    overwrite: Annotated[bool, option("score again what was scored before", "--overwrite")] = False,
+    report_only: Annotated[bool, option("write the reports of --output anew, score nothing", "--report-only")] = False,
     thumbnails: Annotated[
-        bool, typer.Option("--thumbnails/--no-thumbnails", help="small copies of images in the HTML page")
+        bool, option("small copies of images in the HTML page", "--thumbnails/--no-thumbnails")
     ] = True,
     check_published: Annotated[
-        bool,
-        typer.Option("--check-published", help="qscorer beside its published figures; exit code 1 if they differ"),
+        bool, option("qscorer beside its published figures; exit code 1 if they differ", "--check-published")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="show the traceback of an error")] = False,
+    debug: Debug = False,
 ) -> None:
     """Compare metrics with human opinions on datasets: a leaderboard.
 
     Scores go image by image into tables in --output; repeat the command after
     an interruption, or with more metrics: nothing is scored twice. Then
     leaderboard.csv (pyiqa's form), .md, .json and report.html. Several GPUs:
-    accelerate launch -m pyiqa_qscorer.cli.app benchmark ... Exit code 0: all
+    accelerate launch -m pyiqa_qscorer.cli benchmark ... Exit code 0: all
     scored, 1: something failed, 2: it could not start.
 
     [bold]Examples[/bold]
-    $ pyiqa-qscorer benchmark -m qscorer piqe -d koniq10k livec --data-root DIR
-    $ pyiqa-qscorer benchmark -m ssim vif -d my.csv --images DIR --dmos
+    $ pyiqa-qscorer benchmark -m qscorer -m piqe -d koniq10k -d livec --data-root DIR
+    $ pyiqa-qscorer benchmark -m ssim -m vif -d my.csv --images DIR --dmos
     """
     with clean_errors(debug):
         require("benchmark", "scipy", "matplotlib", "jinja2", "accelerate")
-        from ..evaluation.leaderboard_report import write_reports
-        from ..evaluation.processes import processes as started
+        from ..evaluation.leaderboard_report import terminal_tables, write_reports
         from ..evaluation.published import check_published as differences
         from ..evaluation.results import read_leaderboard
+        from ..report import print_tables
 
         problems: list[Problem] = []
-        group = None
         if not report_only:
             specs = metric_specs(metrics or [], settings or [])
             wanted = dataset_specs(datasets or [], images, references, columns or [], dmos)
             wanted = with_split(wanted, split, phase, original_size)
-            group = started(device)
-            problems = score(specs, wanted, output, data_root, group, batch_size, workers, overwrite)
-            group.finish()
-        if group is not None and group.index:
-            raise typer.Exit(0)
+            problems = score(specs, wanted, output, data_root, device, batch_size, workers, overwrite)
         board = read_leaderboard(output)
         for path in write_reports(board, output, thumbnails):
             say(f"{path}", style="dim")
-        print_leaderboard(board)
-        failed = print_problems(board, problems)
+        print_tables(terminal_tables(board), cli_output.out)
+        for dataset in board.datasets:
+            if alarm := board.wrong_direction(dataset):
+                say(("warning: ", "bold red"), (printable(alarm), "bold"))
+        failed = _print_problems(board, problems)
         if check_published:
-            failed |= not print_published(differences(board.entries))
+            failed |= not _print_published(differences(board.entries))
     raise typer.Exit(1 if failed else 0)
 
 
@@ -180,28 +113,30 @@ def score(
     wanted: list[DatasetSpec],
     output: Path,
     data_root: Path,
-    group: Any,
+    device: str | None,
     batch_size: int,
     workers: int,
     overwrite: bool,
 ) -> list[Problem]:
-    """Read the datasets and run the benchmark; one progress bar per metric and dataset."""
+    """Read the datasets and run the benchmark; one progress bar per metric and dataset.
+
+    Of several processes all but the first end here: the first one reports.
+    """
+    from accelerate import PartialState
+
     from ..evaluation.datasets import open_dataset
     from ..evaluation.runner import run_benchmark
-    from ..host.pyiqa_datasets import pyiqa_dataset
-    from ..host.pyiqa_metrics import PyiqaMetrics
+    from ..host import pyiqa_metrics
 
-    available = PyiqaMetrics()
     for spec in specs:
-        available.describe(spec.name)  # an unknown name is said before anything is read
-    opened = [open_dataset(spec, data_root, pyiqa_dataset) for spec in wanted]
+        pyiqa_metrics.describe_metric(spec.name)  # an unknown name is said before anything is read
+    opened = [open_dataset(spec, data_root) for spec in wanted]
     try:
-        return run_benchmark(
+        problems = run_benchmark(
             specs,
             opened,
             output,
-            available,
-            group,
+            device,
             batch_size=batch_size,
             workers=workers,
             overwrite=overwrite,
@@ -210,6 +145,9 @@ def score(
     except KeyboardInterrupt:
         say(("Interrupted. ", "bold yellow"), f"What was scored is kept in {output}: repeat the command to go on.")
         raise typer.Exit(130) from None
+    if not PartialState().is_main_process:
+        raise typer.Exit(0)
+    return problems
 
 
 @contextmanager
@@ -220,6 +158,45 @@ def _progress(metric: str, dataset: str, images: int, before: int) -> Iterator[C
         yield advance
 
 
+def _print_problems(board: Leaderboard, problems: Sequence[Problem]) -> bool:
+    """What failed, on stderr; whether anything did."""
+    from ..evaluation.leaderboard_report import failures
+
+    lines = [f"{problem.metric} on {problem.dataset}: not run: {problem.reason}" for problem in problems]
+    named = {(problem.metric, problem.dataset) for problem in problems}
+    for dataset in board.datasets:
+        entries = [entry for entry in board.of(dataset) if (entry.metric, dataset) not in named]
+        lines += [f"{text} ({dataset})" for text in failures(entries)]
+    for line in lines:
+        say(("failed ", "red"), printable(line))
+    return bool(lines)
+
+
+def _print_published(differences: Sequence[PublishedDifference]) -> bool:
+    """Published figures beside ours; whether all agree."""
+    from ..evaluation.published import SOURCE, TOLERANCE
+    from ..report import NONE, Table, number, print_tables
+
+    if not differences:
+        raise InputError(
+            "--check-published compares qscorer, qscorer_8bit or qscorer_4bit on koniq10k, spaq, kadid10k, livec, "
+            "agiqa3k or csiq, and this output has none of these; an own CSV file can be called so with agiqa3k=FILE.csv"
+        )
+    rows = [
+        (
+            *(one.metric, one.dataset, one.measure, "agrees" if one.agrees else "differs"),
+            *(number(one.published), number(one.here, 4)),
+            NONE if one.difference is None else f"{one.difference:+.4f}",
+            str(one.images),
+        )
+        for one in differences
+    ]
+    columns = ("metric", "dataset", "measure", "", "published", "here", "difference", "images")
+    title = f"Published figures ({SOURCE}); agrees: within {TOLERANCE}"
+    print_tables([Table(title, columns, rows, words=4)], cli_output.out)
+    return all(one.agrees for one in differences)
+
+
 # --- what the user typed ----------------------------------------------------------------------------------------------
 
 
@@ -228,7 +205,7 @@ def metric_specs(names: Sequence[str], settings: Sequence[str]) -> list[MetricSp
     from ..evaluation.runner import MetricSpec
 
     if not names:
-        raise InputError("no metric: give some with -m, e.g. -m qscorer piqe ssim")
+        raise InputError("no metric: give some with -m, e.g. -m qscorer -m piqe")
     options: dict[str, dict[str, Any]] = {}
     for setting in settings:
         place, equals, value = setting.partition("=")

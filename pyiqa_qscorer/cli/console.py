@@ -23,6 +23,7 @@ from rich.text import Text
 from ..errors import QScorerError
 from ..files import readable_size
 from ..registry import SCORE_RANGE
+from ..report import printable
 
 if TYPE_CHECKING:
     from ..checkpoints.hub import DownloadPlan
@@ -61,7 +62,7 @@ def clean_errors(debug: bool) -> Iterator[None]:
     except (QScorerError, ValueError) as error:
         if debug:
             traceback.print_exc()
-        say(("error: ", "bold red"), printable(str(error)))
+        say(("error: ", "bold red"), "\n".join(map(printable, str(error).split("\n"))))
         raise typer.Exit(2) from error
 
 
@@ -225,11 +226,6 @@ def print_training(result: TrainingResult) -> None:
 
 
 # --- words --------------------------------------------------------------------------------------
-
-
-def printable(text: str) -> str:
-    """`text` without what could drive the terminal; a file name may hold anything."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def count(number: int, noun: str) -> str:

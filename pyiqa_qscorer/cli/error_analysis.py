@@ -6,9 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from . import console as cli_output
 from .console import clean_errors, count, printable, require, say
@@ -16,8 +13,7 @@ from .options import Debug, option
 
 if TYPE_CHECKING:
     from ..analysis.measured import MeasuredModel
-    from ..analysis.study_tables import ReportTable
-    from ..data.opinion_tables import OpinionColumns, Opinions
+    from ..data.opinions import OpinionColumns, Opinions
     from ..training.dataset import LabelledImages
 
 LISTED_ROWS = 3  # of those left out
@@ -86,9 +82,9 @@ def errors(
     $ pyiqa-qscorer errors --mos val.csv --data photos --checkpoint out/checkpoint_qscorer
     """
     with clean_errors(debug):
-        require("analysis", "scipy", "pandas", "matplotlib", *(("pydantic", "yaml") if checkpoint else ()))
+        require("analysis", "scipy", "pandas", "matplotlib", "jinja2", *(("pydantic", "yaml") if checkpoint else ()))
         from ..analysis.study import study
-        from ..data.opinion_tables import OpinionColumns, read_opinion_table
+        from ..data.opinions import OpinionColumns, read_opinion_table
 
         if bool(checkpoint) != (data is not None):
             raise ValueError("--checkpoint and --data go together: a network, and the folder of its images")
@@ -97,6 +93,10 @@ def errors(
         columns = OpinionColumns(mos_column, std_column, votes, range_, std_range, lower_better, skip_rows)
         if data is not None and (votes or skip_rows):
             raise ValueError("--vote-columns and --skip-rows do not go with --checkpoint: give a table with a MOS")
+        if mos_column == "score":
+            from ..evaluation.datasets import refuse_scores
+
+            refuse_scores(mos, mos_column, "--mos-column")
         opinions = read_opinion_table(mos, columns)
         labelled = None if data is None else _labelled(data, file_column, columns, opinions)
         found = study(opinions, wanted, detail, seed)
@@ -105,24 +105,24 @@ def errors(
             options = {"base": base} if base else {}
             measured = _measure(checkpoint or [], options, labelled, device, batch_size)
 
-        from ..analysis.error_report import write_report
-        from ..analysis.study_tables import facts, tables
+        from ..analysis.error_report import conclusions, facts, tables, write_report
+        from ..report import print_tables
 
         for name, text in facts(found):
             say((f"{name}: ", "dim"), printable(text))
-        for table in tables(found, measured):
-            if table.brief:
-                _print(table)
+        print_tables(tables(found, measured), cli_output.out)
+        for sentence in conclusions(found, measured):
+            say(printable(sentence))
         if output is not None:
             print(write_report(output, found, measured))
 
 
 def _labelled(folder: Path, file_column: str | None, columns: OpinionColumns, opinions: Opinions) -> LabelledImages:
     """The images that networks are measured on; says which rows of the table are left out."""
-    from ..training.config import DatasetConfig
+    from ..training.config import FolderDataset
     from ..training.dataset import read_dataset
 
-    config = DatasetConfig(
+    config = FolderDataset(
         folder=folder,
         csv=opinions.path,
         file_column=file_column,
@@ -183,16 +183,3 @@ def _levels(text: str) -> list[int]:
     if not found or min(found) < 2 or max(found) > 100:
         raise ValueError(f"--levels must be whole numbers from 2 to 100, such as 2..20 or 5,10,20, got {text!r}")
     return found
-
-
-def _print(table: ReportTable) -> None:
-    # In a file or pipe there is room.
-    out = cli_output.out if cli_output.out.is_terminal else Console(width=160, highlight=False)
-    out.print(Text(table.title, style="bold"))
-    shown = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
-    for place, name in enumerate(table.columns):
-        shown.add_column(name, justify="left" if place < table.words else "right", overflow="fold")
-    for cells in table.rows:
-        shown.add_row(*(Text(printable(cell)) for cell in cells))
-    out.print(shown)
-    out.print()

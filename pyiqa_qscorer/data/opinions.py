@@ -1,17 +1,25 @@
-"""Human opinions of images: the rows of a dataset, read from a folder and a CSV file or given by name."""
+"""Human opinions of images: read from CSV files, and mapped from a dataset's scale to 1 (worst) .. 5 (best)."""
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
 from ..errors import OpinionTableError
+from .labels import Floats
 
 if TYPE_CHECKING:
     from PIL import Image
+
+LOW, HIGH = 1.0, 5.0
 
 
 class OpinionRow(NamedTuple):
@@ -44,6 +52,42 @@ Transform = Callable[[Sequence["Image.Image"]], "list[Image.Image]"]
 """What a dataset does to an image, or to image and reference alike, before it is scored."""
 
 
+@dataclass(frozen=True)
+class MosScale:
+    """A dataset's opinion scale, mapped linearly to 1 (worst) .. 5 (best).
+
+    Attributes:
+        low, high: Stated range of the MOS.
+        lower_better: Small numbers mean good quality (DMOS of LIVE, CSIQ).
+        std_range: Range of the scale that the spreads are on; None: that of the MOS. KonIQ-10k gives MOS on 0..100
+            and spreads on 1..5.
+
+    >>> MosScale(0, 100).map_mos([0, 25, 100]).tolist()
+    [1.0, 2.0, 5.0]
+    """
+
+    low: float
+    high: float
+    lower_better: bool = False
+    std_range: tuple[float, float] | None = None
+
+    def map_mos(self, mos: ArrayLike) -> Floats:
+        """1 + 4 (mos - low) / (high - low), mirrored for `lower_better`; float64, the shape of `mos`."""
+        share = (np.asarray(mos, dtype=np.float64) - self.low) / (self.high - self.low)
+        return LOW + (HIGH - LOW) * (1.0 - share if self.lower_better else share)
+
+    def map_std(self, std: ArrayLike) -> Floats:
+        """Spread of single opinions -> on 1..5; float64, the shape of `std`."""
+        low, high = self.std_range or (self.low, self.high)
+        return np.asarray(std, dtype=np.float64) * (HIGH - LOW) / (high - low)
+
+    def contains(self, mos: ArrayLike) -> bool:
+        """Whether every MOS is finite and within the range, but for rounding."""
+        slack = 1e-6 * (self.high - self.low)
+        values = np.asarray(mos, dtype=np.float64)
+        return bool(((values >= self.low - slack) & (values <= self.high + slack)).all())
+
+
 def read_opinions(
     table: Path,
     folder: Path,
@@ -56,56 +100,249 @@ def read_opinions(
     split_column: str | None = None,
     phase: str | None = None,
 ) -> list[OpinionRow]:
-    """Rows of a CSV file with a header.
+    """Images and opinions of a CSV file with a header.
 
     Args:
-        table: the CSV file.
-        folder: where its images lie.
-        file_column, mos_column: default the first and the second column.
-        std_column, reference_column: not read by default.
-        reference_folder: where the references lie; default `folder`.
-        split_column, phase: only the rows that have `phase` in that column.
+        table: The CSV file.
+        folder: Where its images lie.
+        file_column, mos_column: Default the first and the second column.
+        std_column, reference_column: Not read by default.
+        reference_folder: Where the references lie; default `folder`.
+        split_column, phase: Only the rows that have `phase` in that column.
 
     Raises:
-        OpinionTableError: the file cannot be read, or has no such column.
+        OpinionTableError: The file cannot be read, or has no such column.
     """
-    try:
-        with table.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            columns = list(reader.fieldnames or [])
-            rows = list(reader)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise OpinionTableError(f"csv {table} cannot be read: {error}") from error
+    cells = _read(table)
+    columns = [*cells.columns, "", ""]
     wanted = {
-        "file_column": file_column or (columns[0] if columns else ""),
-        "mos_column": mos_column or (columns[1] if len(columns) > 1 else ""),
+        "file_column": file_column or columns[0],
+        "mos_column": mos_column or columns[1],
         "std_column": std_column,
         "reference_column": reference_column,
         "split_column": split_column,
     }
     for option, column in wanted.items():
-        if column is not None and column not in columns:
-            raise OpinionTableError(f"{option} {column!r} is not in {table}; its columns are {', '.join(columns)}")
-
-    def cell(row: dict[str, Any], option: str) -> str | None:
-        column = wanted[option]
-        return None if column is None else row[column]
-
+        if column is not None and column not in cells.columns:
+            raise OpinionTableError(
+                f"{option} {column!r} is not in {table}; its columns are {', '.join(cells.columns)}"
+            )
+    if split_column is not None:
+        cells = cells[cells[split_column] == phase]
+    none = [""] * len(cells)
+    files, mos = cells[wanted["file_column"]], _numbers(cells[wanted["mos_column"]])
+    std = [None] * len(cells) if std_column is None else _numbers(cells[std_column]).tolist()
+    references = none if reference_column is None else cells[reference_column]
     return [
         OpinionRow(
-            path=str(folder / (cell(row, "file_column") or "")),
-            mos=number(cell(row, "mos_column")),
-            std=None if std_column is None else number(cell(row, "std_column")),
-            reference=str((reference_folder or folder) / name) if (name := cell(row, "reference_column")) else None,
+            path=str(folder / file),
+            mos=float(one),
+            std=spread,
+            reference=str((reference_folder or folder) / reference) if reference else None,
         )
-        for row in rows
-        if split_column is None or row[split_column] == phase
+        for file, one, spread, reference in zip(files, mos, std, references, strict=True)
     ]
 
 
-def number(text: str | None) -> float:
+@dataclass(frozen=True)
+class OpinionColumns:
+    """Where a table holds its opinions, and on which scale.
+
+    Attributes:
+        mos, std: Names of columns. `mos` None: the only column named MOS, in any case, unless there are `votes`.
+        votes: Columns with the number or share of votes for score 1, 2, ...; MOS and, without `std`, the spread are
+            theirs.
+        range: Of the MOS; None: the smallest and largest MOS of the table.
+        std_range, lower_better: As in `MosScale`.
+        skip_rows: First rows to leave out, such as training pictures.
+    """
+
+    mos: str | None = None
+    std: str | None = None
+    votes: tuple[str, ...] = ()
+    range: tuple[float, float] | None = None
+    std_range: tuple[float, float] | None = None
+    lower_better: bool = False
+    skip_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Opinions:
+    """The opinions of a dataset without its images.
+
+    Attributes:
+        path: The table.
+        mos_column: None where votes make the MOS.
+        mos: (N,) on 1..5, in the order of the table, rows without a MOS left out.
+        std: (N,) on 1..5; NaN where there is none.
+        missing_mos: Rows left out, their MOS being absent or no finite number.
+        scale: What was mapped to 1..5.
+        own_range: The range is the table's own smallest and largest MOS.
+        vote_shares: (K,) mean share of votes per score, None without vote columns. Of `lower_better`: lowest quality
+            first.
+    """
+
+    path: Path
+    mos_column: str | None
+    mos: Floats
+    std: Floats
+    missing_mos: int
+    scale: MosScale
+    own_range: bool
+    vote_shares: Floats | None
+
+    @property
+    def images(self) -> int:
+        """Rows with a MOS."""
+        return len(self.mos)
+
+    @property
+    def missing_std(self) -> int:
+        """Of `images`, those without a finite spread."""
+        return int(np.isnan(self.std).sum())
+
+    @property
+    def zero_std(self) -> int:
+        """Of `images`, those whose spread is 0 (all people agreed, or one was asked)."""
+        return int((self.std == 0).sum())
+
+    @property
+    def has_std(self) -> bool:
+        return self.missing_std < self.images
+
+    @property
+    def low(self) -> float:
+        return self.scale.low
+
+    @property
+    def high(self) -> float:
+        return self.scale.high
+
+    @property
+    def lower_better(self) -> bool:
+        return self.scale.lower_better
+
+    def chunks(self) -> Iterator[tuple[Floats, Floats]]:
+        """`mos` and `std`, in one piece."""
+        yield self.mos, self.std
+
+    def sample(self, size: int, seed: int = 0, only_with_std: bool = False) -> tuple[Floats, Floats]:
+        """MOS and spread of at most `size` images: all, in order, or as many drawn without replacement."""
+        keys = np.random.default_rng(seed).random(self.images)
+        kept = np.flatnonzero(np.isfinite(self.std)) if only_with_std else np.arange(self.images)
+        if len(kept) > size:  # those with the smallest of independent random keys are a uniform sample
+            kept = kept[np.argpartition(keys[kept], size - 1)[:size]]
+        return self.mos[kept], self.std[kept]
+
+
+def read_opinion_table(path: Path, columns: OpinionColumns = OpinionColumns()) -> Opinions:
+    """Read the opinions of a CSV file with a header.
+
+    Raises:
+        OpinionTableError: No such file or column; no usable MOS, or only one value; a MOS outside the stated range, a
+            negative spread or number of votes, with its line.
+    """
+    _check_columns(columns)
+    cells = _read(path, columns.skip_rows)
+    there = cells.columns.tolist()
+    names = list(columns.votes) or [columns.mos or _only_mos_column(path, there)]
+    if missing := [name for name in (*names, columns.std) if name is not None and name not in there]:
+        raise OpinionTableError(
+            f"{path} has no column {', '.join(map(repr, missing))}; its columns are {', '.join(there)}"
+        )
+    shares = None
+    if columns.votes:
+        votes = np.stack([_numbers(cells[name], path, name) for name in names], axis=1)
+        mos, std, shares = _of_votes(votes)
+    else:
+        mos, std = _numbers(cells[names[0]]), np.full(len(cells), np.nan)
+    if columns.std is not None:
+        std = _numbers(cells[columns.std], path, columns.std)
+    usable = np.isfinite(mos)
+    missing_mos = int((~usable).sum())
+    mos, std = mos[usable], np.where(np.isfinite(std), std, np.nan)[usable]
+    if not len(mos):
+        raise OpinionTableError(f"{path} has no usable MOS ({missing_mos} rows without a finite number)")
+    found = (float(mos.min()), float(mos.max()))
+    scale = MosScale(*(columns.range or found), columns.lower_better, columns.std_range)
+    if found[0] == found[1] and columns.range is None:
+        raise OpinionTableError(f"{path}: every MOS is {found[0]}; state the range of the scale with --range LOW HIGH")
+    if not scale.contains(found):
+        raise OpinionTableError(
+            f"{path}: MOS go from {found[0]} to {found[1]}, outside the stated range {columns.range}; correct --range"
+        )
+    if shares is not None:
+        shares = np.nansum(shares, axis=0) / np.nansum(shares)
+        shares = shares[::-1] if columns.lower_better else shares
+    return Opinions(
+        path=path,
+        mos_column=None if columns.votes else names[0],
+        mos=scale.map_mos(mos),
+        std=scale.map_std(std),
+        missing_mos=missing_mos,
+        scale=scale,
+        own_range=columns.range is None,
+        vote_shares=shares,
+    )
+
+
+def _check_columns(columns: OpinionColumns) -> None:
+    for option, stated in (("--range", columns.range), ("--std-range", columns.std_range)):
+        if stated is not None and not (np.isfinite(stated).all() and stated[0] < stated[1]):
+            raise OpinionTableError(f"{option} must be LOW HIGH, finite, with LOW < HIGH, got {stated}")
+    if columns.skip_rows < 0:
+        raise OpinionTableError(f"--skip-rows must be >= 0, got {columns.skip_rows}")
+    if columns.votes and columns.mos:
+        raise OpinionTableError("give either --mos-column or --vote-columns: the votes make a MOS of their own")
+    if len(columns.votes) == 1 or len(set(columns.votes)) < len(columns.votes):
+        raise OpinionTableError(f"--vote-columns must be two or more different columns, got {' '.join(columns.votes)}")
+
+
+def _only_mos_column(path: Path, there: Sequence[str]) -> str:
+    named = [name for name in there if name.strip().lower() == "mos"]
+    if len(named) != 1:
+        raise OpinionTableError(f"say with --mos-column which column of {path} is the MOS: {', '.join(there)}")
+    return named[0]
+
+
+def _read(path: Path, skip_rows: int = 0) -> pd.DataFrame:
+    """All cells as text, "" where there is none, indexed by the line of the file."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)  # too many columns in every line
+            skipped = range(1, 1 + skip_rows)
+            cells = pd.read_csv(
+                path, encoding="utf-8-sig", index_col=False, dtype=str, na_filter=False, skiprows=skipped
+            )
+    except (ValueError, OSError, pd.errors.ParserWarning) as error:  # pandas' own errors are ValueErrors
+        raise OpinionTableError(f"csv {path} cannot be read: {error}") from error
+    cells.index += 2 + skip_rows
+    return cells.fillna("")
+
+
+def _numbers(column: pd.Series, path: Path | None = None, name: str = "") -> Floats:
+    """NaN where a cell has no number; with `path`, a negative one is refused."""
+    values = np.array([number(cell) for cell in column], dtype=np.float64)
+    bad = np.flatnonzero(values < 0)
+    if path is not None and len(bad):
+        line = column.index[bad[0]]
+        raise OpinionTableError(f"{path}, line {line}: {name} must be >= 0, got {values[bad[0]]} ({len(bad)} such)")
+    return values
+
+
+def number(text: str) -> float:
     """The number in a cell; NaN where there is none."""
     try:
-        return float(text) if text else math.nan
+        return float(text)
     except ValueError:
         return math.nan
+
+
+def _of_votes(votes: Floats) -> tuple[Floats, Floats, Floats]:
+    """MOS, spread and shares of (n, K) votes for the scores 1..K; NaN where a count is missing or nobody voted."""
+    scores = np.arange(1, votes.shape[1] + 1)
+    total = votes.sum(axis=1, keepdims=True)
+    shares = np.divide(votes, total, out=np.full_like(votes, np.nan), where=total > 0)
+    mos = shares @ scores
+    variance = np.sum(shares * (scores - mos[:, None]) ** 2, axis=1)
+    return mos, np.sqrt(variance), shares

@@ -1,25 +1,27 @@
 """Uncertainty of correlations: bootstrap intervals, and whether one metric is really better than another.
 
-Images are drawn with replacement (B. Efron and R. Tibshirani, An Introduction to the Bootstrap, 1993). A draw of N
-images is kept as how often each was drawn, which gives ranks and ties of all draws by cumulative sums, without a sort.
-The draws are a function of (seed, N) alone, so two metrics on the same images see the same draws: paired comparison.
+Images are drawn with replacement by `scipy.stats.bootstrap` (B. Efron and R. Tibshirani, An Introduction to the
+Bootstrap, 1993). The draws are a function of (seed, N) alone, so two metrics on the same images see the same draws, and
+the difference of their bootstrap distributions is that of a paired comparison.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import norm
+from scipy.stats import bootstrap, kendalltau, norm
 
 from .correlation import Floats, checked, srcc, undefined
 
 RESAMPLES = 1000
 LEVEL = 0.95
 MINIMUM_IMAGES_FOR_COMPARISON = 10
-KENDALL_LIMIT = 20_000  # images; the work grows with their square
+KENDALL_LIMIT = 20_000  # images; 5 ms per draw of 10,000
 _CELLS_AT_ONCE = 2_000_000
 
 
@@ -46,52 +48,25 @@ class Comparison:
     p: float
 
 
-def draws(images: int, resamples: int = RESAMPLES, seed: int = 0) -> Iterator[Floats]:
-    """Blocks (b, N) of counts: how often each of N images was drawn, each row summing to N."""
-    generator = np.random.default_rng([seed, images])
-    at_once = max(1, _CELLS_AT_ONCE // images)
-    for start in range(0, resamples, at_once):
-        rows = min(at_once, resamples - start)
-        drawn = generator.integers(images, size=(rows, images)) + images * np.arange(rows)[:, None]
-        yield np.bincount(drawn.ravel(), minlength=rows * images).reshape(rows, images).astype(np.float64)
-
-
 def resampled_srcc(scores: ArrayLike, mos: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """SRCC of each draw: (resamples,), NaN where a draw is constant."""
-    groups = [_groups(values) for values in checked(scores, mos)]
-    found = []
-    for counts in draws(len(groups[0][0]), resamples, seed):
-        found.append(_weighted_pearson(_ranks(groups[0], counts), _ranks(groups[1], counts), counts))
-    return np.concatenate(found)
+    """SRCC of each draw: (resamples,), NaN where a draw is constant. 10,000 images: about half a second."""
+    groups = [np.unique(values, return_inverse=True)[1] for values in checked(scores, mos)]
+    return _resampled(groups, lambda first, second, axis: _pearson(_ranks(first), _ranks(second)), resamples, seed)
 
 
 def resampled_plcc(scores: ArrayLike, mos: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
     """PLCC of each draw: (resamples,), NaN where a draw is constant."""
-    first, second = (values - values.mean() for values in checked(scores, mos))
-    return np.concatenate(
-        [_weighted_pearson(first[None], second[None], counts) for counts in draws(len(first), resamples, seed)]
-    )
+    centred = [values - values.mean() for values in checked(scores, mos)]
+    return _resampled(centred, lambda first, second, axis: _pearson(first, second), resamples, seed)
 
 
 def resampled_krcc(scores: ArrayLike, mos: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> Floats:
-    """KRCC (tau-b) of each draw: (resamples,), NaN where a draw is constant. N squared work."""
-    groups = [_groups(values) for values in checked(scores, mos)]
-    images = len(groups[0][0])
-    counts = np.concatenate(list(draws(images, resamples, seed)))
-    exact = counts.astype(np.float32)  # sums of whole numbers up to N < 2**24 are exact
-    agreeing = np.zeros(len(counts))
-    rows = max(1, _CELLS_AT_ONCE // images)
-    for start in range(0, images, rows):
-        part = slice(start, start + rows)
-        signs = [np.sign(values[part, None] - values[None]).astype(np.int8) for values, _, _ in groups]
-        pairs = (signs[0] * signs[1]).astype(np.float32)  # concordant 1, discordant -1, tied 0
-        agreeing += (counts[:, part] * (exact @ pairs.T)).sum(1)
-    untied = []
-    for group in groups:
-        totals = _totals(group, counts)
-        untied.append(images * (images - 1) - (totals * (totals - 1)).sum(1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return agreeing / np.sqrt(untied[0] * untied[1])
+    """KRCC (tau-b) of each draw: (resamples,), NaN where a draw is constant."""
+
+    def of_one(first: Floats, second: Floats) -> float:
+        return float(kendalltau(first, second, method="asymptotic").statistic)
+
+    return _resampled(checked(scores, mos), of_one, resamples, seed, vectorized=False)
 
 
 def interval(resampled: Floats, level: float = LEVEL) -> tuple[float, float] | None:
@@ -111,14 +86,13 @@ def intervals(
     The curve is not fitted anew to each draw: its interval is that of the correlation, the curve being given.
     None where a statistic is not defined, and for `krcc` beyond `KENDALL_LIMIT` images.
     """
-    names = ("srcc", "plcc", "krcc", "plcc_fitted")
-    found: dict[str, tuple[float, float] | None] = dict.fromkeys(names)
-    images = len(checked(scores, mos)[0])
-    if undefined(*checked(scores, mos)) is not None:
+    scores, mos = checked(scores, mos)
+    found: dict[str, tuple[float, float] | None] = dict.fromkeys(("srcc", "plcc", "krcc", "plcc_fitted"))
+    if undefined(scores, mos) is not None:
         return found
     found["srcc"] = interval(resampled_srcc(scores, mos, resamples, seed))
     found["plcc"] = interval(resampled_plcc(scores, mos, resamples, seed))
-    if images <= KENDALL_LIMIT:
+    if len(scores) <= KENDALL_LIMIT:
         found["krcc"] = interval(resampled_krcc(scores, mos, resamples, seed))
     if fitted is not None:
         found["plcc_fitted"] = interval(resampled_plcc(fitted, mos, resamples, seed))
@@ -153,7 +127,11 @@ def compare(first: Resampled, second: Resampled) -> Comparison:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number (S. Holm, A simple sequentially rejective multiple test procedure, 1979)."""
+    """p-values adjusted for their number (S. Holm, A simple sequentially rejective multiple test procedure, 1979).
+
+    >>> holm([0.01, 0.04])
+    [0.02, 0.04]
+    """
     count = len(p_values)
     adjusted = [0.0] * count
     largest = 0.0
@@ -163,38 +141,41 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-# --- counts instead of copies -----------------------------------------------------------------------------------------
-
-_Groups = tuple[np.ndarray, np.ndarray, np.ndarray]
-
-
-def _groups(values: Floats) -> _Groups:
-    """Group of equal values that each image is in, from the smallest; images by group; where each group starts."""
-    _, group, sizes = np.unique(values, return_inverse=True, return_counts=True)
-    return group, np.argsort(group, kind="stable"), np.concatenate([[0], np.cumsum(sizes)[:-1]])
-
-
-def _totals(groups: _Groups, counts: Floats) -> Floats:
-    _, order, starts = groups
-    totals: Floats = np.add.reduceat(counts[:, order], starts, axis=1)
-    return totals
-
-
-def _ranks(groups: _Groups, counts: Floats) -> Floats:
-    """Mean rank of each image in each draw, (b, N): equal values, and copies of an image, share it."""
-    totals = _totals(groups, counts)
-    ranks = np.cumsum(totals, axis=1) - (totals - 1) / 2
-    return ranks[:, groups[0]]
+def _resampled(
+    pair: Sequence[np.ndarray], statistic: Callable[..., Any], resamples: int, seed: int, vectorized: bool = True
+) -> Floats:
+    """The statistic of each draw of the N pairs: (resamples,)."""
+    with np.errstate(invalid="ignore", divide="ignore"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of draws that are constant, or of an interval that is not taken from scipy
+        found = bootstrap(
+            tuple(pair),
+            statistic,
+            paired=True,
+            vectorized=vectorized,
+            n_resamples=resamples,
+            batch=max(1, _CELLS_AT_ONCE // len(pair[0])),
+            method="percentile",
+            random_state=np.random.default_rng([seed, len(pair[0])]),
+        )
+    return np.asarray(found.bootstrap_distribution, np.float64)
 
 
-def _weighted_pearson(first: Floats, second: Floats, counts: Floats) -> Floats:
-    """Pearson correlation per row; rows of `first` and `second` are (N,) values, repeated `counts` times."""
-    images = counts.shape[1]
-    first = first - (counts * first).sum(1, keepdims=True) / images
-    second = second - (counts * second).sum(1, keepdims=True) / images
-    variances = (counts * first**2).sum(1), (counts * second**2).sum(1)
-    scale = np.abs(first).max(), np.abs(second).max()
-    constant = (variances[0] <= images * (1e-13 * scale[0]) ** 2) | (variances[1] <= images * (1e-13 * scale[1]) ** 2)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        found = (counts * first * second).sum(1) / np.sqrt(variances[0]) / np.sqrt(variances[1])
-    return np.where(constant, np.nan, np.clip(found, -1, 1))
+def _ranks(groups: np.ndarray) -> Floats:
+    """Mean ranks within each row of (..., N) group numbers below N. `rankdata` gives the same, 20 times slower."""
+    table = groups.reshape(-1, groups.shape[-1])
+    rows, images = table.shape
+    totals = np.bincount((table + images * np.arange(rows)[:, None]).ravel(), minlength=rows * images)
+    totals = totals.reshape(rows, images)
+    middles = np.cumsum(totals, axis=1) - (totals - 1) / 2
+    return np.take_along_axis(middles, table, axis=1).reshape(groups.shape)
+
+
+def _pearson(first: Floats, second: Floats) -> Floats:
+    """Pearson correlation within each row of (..., N) values; NaN where one is constant."""
+    scaled = []
+    for values in (first, second):
+        centred = values - values.mean(axis=-1, keepdims=True)
+        size = np.linalg.norm(centred, axis=-1, keepdims=True)
+        constant = size <= 1e-13 * np.abs(values).max() * np.sqrt(values.shape[-1])
+        scaled.append(np.where(constant, np.nan, centred / size))
+    return np.clip(np.sum(scaled[0] * scaled[1], axis=-1), -1, 1)

@@ -17,6 +17,7 @@ from scipy.stats import kendalltau, rankdata
 
 MINIMUM_IMAGES = 3
 FIT_EVALUATIONS = 10_000
+CLEARLY_BETTER = 1e-6  # share of the variance; both starts often end in one curve, written in two ways
 
 Floats = NDArray[np.float64]
 
@@ -73,6 +74,12 @@ def correlations(scores: ArrayLike, mos: ArrayLike, fit: bool = True) -> Correla
 
     Raises:
         ValueError: other shapes, or a number that is not finite.
+
+    >>> found = correlations([1, 2, 3, 4], [10, 20, 25, 24])
+    >>> f"{found.srcc:.3f} {found.plcc:.3f} {found.krcc:.3f}"
+    '0.800 0.886 0.667'
+    >>> correlations([3, 3, 3], [1, 2, 3]).problem
+    'all 3 scores are 3'
     """
     scores, mos = checked(scores, mos)
     count = len(scores)
@@ -134,28 +141,34 @@ def srcc(scores: Floats, mos: Floats) -> float:
 def fit_logistic(scores: ArrayLike, mos: ArrayLike) -> LogisticFit | str:
     """Least-squares `LogisticFit` of (N,) scores to (N,) MOS, or why there is none.
 
-    Starting point and number of evaluations as in the published evaluation script: largest MOS, smallest MOS, mean
-    score, a quarter of the scores' standard deviation; so it finds the same (local) optimum.
+    Starting point and number of evaluations are those of the published evaluation script: largest MOS, smallest MOS,
+    mean score, a quarter of the scores' standard deviation; so it finds the same (local) optimum. That optimum can be a
+    bad one where the relation falls, so the mirrored start (negative width) is tried as well and the better fit kept.
     """
     scores, mos = checked(scores, mos)
     if len(scores) < 4:
         return f"{len(scores)} images: a curve with 4 parameters needs at least 4"
     if is_constant(scores):
         return f"all {len(scores)} scores are {scores[0]:g}"
-    start = np.array([mos.max(), mos.min(), scores.mean(), scores.std() / 4])
 
     def residuals(parameters: Floats) -> Floats:
         return _logistic(parameters, scores) - mos
 
-    # A width of 0 or an overflow on the way is a step that the solver takes back; only its end counts.
-    with np.errstate(all="ignore"):
-        best, _, _, message, status = leastsq(residuals, start, maxfev=FIT_EVALUATIONS, full_output=True)
-        fitted = _logistic(best, scores)
-    if status not in (1, 2, 3, 4):
-        return f"the fit does not converge: {' '.join(message.split())}"
-    if not np.isfinite(fitted).all() or is_constant(fitted):
-        return "the fit ends in a constant"
-    return LogisticFit(*(float(value) for value in best))
+    best: Floats | None = None
+    error, problem = np.inf, ""
+    for width in (scores.std() / 4, -scores.std() / 4):
+        start = np.array([mos.max(), mos.min(), scores.mean(), width])
+        # A width of 0 or an overflow on the way is a step that the solver takes back; only its end counts.
+        with np.errstate(all="ignore"):
+            found, _, _, message, status = leastsq(residuals, start, maxfev=FIT_EVALUATIONS, full_output=True)
+            fitted = _logistic(found, scores)
+        if status not in (1, 2, 3, 4):
+            problem = problem or f"the fit does not converge: {' '.join(message.split())}"
+        elif not np.isfinite(fitted).all() or is_constant(fitted):
+            problem = problem or "the fit ends in a constant"
+        elif (squared := float(np.sum((fitted - mos) ** 2))) < error - CLEARLY_BETTER * len(mos) * mos.var():
+            best, error = found, squared
+    return problem if best is None else LogisticFit(*(float(value) for value in best))
 
 
 def _logistic(parameters: Floats, scores: Floats) -> Floats:

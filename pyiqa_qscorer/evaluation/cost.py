@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from .benchmark_files import MACHINE_FACTS
+from .results import MACHINE_FACTS
 
 
 class PeakMemory:

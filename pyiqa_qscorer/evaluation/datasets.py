@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..data.opinions import NamedDatasets, OpinionRow, Transform, read_opinions
-from ..data.score_files import file_key
+from ..data.opinions import OpinionRow, Transform, read_opinions
+from ..data.row_files import columns_of
+from ..data.score_files import ScoreRow, file_key
 from ..errors import OpinionTableError
+from ..host.pyiqa_datasets import pyiqa_dataset
 
 COLUMNS = ("file", "mos", "std", "reference", "split")
 
@@ -80,7 +82,7 @@ class OpenDataset:
         return None
 
 
-def open_dataset(spec: DatasetSpec, data_root: Path, named_datasets: NamedDatasets) -> OpenDataset:
+def open_dataset(spec: DatasetSpec, data_root: Path = Path("datasets")) -> OpenDataset:
     """Read a dataset's table and check that it can be scored.
 
     Raises:
@@ -91,7 +93,7 @@ def open_dataset(spec: DatasetSpec, data_root: Path, named_datasets: NamedDatase
         options: dict[str, Any] = {"phase": spec.phase or "test"}
         if spec.split is not None:
             options["split_index"] = spec.split
-        rows, facts = named_datasets(spec.name, data_root, options)
+        rows, facts = pyiqa_dataset(spec.name, data_root, options)
         transform: Transform | None = facts.pop("transform", None)
         lower_better = spec.lower_better or bool(facts.get("lower_better", False))
         facts = {key: facts.get(key) for key in ("mos_range", "augment", "split_index")} | options | {"name": spec.name}
@@ -117,9 +119,8 @@ def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
     for option, folder in (("images", images), ("references", spec.references)):
         if folder is not None and not folder.is_dir():
             raise OpinionTableError(f"{option}: the folder {folder} does not exist")
-    with spec.csv.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        header = next(csv.reader(file), [])
-    columns = _usual_columns(header) | spec.columns
+    columns = _usual_columns(_header(spec.csv)) | spec.columns
+    refuse_scores(spec.csv, columns.get("mos"), "--columns mos=COLUMN")
     if spec.phase is not None and "split" not in columns:
         raise OpinionTableError(f"phase {spec.phase!r} needs a split column: give columns split=COLUMN for {spec.csv}")
     if spec.phase is None and "split" in columns:
@@ -138,6 +139,37 @@ def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
         split_column=columns.get("split"),
         phase=spec.phase,
     )
+
+
+def refuse_scores(table: Path, mos_column: str | None, option: str) -> None:
+    """Refuse the score of a metric as a human opinion: a correlation of scores with themselves would be 1.
+
+    Args:
+        table: a CSV file.
+        mos_column: the column that is to be the opinion; None: the second one.
+        option: how the user names another column, for the message.
+
+    Raises:
+        OpinionTableError: it is the column `score` of a table that `pyiqa-qscorer score` or `benchmark` wrote.
+    """
+    header = _header(table)
+    column = mos_column or next(iter(header[1:2]), None)
+    if column == "score" and {"score", "metric", "identity"} <= set(header):
+        others = [name for name in header if name not in columns_of(ScoreRow)]
+        hint = f"one of {', '.join(others)}" if others else "this table has none"
+        raise OpinionTableError(
+            f"{table}: column 'score' holds scores that pyiqa-qscorer predicted, which are no human opinions; name the "
+            f"column of the opinions with {option} ({hint})"
+        )
+
+
+def _header(table: Path) -> list[str]:
+    """Names of the columns; none where the file cannot be read, which its reader says better."""
+    try:
+        with table.open(newline="", encoding="utf-8-sig", errors="replace") as file:
+            return next(csv.reader(file), [])
+    except OSError:
+        return []
 
 
 def _usual_columns(header: list[str]) -> dict[str, str]:

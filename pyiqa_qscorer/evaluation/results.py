@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,13 +15,30 @@ import numpy as np
 
 from ..data.row_files import read_rows
 from ..errors import InputError
-from .benchmark_files import read_facts
 from .bootstrap import LEVEL, RESAMPLES, Resampled, compare, holm, intervals, resample
 from .correlation import Correlations, Floats, correlations
-from .number_format import machine_words
 from .scoring import BenchmarkRow
 
 SIGNIFICANCE = 1 - LEVEL
+WRONG_DIRECTION = -0.2
+"""Median SRCC of a dataset below which its opinions are taken to be turned the wrong way round."""
+MACHINE_FACTS = ("processor", "cores", "threads")  # of the run that scored; facts files of older versions lack them
+
+
+def table_path(output: Path, dataset: str, metric: str) -> Path:
+    """Table of a metric on a dataset."""
+    return output / "scores" / dataset / f"{metric}.csv"
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """Content of a facts file; None for machine facts that it lacks. Raises `InputError` if it is none."""
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error}): delete it and run the benchmark again") from error
+    if not isinstance(facts, dict) or "dataset" not in facts:
+        raise InputError(f"{path} is not of a benchmark: delete it, or use another output folder")
+    return dict.fromkeys(MACHINE_FACTS) | facts
 
 
 @dataclass
@@ -33,7 +51,8 @@ class Entry:
         agreement: Of the images that have a score, both sides turned so that higher is better.
         intervals: 95 % bootstrap intervals of `srcc`, `plcc`, `krcc`, `plcc_fitted`.
         better_than: Metrics whose SRCC here is lower beyond chance (Holm-adjusted p < 0.05).
-        not_worse_than_best: No metric is better beyond chance than this one.
+        not_worse_than_best: No metric is better beyond chance than this one. Of a dataset whose direction looks wrong
+            (`Leaderboard.wrong_direction`) no metric is marked.
     """
 
     facts: dict[str, Any]
@@ -135,18 +154,22 @@ class Leaderboard:
     def of(self, dataset: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.dataset == dataset]
 
-
-def machine_sentences(entries: Sequence[Entry]) -> list[str]:
-    """Where times and memory were measured, a sentence per machine."""
-    metrics: dict[str, list[str]] = {}
-    for entry in entries:
-        if entry.rows:
-            metrics.setdefault(machine_words(entry.facts), []).append(entry.metric)
-    of = len(metrics) > 1
-    return [
-        f"Time and memory{' of ' + ', '.join(names) if of else ''} measured on {machine}."
-        for machine, names in metrics.items()
-    ]
+    def wrong_direction(self, dataset: str) -> str | None:
+        """What to say where most metrics contradict the opinions, which they do if those are turned wrong; or None."""
+        found = [entry.agreement.srcc for entry in self.of(dataset) if entry.agreement.srcc is not None]
+        if not found or median(found) > WRONG_DIRECTION:
+            return None
+        facts = self.of(dataset)[0].facts["dataset_facts"]
+        if "csv" not in facts:
+            remedy = "check the table of the dataset"
+        elif facts["lower_better"]:
+            remedy = "are large numbers good quality in this table? Then repeat the command without --dmos"
+        else:
+            remedy = "are small numbers good quality in this table (DMOS)? Then repeat the command with --dmos"
+        return (
+            f"{dataset}: most metrics contradict the opinions (median SRCC {median(found):.3f}), so the order of the "
+            f"metrics is probably upside down: {remedy}. Nothing is scored again."
+        )
 
 
 def read_leaderboard(output: Path, resamples: int = RESAMPLES, seed: int = 0) -> Leaderboard:
@@ -168,18 +191,19 @@ def read_leaderboard(output: Path, resamples: int = RESAMPLES, seed: int = 0) ->
         raise InputError(f"{output} holds no results: run pyiqa-qscorer benchmark with this output first")
     worst = -2.0  # what has no SRCC stands last
     entries.sort(key=lambda e: (e.dataset, -(worst if e.agreement.srcc is None else e.agreement.srcc), e.metric))
-    pairs = []
-    for dataset in dict.fromkeys(entry.dataset for entry in entries):
-        among = [entry for entry in entries if entry.dataset == dataset]
+    board = Leaderboard(entries, [], resamples, seed)
+    for dataset in board.datasets:
+        among = board.of(dataset)
         found = _compared(dataset, among, resamples, seed)
-        pairs += found
+        board.pairs += found
         for entry in among:
             wins = [pair for pair in found if pair.better == entry.metric]
             entry.better_than = [pair.second if pair.first == entry.metric else pair.first for pair in wins]
         beaten = {metric for entry in among for metric in entry.better_than}
         for entry in among:
-            entry.not_worse_than_best = entry.agreement.srcc is not None and entry.metric not in beaten
-    return Leaderboard(entries, pairs, resamples, seed)
+            ranked = entry.agreement.srcc is not None and board.wrong_direction(dataset) is None
+            entry.not_worse_than_best = ranked and entry.metric not in beaten
+    return board
 
 
 def _entry(facts: dict[str, Any], rows: list[BenchmarkRow], resamples: int, seed: int) -> Entry:

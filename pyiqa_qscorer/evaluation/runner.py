@@ -5,7 +5,7 @@ In the output folder, per dataset and metric:
     scores/DATASET/METRIC.csv     a row per image (`BenchmarkRow`), written as the run goes
     scores/DATASET/METRIC.json    what made it: versions, fingerprint of the weights, options, cost
 
-Correlations and reports are computed from these files (`results`, `report`), so nothing else needs to be kept.
+Correlations and reports are computed from these files (`results`, `leaderboard_report`), so nothing else is kept.
 """
 
 from __future__ import annotations
@@ -13,28 +13,34 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 from ..data.opinions import OpinionRow
 from ..data.score_files import file_key
 from ..data.score_table import ScoreTable
-from ..errors import InputError, OutputError
-from ..host.metric_protocol import BenchmarkMetric, MetricDescription, Metrics
-from .benchmark_files import MACHINE_FACTS, read_facts, table_path, write_text
+from ..errors import InputError, OutputError, QScorerError
+from ..host import pyiqa_metrics
+from ..host.pyiqa_metrics import MetricDescription, PyiqaMetric
+from ..report import write_output
+from ..scorer import resolve_device
 from .cost import PeakMemory, machine_facts
 from .datasets import OpenDataset
-from .processes import Processes
+from .results import MACHINE_FACTS, read_facts, table_path
 from .scoring import BenchmarkRow, one_line, score_rows
 
 RUN_FACTS = ("batch_size", "processes", "device", *MACHINE_FACTS, "peak_memory_bytes")
 FORBIDDEN_IN_LABELS = set('/\\:*?"<>|')
+LONGEST_WAIT = timedelta(days=7)  # for a process whose images take longer than the others'
 
 
 @dataclass(frozen=True)
@@ -63,12 +69,31 @@ def _nobody_watches(metric: str, dataset: str, images: int, before: int) -> Abst
     return nullcontext(lambda row: None)
 
 
+def start_processes(device: str | None = None) -> tuple[PartialState, torch.device]:
+    """This process among those that `accelerate launch` or torchrun started, and the device that it scores on.
+
+    Args:
+        device: of one process any; of several `cpu`, `cuda` (each takes its own GPU), or None: CUDA where there is
+            one, unless accelerate was told to use the CPU.
+
+    Raises:
+        QScorerError: `device` names one GPU for several processes, or does not exist.
+    """
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and device not in (None, "cpu", "cuda"):
+        raise QScorerError(f"device {device!r} cannot be shared by several processes: leave it out, each takes its own")
+    if several and device is None and os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes"):
+        device = "cpu"
+    chosen = resolve_device(device)
+    state = PartialState(cpu=chosen.type == "cpu", timeout=LONGEST_WAIT)
+    return state, state.device if several else chosen
+
+
 def run_benchmark(
     specs: Sequence[MetricSpec],
     datasets: Sequence[OpenDataset],
     output: Path,
-    available: Metrics,
-    processes: Processes,
+    device: str | None = None,
     *,
     batch_size: int = 1,
     workers: int = 4,
@@ -83,8 +108,8 @@ def run_benchmark(
 
     Args:
         output: folder, made if missing.
-        available: all metrics, such as `pyiqa_qscorer.host.pyiqa_metrics.PyiqaMetrics()`.
-        batch_size: images of one shape per pass. 1 gives the same bits whatever was scored before.
+        device: as for `start_processes`.
+        batch_size: images per pass of our own metrics. 1 gives the same bits whatever was scored before.
         workers: threads that read images.
         overwrite: score everything again.
 
@@ -95,11 +120,12 @@ def run_benchmark(
     Raises:
         InputError: two things of one label; or scores in the output were made with other weights or options.
         OutputError: the output cannot be written.
-        QScorerError: an unknown metric.
+        QScorerError: an unknown metric, an impossible device.
     """
     _check_labels([(spec.label, spec.name) for spec in specs], "metric")
     _check_labels([(dataset.label, dataset.source) for dataset in datasets], "dataset")
-    described = [available.describe(spec.name) for spec in specs]
+    described = [pyiqa_metrics.describe_metric(spec.name) for spec in specs]
+    state, where = start_processes(device)
     problems: list[Problem] = []
     for spec, description in zip(specs, described, strict=True):
         todo = []
@@ -111,66 +137,70 @@ def run_benchmark(
                 problems.append(Problem(spec.label, dataset.label, reason))
         if not todo:
             continue
-        memory = PeakMemory(processes.device)
-        metric: BenchmarkMetric | None = None
+        memory = PeakMemory(where)
+        metric: PyiqaMetric | None = None
         reason = None
         try:
-            metric = available.build(spec.name, processes.device, spec.options)
+            metric = pyiqa_metrics.PyiqaMetric(spec.name, where, spec.options)
         except Exception as error:  # metrics are foreign code and raise anything: the others go on
             reason = f"cannot be built: {one_line(error)}"
-        reason = next((other for other in processes.gather(reason) if other), None)
+        reason = next((other for other in gather_object([reason]) if other), None)
         if reason is not None or metric is None:
             problems += [Problem(spec.label, dataset.label, str(reason)) for dataset in todo]
             continue
         for dataset in todo:
-            pair = _Pair(spec, description, metric, dataset, output, processes)
             memory.restart()
+            pair = _Pair(spec, description, metric, dataset, output, state)
             pair.run(memory, batch_size, workers, overwrite, progress)
-        del metric
+        del metric, pair
         gc.collect()
-        if processes.device.type == "cuda":
+        if where.type == "cuda":
             torch.cuda.empty_cache()
-    if processes.index == 0:
+    if state.is_main_process:
         for problem in problems:
-            _record(problem, output, specs, described, datasets)
-    processes.gather(None)
+            number = [spec.label for spec in specs].index(problem.metric)
+            dataset = next(dataset for dataset in datasets if dataset.label == problem.dataset)
+            path = table_path(output, problem.dataset, problem.metric)
+            if not path.exists():  # else an earlier run left scores, which stay
+                facts = _facts(specs[number], described[number], dataset) | {"problem": problem.reason}
+                write_output(path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
+    state.wait_for_everyone()
+    state.destroy_process_group()  # else its threads end the interpreter with an error
     return problems
 
 
+@dataclass
 class _Pair:
     """One metric on one dataset."""
 
-    def __init__(
-        self,
-        spec: MetricSpec,
-        description: MetricDescription,
-        metric: BenchmarkMetric,
-        dataset: OpenDataset,
-        output: Path,
-        processes: Processes,
-    ) -> None:
-        self.spec, self.description, self.metric = spec, description, metric
-        self.dataset, self.processes = dataset, processes
-        self.with_reference = description.mode == "FR"
-        self.identity = metric.facts.identity
-        if dataset.changes:
-            self.identity = hashlib.sha256(f"{self.identity} {dataset.changes}".encode()).hexdigest()[:16]
-        self.table_path = table_path(output, dataset.label, spec.label)
-        self.facts_path = self.table_path.with_suffix(".json")
+    spec: MetricSpec
+    description: MetricDescription
+    metric: PyiqaMetric
+    dataset: OpenDataset
+    output: Path
+    state: PartialState
+
+    def __post_init__(self) -> None:
+        self.with_reference = self.description.mode == "FR"
+        self.identity = self.metric.facts.identity
+        if self.dataset.changes:
+            self.identity = hashlib.sha256(f"{self.identity} {self.dataset.changes}".encode()).hexdigest()[:16]
+        self.path = table_path(self.output, self.dataset.label, self.spec.label)
 
     def run(self, memory: PeakMemory, batch_size: int, workers: int, overwrite: bool, progress: Progress) -> None:
-        processes, first = self.processes, self.processes.index == 0
+        first = self.state.is_main_process
         with ExitStack() as stack:
             todo: list[OpinionRow] = []
             if first:
-                table = stack.enter_context(self._open(self.table_path, resume=not overwrite))
+                table = stack.enter_context(self._open(self.path, resume=not overwrite))
                 self._absorb(table, overwrite)
                 todo = self._unfinished(table)
             # The others open theirs only now, since it may have rows of a killed run, which process 0 has taken over.
-            todo = processes.gather(todo)[0]
+            todo = gather_object([todo])[0]
             if not first:
-                table = stack.enter_context(self._open(self._part(processes.index), resume=False))
-            share = todo[processes.index :: processes.count]
+                part = self.path.with_suffix(f".part-{self.state.process_index}.jsonl")
+                table = stack.enter_context(self._open(part, resume=False))
+            share = todo[self.state.process_index :: self.state.num_processes]
             watch = progress if first else _nobody_watches
             with watch(self.spec.label, self.dataset.label, len(share), len(self.dataset.rows) - len(todo)) as advance:
                 for row in score_rows(
@@ -187,19 +217,19 @@ class _Pair:
                     advance(row)
             if not first:
                 table.finish([row.path for row in share])
-            peaks = [peak for peak in processes.gather(memory.bytes()) if peak is not None]
+            peaks = [peak for peak in gather_object([memory.bytes()]) if peak is not None]
             if first:
                 self._absorb(table, overwrite=False)
                 self._finish(table)
                 run = {
-                    "batch_size": batch_size,
-                    "processes": processes.count,
-                    "device": _device_name(processes.device),
+                    "batch_size": batch_size if self.metric.takes_batches else 1,
+                    "processes": self.state.num_processes,
+                    "device": _device_name(memory.device),
                     **machine_facts(),
                     "peak_memory_bytes": max(peaks, default=None),
                 }
                 self._write_facts(run if todo else {})
-        processes.gather(None)
+        self.state.wait_for_everyone()
 
     def _open(self, path: Path, resume: bool) -> ScoreTable[BenchmarkRow]:
         try:
@@ -208,13 +238,10 @@ class _Pair:
             raise OutputError(f"cannot make the folder {path.parent}: {error.strerror}") from error
         return ScoreTable(path, resume, not resume, BenchmarkRow).open(self.spec.label, self.identity)
 
-    def _part(self, index: int) -> Path:
-        return self.table_path.with_suffix(f".part-{index}.jsonl")
-
     def _absorb(self, table: ScoreTable[BenchmarkRow], overwrite: bool) -> None:
         """Take over what other processes scored, in this run or in one that was killed."""
-        start = f"{self.table_path.stem}.part-"
-        parts = sorted(path for path in self.table_path.parent.iterdir() if path.name.startswith(start))
+        start = f"{self.path.stem}.part-"
+        parts = sorted(path for path in self.path.parent.iterdir() if path.name.startswith(start))
         if overwrite:
             for part in parts:
                 part.unlink()
@@ -222,11 +249,14 @@ class _Pair:
             table.absorb(parts, self.spec.label, self.identity)
 
     def _unfinished(self, table: ScoreTable[BenchmarkRow]) -> list[OpinionRow]:
-        open_paths = set(table.unfinished(row.path for row in self.dataset.rows))
-        return [row for row in self.dataset.rows if row.path in open_paths or self._other_reference(table, row)]
-
-    def _other_reference(self, table: ScoreTable[BenchmarkRow], row: OpinionRow) -> bool:
-        return self.with_reference and table.rows[file_key(row.path)].reference != row.reference
+        """Rows without a score of today's image, or scored beside another reference."""
+        unscored = set(table.unfinished(row.path for row in self.dataset.rows))
+        return [
+            row
+            for row in self.dataset.rows
+            if row.path in unscored
+            or (self.with_reference and table.rows[file_key(row.path)].reference != row.reference)
+        ]
 
     def _finish(self, table: ScoreTable[BenchmarkRow]) -> None:
         # The opinions are the dataset's of today; an image that is no longer in it keeps its score, without one.
@@ -237,15 +267,16 @@ class _Pair:
 
     def _write_facts(self, run: dict[str, Any]) -> None:
         """Facts of the metric and of the run that scored; of an earlier one where this one had nothing to score."""
-        earlier = read_facts(self.facts_path) if not run and self.facts_path.exists() else {}
+        path = self.path.with_suffix(".json")
+        earlier = read_facts(path) if not run and path.exists() else {}
         facts = _facts(self.spec, self.description, self.dataset) | {
-            **self.metric.facts.as_dict(),
+            **asdict(self.metric.facts),
             "identity": self.identity,
             **{key: earlier.get(key) for key in RUN_FACTS},
             **run,
             "problem": None,
         }
-        write_text(self.facts_path, json.dumps(facts, indent=2) + "\n")
+        write_output(path, json.dumps(facts, indent=2) + "\n")
 
 
 def _facts(spec: MetricSpec, description: MetricDescription, dataset: OpenDataset) -> dict[str, Any]:
@@ -260,23 +291,6 @@ def _facts(spec: MetricSpec, description: MetricDescription, dataset: OpenDatase
         "notes": dataset.notes,
         "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
-
-
-def _record(
-    problem: Problem,
-    output: Path,
-    specs: Sequence[MetricSpec],
-    described: Sequence[MetricDescription],
-    datasets: Sequence[OpenDataset],
-) -> None:
-    """Keep a problem for the report, unless an earlier run left scores of that pair."""
-    path = table_path(output, problem.dataset, problem.metric)
-    if path.exists():
-        return
-    number = [spec.label for spec in specs].index(problem.metric)
-    dataset = next(dataset for dataset in datasets if dataset.label == problem.dataset)
-    facts = _facts(specs[number], described[number], dataset) | {"problem": problem.reason}
-    write_text(path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
 
 
 def _check_labels(labelled: Sequence[tuple[str, str]], what: str) -> None:

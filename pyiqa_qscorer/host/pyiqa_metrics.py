@@ -8,9 +8,10 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,33 +24,64 @@ from ..errors import QScorerError
 from ..images.preprocessing import pixels_from_pil
 from ..metric import QScorer
 from ..registry import METRICS, nearest, resolve_metric_options
-from .metric_protocol import MetricDescription, MetricFacts, tensor_bytes
 
 SEED = 123
 
 
-class PyiqaMetrics:
-    """Every metric that pyiqa can create by name."""
+@dataclass(frozen=True)
+class MetricDescription:
+    """What is known of a metric before it is built.
 
-    def describe(self, name: str) -> MetricDescription:
-        """Mode and direction of a metric. Raises `QScorerError`: unknown, or of whole sets of images."""
-        config = _config(name)
-        if "fid" in name or name == "inception_score":
-            raise QScorerError(f"metric {name!r} gives one number to a set of images, not a score to each")
-        return MetricDescription(config["metric_mode"], bool(config.get("lower_better", False)))
+    Attributes:
+        mode: `NR` scores an image, `FR` an image beside its reference.
+        lower_better: Small scores mean good quality.
+    """
 
-    def build(self, name: str, device: torch.device, options: dict[str, Any]) -> PyiqaMetric:
-        """Create a metric; it may download its weights. Raises whatever pyiqa raises."""
-        return PyiqaMetric(name, device, options)
+    mode: Literal["NR", "FR"]
+    lower_better: bool
+
+
+@dataclass(frozen=True)
+class MetricFacts:
+    """What a built metric is made of.
+
+    Attributes:
+        identity: Fingerprint of weights and options: equal ones give equal scores up to rounding.
+        parameters: Number of them.
+        weight_bytes: Parameters and buffers in memory.
+        download_bytes: Files of the checkpoint; 0 without one, None where that is not known.
+        versions: Of the libraries that make the score.
+    """
+
+    identity: str
+    parameters: int
+    weight_bytes: int
+    download_bytes: int | None
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def describe_metric(name: str) -> MetricDescription:
+    """Mode and direction of a metric. Raises `QScorerError`: unknown, or of whole sets of images."""
+    config = _config(name)
+    if "fid" in name or name == "inception_score":
+        raise QScorerError(f"metric {name!r} gives one number to a set of images, not a score to each")
+    return MetricDescription(config["metric_mode"], bool(config.get("lower_better", False)))
 
 
 class PyiqaMetric:
     """A metric of pyiqa with its input and output as plain tensors and numbers.
 
     Args:
-        name: as for `pyiqa.create_metric`.
+        name: as for `pyiqa.create_metric`, which may download its weights.
         device: where it runs.
         options: keyword arguments of `pyiqa.create_metric`.
+
+    Attributes:
+        facts: what it is made of.
+        takes_batches: whether images share a batch without changing each other's score; of ours only.
+
+    Raises:
+        Exception: whatever pyiqa raises: a missing library, a failed download, an unknown option.
     """
 
     def __init__(self, name: str, device: torch.device, options: dict[str, Any]) -> None:
@@ -61,11 +93,12 @@ class PyiqaMetric:
             self._metric = pyiqa.create_metric(name, device=device, **options).eval()
         net = self._metric.net
         self._ours = net if isinstance(net, QScorer) else None
+        self.takes_batches = self._ours is not None
         tensors = [*net.parameters(), *net.buffers()]
         self.facts = MetricFacts(
             identity=net.identity[:16] if isinstance(net, QScorer) else _identity(name, net, options),
             parameters=sum(parameter.numel() for parameter in net.parameters()),
-            weight_bytes=tensor_bytes(tensors),
+            weight_bytes=sum(tensor.numel() * tensor.element_size() for tensor in tensors),
             download_bytes=_download_bytes(name, options, tensors),
             versions={
                 "python": platform.python_version(),
@@ -83,7 +116,7 @@ class PyiqaMetric:
         return pixels.permute(2, 0, 1).contiguous().float().div(255)
 
     def score(self, images: Tensor, references: Tensor | None) -> list[float]:
-        """Score of each of (B, 3, H, W) images.
+        """Score of each of (B, 3, H, W) images, as the metric gives it.
 
         Random numbers that a metric draws (some score random crops) start from the same seed each time.
 
@@ -111,7 +144,8 @@ def _config(name: str) -> dict[str, Any]:
     from pyiqa.default_model_configs import DEFAULT_CONFIGS
 
     if name not in DEFAULT_CONFIGS:
-        raise QScorerError(f"pyiqa has no metric {name!r}; {nearest(name, DEFAULT_CONFIGS)}")
+        hint = nearest(name, DEFAULT_CONFIGS, f"`pyiqa --list_models` shows all {len(DEFAULT_CONFIGS)}")
+        raise QScorerError(f"pyiqa has no metric {name!r}; {hint}")
     config: dict[str, Any] = DEFAULT_CONFIGS[name]
     return config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,28 +10,21 @@ import numpy as np
 import torch
 
 
-class ReferenceMetrics:
-    """(distorted, reference) uint8 (H, W, 3) RGB -> value of each metric by name, on the CPU.
+def compare(distorted: np.ndarray, reference: np.ndarray, names: Sequence[str]) -> dict[str, float]:
+    """Value of each metric by name, computed on the CPU.
 
     Args:
+        distorted, reference: uint8 (H, W, 3) RGB.
         names: pyiqa's full-reference metrics. Those with trained weights, such as lpips, download them at the first
             call; formulas, such as gmsd and psnry, do not.
-
-    Can be sent to another process: the metrics are made at the first call.
     """
+    images = [torch.tensor(image).permute(2, 0, 1)[None].float() / 255 for image in (distorted, reference)]
+    with torch.no_grad():
+        return {name: float(_metric(name)(*images)) for name in names}
 
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = tuple(names)
-        self._metrics: dict[str, Any] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {"names": self.names, "_metrics": {}}
+@functools.cache
+def _metric(name: str) -> Any:
+    import pyiqa
 
-    def __call__(self, distorted: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-        if not self._metrics:
-            import pyiqa
-
-            self._metrics = {name: pyiqa.create_metric(name, device="cpu") for name in self.names}
-        images = [torch.tensor(image).permute(2, 0, 1)[None].float() / 255 for image in (distorted, reference)]
-        with torch.no_grad():
-            return {name: float(metric(*images)) for name, metric in self._metrics.items()}
+    return pyiqa.create_metric(name, device="cpu")

@@ -9,10 +9,12 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from dataclasses import asdict, dataclass
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from functools import partial
+from importlib.metadata import version
 from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
@@ -23,59 +25,18 @@ from PIL import Image
 
 from ..errors import SyntheticDataError
 from ..files import write_bytes
+from ..host.reference_metrics import compare
 from ..images.reading import open_image
-from .calibration import CALIBRATION_TYPES, Calibration, fit_calibration
-from .distortions import KADID_TYPES, Step, apply_chain, kadid_distortion, random_chain
+from ..prefetch import ordered_prefetch
+from .calibration import CALIBRATION_TYPES, REFERENCE_METRICS, Calibration, fit_calibration
+from .distortions import KADID_TYPES, Step, apply_chain, codec_versions, kadid_distortion, random_chain
 from .kadid_opinions import kadid_opinion, typical_spread
-
-CompareToReference = Callable[[np.ndarray, np.ndarray], dict[str, float]]
-"""(distorted, reference) uint8 (H, W, 3) -> value of each of `calibration.REFERENCE_METRICS`."""
+from .recipe import SEEN_SIDE, Recipe, RecipeFile
 
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 CALIBRATION_FILE = "calibration.json"
-SEEN_SIDE = 512  # longer side of KADID-10k's pictures
 COLUMNS = ("file", "mos", "std", "photo", "distortion")
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What a synthetic set consists of; the same recipe and photos give the same pictures and labels.
-
-    Attributes:
-        kind: `kadid`: the 25 types x 5 levels of KADID-10k, labelled with the human mean and spread of the cell;
-            `chains`: realistic chains, labelled by calibrated full-reference metrics.
-        count: pictures.
-        type_shares: how often a KADID type is drawn against the others, by type; 1 where not named.
-        smallest_crop: side of the part of a photo that is distorted, as a share of the photo's, drawn from here to 1.
-        longer_sides: pixels that the longer side of that part is resized to before it is distorted, drawn between the
-            two; None: 512, as in KADID-10k, for `kadid`, and 448 to 768 for `chains`.
-        calibration_photos: photos that the calibration of chains is fitted on.
-        seed: of everything random.
-    """
-
-    kind: str
-    count: int
-    type_shares: Mapping[int, float]
-    smallest_crop: float = 0.8
-    longer_sides: tuple[int, int] | None = None
-    calibration_photos: int = 24
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.kind not in ("kadid", "chains"):
-            raise ValueError(f"kind must be 'kadid' or 'chains', got {self.kind!r}")
-        if unknown := set(self.type_shares) - set(KADID_TYPES):
-            raise ValueError(f"type_shares must name KADID types 1..25, got {sorted(unknown)}")
-
-    def digest(self) -> dict[str, Any]:
-        """As JSON keeps it."""
-        shares = {str(kind): share for kind, share in self.type_shares.items()}
-        return {**asdict(self), "type_shares": shares, "longer_sides": list(self.sides)}
-
-    @property
-    def sides(self) -> tuple[int, int]:
-        """`longer_sides` with its default."""
-        return self.longer_sides or ((SEEN_SIDE, SEEN_SIDE) if self.kind == "kadid" else (448, 768))
+Progress = Callable[[int, int], None]
 
 
 def find_photos(folders: Sequence[Path]) -> list[Path]:
@@ -93,57 +54,85 @@ def find_photos(folders: Sequence[Path]) -> list[Path]:
     return photos
 
 
+def render_file(
+    file: RecipeFile, progress: Callable[[str], Progress] = lambda name: lambda done, total: None
+) -> list[Path]:
+    """Render every set of a recipe file, or what is missing of it; chains share one calibration.
+
+    Args:
+        progress: called with the name of each set that begins; gives what is told how many of how many are done.
+
+    Returns:
+        The tables of the sets, as `render` leaves them.
+
+    Raises:
+        SyntheticDataError: as `render`, for any set before the first begins; or training and validation share photos.
+    """
+    sets = {
+        name: (recipe, find_photos([file.photos / path for path in recipe.photos]))
+        for name, recipe in file.sets().items()
+    }
+    trained = {
+        os.path.realpath(photo) for name, (_, photos) in sets.items() if name.startswith("train/") for photo in photos
+    }
+    validated = {photo for name, (_, photos) in sets.items() if name.startswith("validation/") for photo in photos}
+    shared = sorted(str(photo) for photo in validated if os.path.realpath(photo) in trained)
+    if shared and not file.allow_overlap:
+        raise SyntheticDataError(
+            f"{len(shared)} photos are in both training and validation sets, e.g. {shared[0]}: give the sets other "
+            "photos, or set allow_overlap: true"
+        )
+    calibration_file = file.output / CALIBRATION_FILE
+    for name, (recipe, photos) in sets.items():
+        _recorded(recipe, photos, file.output / name, calibration_file)
+    return [
+        render(recipe, photos, file.output / name, calibration_file, file.workers, progress(name))
+        for name, (recipe, photos) in sets.items()
+    ]
+
+
 def render(
     recipe: Recipe,
     photos: Sequence[Path],
     folder: Path,
-    compare: CompareToReference | None = None,
     calibration_file: Path | None = None,
     workers: int = 2,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Path:
     """Render a set, or what is missing of it; a finished one is left alone.
 
     Args:
         photos: undistorted pictures.
         folder: new, or of an earlier rendering of the same recipe.
-        compare: the full-reference metrics; needed for chains.
         calibration_file: where the calibration of chains is kept; fitted on these photos, whichever they are, and
             written if it is not there. Default: in `folder`. Sets that are to be compared share one.
         workers: processes.
         progress: told how many of how many pictures are done.
 
     Returns:
-        `labels.csv`: columns file (below `images/`), mos and std (1..5), photo, distortion (JSON).
+        `labels.csv`: columns file (relative to it), mos and std (1..5), photo, distortion (JSON). `recipe.json` beside
+        it has the recipe, the photos, and the versions of the codecs that it was rendered with.
 
     Raises:
         SyntheticDataError: `folder` holds another recipe, other photos, or labels of another calibration.
-        ValueError: chains without `compare`.
         ImageError: a photo that cannot be read.
     """
-    (folder / "images").mkdir(parents=True, exist_ok=True)
     calibration_file = calibration_file or folder / CALIBRATION_FILE
-    recipe_file, table = folder / "recipe.json", folder / "labels.csv"
-    facts: dict[str, Any] = {
-        "recipe": recipe.digest(),
-        "photos": [[f"{photo.parent.name}/{photo.name}", photo.stat().st_size] for photo in photos],
-    }
+    table = folder / "labels.csv"
+    facts = _recorded(recipe, photos, folder, calibration_file)
     if table.exists():
-        _check_facts(facts, recipe_file, calibration_file, recipe)
         return table
-    if recipe.kind == "chains" and compare is None:
-        raise ValueError("compare must be given for kind 'chains': its labels come from full-reference metrics")
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     context = get_context("spawn")  # torch and OpenCV hold threads, which a fork would break
     with ProcessPoolExecutor(workers, context, initializer=_one_thread) as pool:
         calibration = None
         if recipe.kind == "chains":
-            assert compare is not None
-            calibration = _calibration(recipe, photos, calibration_file, compare, pool)
-        facts = _check_facts(facts, recipe_file, calibration_file, recipe)
-        write_bytes(recipe_file, json.dumps(facts, indent=1).encode())
-        jobs = ((recipe, index, photos, folder, compare, calibration) for index in range(recipe.count))
+            calibration = _calibration(recipe, photos, calibration_file, pool)
+            facts |= _recorded(recipe, photos, folder, calibration_file)
+        write_bytes(folder / "recipe.json", json.dumps(facts, indent=1).encode())
+        render_one = partial(_render_one, recipe, photos, folder, calibration)
         rows = []
-        for row in _in_order(pool, _render_one, jobs, 4 * workers):
+        for row in ordered_prefetch(render_one, range(recipe.count), pool, 4 * workers):
             rows.append(row)
             progress(len(rows), recipe.count)
     text = io.StringIO()
@@ -154,29 +143,32 @@ def render(
     return table
 
 
-def _check_facts(facts: dict[str, Any], file: Path, calibration_file: Path, recipe: Recipe) -> dict[str, Any]:
-    """The facts with the calibration that labels come from; refused where `file` has others."""
+def _recorded(recipe: Recipe, photos: Sequence[Path], folder: Path, calibration_file: Path) -> dict[str, Any]:
+    """Content of `recipe.json`; refused where the folder has another. Versions are listed, not compared."""
+    facts: dict[str, Any] = {
+        "recipe": recipe.facts(),
+        "photos": [[f"{photo.parent.name}/{photo.name}", photo.stat().st_size] for photo in photos],
+    }
     if recipe.kind == "chains" and calibration_file.exists():
         fitted = json.loads(calibration_file.read_text())
-        facts = {**facts, "calibration": [*fitted["weights"], fitted["bias"]]}
-    if file.exists() and json.loads(file.read_text()) != facts:
+        facts["calibration"] = [*fitted["weights"], fitted["bias"]]
+    file = folder / "recipe.json"
+    before = json.loads(file.read_text()) if file.exists() else {}
+    if before and {**before, "versions": None} != {**facts, "versions": None}:
         raise SyntheticDataError(
-            f"{file.parent} holds another recipe, other photos or labels of another calibration; use a new folder, or "
+            f"{folder} holds another recipe, other photos or labels of another calibration; use a new folder, or "
             f"remove this one (and {calibration_file}, for a new calibration)"
         )
-    return facts
+    now = {**{name: version(name) for name in ("pyiqa", "pillow", "numpy")}, **codec_versions()}
+    versions = before.get("versions", [])
+    return {**facts, "versions": versions if now in versions else [*versions, now]}
 
 
 def _render_one(
-    recipe: Recipe,
-    index: int,
-    photos: Sequence[Path],
-    folder: Path,
-    compare: CompareToReference | None,
-    calibration: Calibration | None,
+    recipe: Recipe, photos: Sequence[Path], folder: Path, calibration: Calibration | None, index: int
 ) -> dict[str, Any]:
     """Picture `index` of a set and its row. The row lies beside the picture, so that a resumed run need not redo it."""
-    file = f"{index:06d}.png"
+    file = f"images/{index:06d}.png"
     note = folder / "images" / f"{index:06d}.json"
     if note.exists():
         return json.loads(note.read_text())
@@ -191,22 +183,16 @@ def _render_one(
         mos, std = kadid_opinion(kind, level)
         what: Any = {"kadid": [kind, level]}
     else:
-        assert compare is not None and calibration is not None  # by `render`
+        assert calibration is not None  # by `render`
         steps = random_chain(seed)
         picture = apply_chain(photo, steps, seed)
-        mos = float(calibration.opinion(compare_as_seen(compare, picture, apply_chain(photo, tone_of(steps), seed))))
+        mos = float(calibration.opinion(compare_as_seen(picture, apply_chain(photo, tone_of(steps), seed))))
         std = float(typical_spread(mos))
         what = {"chain": [asdict(step) for step in steps]}
     encoded = io.BytesIO()
     Image.fromarray(picture).save(encoded, "png", compress_level=1)
-    write_bytes(folder / "images" / file, encoded.getvalue())
-    row = {
-        "file": file,
-        "mos": round(mos, 4),
-        "std": round(std, 4),
-        "photo": path.name,
-        "distortion": json.dumps(what),
-    }
+    write_bytes(folder / file, encoded.getvalue())
+    row = {"file": file, "mos": round(mos, 4), "std": round(std, 4), "photo": path.name, "distortion": json.dumps(what)}
     write_bytes(note, json.dumps(row).encode())
     return row
 
@@ -251,47 +237,33 @@ def _resized(picture: np.ndarray, longer_side: float) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
 
 
-def _calibration(
-    recipe: Recipe, photos: Sequence[Path], file: Path, compare: CompareToReference, pool: ProcessPoolExecutor
-) -> Calibration:
+def _calibration(recipe: Recipe, photos: Sequence[Path], file: Path, pool: ProcessPoolExecutor) -> Calibration:
     """The fit to KADID's cells on some of the photos, from `file` if it is there."""
     if file.exists():
         return Calibration(**json.loads(file.read_text()))
     rng = np.random.default_rng((recipe.seed, 2**32))
     chosen = rng.permutation(len(photos))[: recipe.calibration_photos]
     cells = list(product(chosen, CALIBRATION_TYPES, range(1, 6)))
-    jobs = ((photos[int(index)], kind, level, compare) for index, kind, level in cells)
-    values = list(_in_order(pool, _compare_cell, jobs, 16))
+    jobs = ((photos[int(index)], kind, level) for index, kind, level in cells)
+    values = list(ordered_prefetch(_compare_cell, jobs, pool, 16))
     calibration = fit_calibration(values, [kadid_opinion(kind, level)[0] for _, kind, level in cells])
     write_bytes(file, json.dumps(asdict(calibration), indent=1).encode())
     return calibration
 
 
-def _compare_cell(path: Path, kind: int, level: int, compare: CompareToReference) -> dict[str, float]:
+def _compare_cell(cell: tuple[Path, int, int]) -> dict[str, float]:
+    path, kind, level = cell
     photo = at_most_seen_side(np.asarray(open_image(path)))
-    return compare_as_seen(compare, kadid_distortion(photo, kind, level, level), photo)
+    return compare_as_seen(kadid_distortion(photo, kind, level, level), photo)
 
 
-def compare_as_seen(compare: CompareToReference, distorted: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """The metrics of both pictures resized to the size at which KADID-10k's were judged, longer side 512.
+def compare_as_seen(distorted: np.ndarray, reference: np.ndarray) -> dict[str, float]:
+    """The reference metrics of both pictures resized to the size at which KADID-10k's were judged, longer side 512.
 
     The network sees every picture at one size, too. Compared at their own sizes, pictures that look the same to it
     would have different labels.
     """
-    return compare(*(_resized(picture, SEEN_SIDE) for picture in (distorted, reference)))
-
-
-def _in_order(
-    pool: ProcessPoolExecutor, work: Callable[..., Any], jobs: Iterator[tuple[Any, ...]], ahead: int
-) -> Iterator[Any]:
-    """Results in the order of the jobs, `ahead` of them under way at a time."""
-    pending: deque[Future[Any]] = deque()
-    for job in jobs:
-        pending.append(pool.submit(work, *job))
-        if len(pending) >= ahead:
-            yield pending.popleft().result()
-    while pending:
-        yield pending.popleft().result()
+    return compare(_resized(distorted, SEEN_SIDE), _resized(reference, SEEN_SIDE), REFERENCE_METRICS)
 
 
 def _one_thread() -> None:

@@ -1,20 +1,36 @@
-"""Exponential moving average of what trains: steadier weights than those of any one step."""
+"""Trained parameters of a model by name, and their exponential moving average: steadier than any one step."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file
-from torch import nn
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from .trained_parameters import save_values, set_parameters, trained_parameters
-
 AVERAGED_WEIGHTS = "averaged.safetensors"
+
+
+def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Those that are not frozen."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+@torch.no_grad()
+def set_parameters(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Copy each parameter's value, of any dtype and device, into it."""
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])
+
+
+def save_values(values: Mapping[str, Tensor], file: Path) -> None:
+    """Write values as safetensors, from wherever they are."""
+    save_file({name: value.contiguous().cpu() for name, value in values.items()}, file)
 
 
 class WeightAverage(TrainerCallback):

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..data.labels import level_index
+from .dataset import LabelledImages, drawn_number
 from .text import TrainingText, pad_texts
-
-if TYPE_CHECKING:
-    from .dataset import LabelledImages
-
-
-def drawn_number(*numbers: int) -> int:
-    """A number in [0, 2^64) that is a function of the arguments alone, so that a resumed run draws it again."""
-    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
 
 
 class MixedSampler(Sampler[tuple[int, int]]):

@@ -6,9 +6,8 @@ import copy
 import hashlib
 import os
 import pickle
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +20,7 @@ from torch.utils.data import Dataset
 
 from ..errors import CheckpointError
 from ..model.batch_norms import fold_batch_norms
+from ..prefetch import ordered_prefetch
 from .dataset import LabelledImages, QualityDataset
 
 if TYPE_CHECKING:
@@ -155,18 +155,6 @@ def _digest(part: LabelledImages, encoder: FeatureEncoder) -> str:
     return digest.hexdigest()[:24]
 
 
-def _batches(data: QualityDataset, indices: range, size: int, workers: int) -> Iterator[Tensor]:
-    """(B, 3, S, S) pixels, read ahead by threads."""
-    with ThreadPoolExecutor(workers) as pool:
-        pending = [pool.submit(data.__getitem__, index) for index in indices[: 2 * size]]
-        following = iter(indices[2 * size :])
-        while pending:
-            ready, pending = pending[:size], pending[size:]
-            pixels = [future.result()["pixel_values"] for future in ready]
-            pending += [pool.submit(data.__getitem__, index) for _, index in zip(range(size), following, strict=False)]
-            yield torch.stack(pixels)
-
-
 def _compute(data: QualityDataset, indices: range, encoder: FeatureEncoder, file: Path, workers: int) -> None:
     from tqdm import tqdm
 
@@ -175,9 +163,10 @@ def _compute(data: QualityDataset, indices: range, encoder: FeatureEncoder, file
     size = 1 if device.type == "cpu" else 32  # large feature maps of several images leave the cache of a CPU
     array: np.memmap[Any, Any] | None = None
     start = 0
+    pixels = ordered_prefetch(lambda index: data[index]["pixel_values"], indices, workers, 2 * size)
     with torch.no_grad(), tqdm(total=len(indices), desc="statistics of the feature network", unit="image") as bar:
-        for pixels in _batches(data, indices, size, workers):
-            values = encoder.statistics(pixels.to(device)).half().cpu().numpy()
+        while batch := list(islice(pixels, size)):
+            values = encoder.statistics(torch.stack(batch).to(device)).half().cpu().numpy()
             if not np.isfinite(values).all():
                 raise CheckpointError(
                     "the feature network's statistics do not fit into float16, which data.cache_statistics keeps them "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -35,29 +36,30 @@ class ShowParts(ProgressCallback):
             self.training_bar.set_postfix(shown)
 
 
-class StartEpoch(TrainerCallback):
-    """Tells the sampler its epoch; transformers does not reach it when a resumed epoch starts in the middle."""
+class EpochsAndStates(TrainerCallback):
+    """Tells the sampler its epoch, and writes a resumable state every `steps` steps besides that of every epoch.
 
-    def __init__(self, sampler: MixedSampler) -> None:
-        self.sampler = sampler
+    transformers does not reach the sampler when a resumed epoch starts in the middle, cannot combine states by steps
+    with evaluation by epoch, and finds the best state by the path that the output folder had when it was written.
+    """
+
+    def __init__(self, sampler: MixedSampler, steps: int | None) -> None:
+        self.sampler, self.steps = sampler, steps
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.best_global_step:
+            state.best_model_checkpoint = str(Path(str(args.output_dir)) / f"checkpoint-{state.best_global_step}")
 
     def on_epoch_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.sampler.set_epoch(int(state.epoch or 0))
 
-
-class SaveEvery(TrainerCallback):
-    """A resumable state every `steps` steps. Evaluation stays by epoch, which transformers cannot combine itself.
-
-    Not at the end of an epoch: the state that is written there comes after the evaluation, and knows its result.
-    """
-
-    def __init__(self, steps: int) -> None:
-        self.steps = steps
-
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if state.global_step % self.steps == 0 and not _epoch_is_complete(state):
+        """Not at the end of an epoch: the state written there comes after the evaluation, and knows its result."""
+        if self.steps is not None and state.global_step % self.steps == 0 and not _epoch_is_complete(state):
             control.should_save = True
 
 

@@ -1,89 +1,93 @@
 """Training configuration: one YAML file, typed and validated; the published recipe is the default.
 
-pydantic does the checking, so that a wrong key or value is refused with its place in the file.
+pydantic does the checking, so that a wrong key or value is refused with its place in the file. Settings of libraries
+have the names that the libraries give them: transformers' `TrainingArguments`, peft's `LoraConfig`.
 """
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
+from collections.abc import Mapping
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
-from ..errors import TrainingConfigError
+from ..data.settings import Section, check_settings, kind_tag, read_yaml
+from .old_spellings import refuse_old_spellings
 
 CONFIG_FOLDER = Path(__file__).with_name("configs")
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+class _Dataset(Section):
+    name: str | None = Field(None, description="in reports; default: the dataset's or the CSV file's")
+    mos_range: tuple[float, float] | None = Field(None, description="scale of the MOS; default: what pyiqa states")
+    std_range: tuple[float, float] | None = Field(None, description="scale of the spreads, where it is another")
+    lower_better: bool = Field(False, description="small MOS mean good quality (DMOS)")
+    weight: float = Field(1.0, gt=0, description="how often each image comes in an epoch; for training data")
+
+    @field_validator("mos_range", "std_range")
+    @classmethod
+    def _ascending(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
+        if value is not None and not value[0] < value[1]:
+            raise ValueError("must be [low, high] with low < high")
+        return value
 
 
-class DatasetConfig(_Section):
-    """One dataset: a pyiqa name with `data_root`; an own `folder` and `csv` with its `mos_range`; or `synthetic`.
+class PyiqaDataset(_Dataset):
+    """A dataset that pyiqa knows by name, in pyiqa's layout."""
 
-    `synthetic` distorts `count` times a photo of the folders `photos` (below the run's `photos`), by the types and
-    levels of KADID-10k (`kadid`) or by realistic chains (`chains`): see `training/synthetic.py`.
-    """
-
-    dataset: str | None = None
-    name: str | None = None  # in reports; default: the dataset's, the CSV file's, or what it is rendered from
-    data_root: Path = Path("datasets")  # where not given, that of the data section
-    download: bool = False  # let pyiqa fetch a missing dataset
-    split: str | int | None = None  # pyiqa's split column or index; None: the dataset's default
-    folder: Path | None = None
-    csv: Path | None = None
-    file_column: str | None = None
-    mos_column: str | None = None
-    std_column: str | None = None
-    split_column: str | None = None
-    mos_range: tuple[float, float] | None = None
-    std_range: tuple[float, float] | None = None  # scale of the standard deviations where it is another
-    lower_better: bool = False
-    weight: float = Field(1.0, gt=0)
-    synthetic: Literal["kadid", "chains"] | None = None
-    photos: list[Path] = []
-    count: int = Field(1000, ge=1)
-    type_shares: dict[int, float] = {}  # of KADID types against the others, 1 where not named
-    seed: int = Field(0, ge=0)
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> DatasetConfig:
-        if [self.dataset, self.csv, self.synthetic].count(None) != 2:
-            raise ValueError(
-                "give either dataset (a pyiqa name), csv with folder and mos_range, or synthetic with photos"
-            )
-        if (self.synthetic is None) != (not self.photos):
-            raise ValueError("synthetic needs photos (folders of undistorted pictures), and photos needs synthetic")
-        if self.csv is not None and (self.folder is None or self.mos_range is None):
-            raise ValueError("csv needs folder (where the images are) and mos_range (the scale of the MOS)")
-        if self.mos_range is not None and not self.mos_range[0] < self.mos_range[1]:
-            raise ValueError(f"mos_range must be [low, high] with low < high, got {self.mos_range}")
-        if self.std_range is not None and not self.std_range[0] < self.std_range[1]:
-            raise ValueError(f"std_range must be [low, high] with low < high, got {self.std_range}")
-        if self.synthetic is None and {"count", "seed"} & self.model_fields_set:
-            raise ValueError("count and seed go with synthetic")
-        if self.synthetic != "kadid" and self.type_shares:
-            raise ValueError("type_shares goes with synthetic: kadid")
-        if any(share < 0 for share in self.type_shares.values()):
-            raise ValueError(f"type_shares must be >= 0, got {self.type_shares}")
-        return self
+    dataset: str = Field(description="pyiqa's name, e.g. koniq10k")
+    data_root: Path = Field(
+        Path("datasets"), description="folder of pyiqa's datasets; default: that of the data section"
+    )
+    download: bool = Field(False, description="let pyiqa fetch a missing dataset")
+    split: str | int | None = Field(None, description="pyiqa's split column or index; default: the dataset's")
 
 
-class DataConfig(_Section):
-    train: list[DatasetConfig] = Field(min_length=1)
-    validation: list[DatasetConfig] = []
-    data_root: Path = Path("datasets")  # folder of pyiqa's datasets
-    on_error: Literal["stop", "skip"] = "stop"
-    allow_overlap: bool = False  # of training and validation images
-    flip: bool = False
-    workers: int = Field(4, ge=0)
-    photos: Path = Path()  # what the photos of synthetic datasets are below
-    rendered: Path | None = None  # folder of rendered datasets and cached statistics; None: in the output folder
-    render_workers: int = Field(2, ge=1)
-    cache_statistics: bool = False  # of a frozen feature network, computed once; needs trainable.vision_backbone: false
+class FolderDataset(_Dataset):
+    """An own table, and the folder of its images."""
+
+    csv: Path = Field(description="table with a header")
+    folder: Path | None = Field(None, description="where its images lie; default: the folder of the table")
+    file_column: str | None = Field(None, description="default: the first")
+    mos_column: str | None = Field(None, description="default: the second")
+    std_column: str | None = Field(None, description="spread of single opinions; not read by default")
+    split_column: str | None = Field(None, description="its values `train` and `val` say what a row is for")
+    mos_range: tuple[float, float] = Field(description="scale of the MOS, [low, high]")
+
+
+def _dataset_kind(content: Any) -> str | None:
+    if not isinstance(content, dict):
+        return kind_tag(type(content))
+    given = [kind for key, kind in (("dataset", PyiqaDataset), ("csv", FolderDataset)) if key in content]
+    return kind_tag(given[0]) if len(given) == 1 else None
+
+
+DatasetConfig = Annotated[
+    Annotated[PyiqaDataset, Tag(kind_tag(PyiqaDataset))] | Annotated[FolderDataset, Tag(kind_tag(FolderDataset))],
+    Discriminator(
+        _dataset_kind,
+        custom_error_type="dataset_kind",
+        custom_error_message="give either dataset (a pyiqa name), or csv (an own table) with mos_range",
+    ),
+]
+
+
+class DataConfig(Section):
+    """Images with opinions; every scale is mapped to 1 (worst) .. 5 (best)."""
+
+    train: list[DatasetConfig] = Field(min_length=1, description="datasets to train on")
+    validation: list[DatasetConfig] = Field([], description="datasets that choose the best state")
+    data_root: Path = Field(Path("datasets"), description="folder of pyiqa's datasets")
+    on_error: Literal["stop", "skip"] = Field("stop", description="what an unusable row or broken image does")
+    allow_overlap: bool = Field(False, description="let training and validation share images")
+    flip: bool = Field(False, description="mirror half of the training images, another half each epoch")
+    cache_statistics: bool = Field(
+        False, description="compute what a frozen feature network gives once; needs trainable.vision_backbone: false"
+    )
+    statistics: Path | None = Field(None, description="folder of these; default: in the output folder")
 
     @model_validator(mode="before")
     @classmethod
@@ -101,44 +105,45 @@ class DataConfig(_Section):
         return {**content, **filled}
 
     @model_validator(mode="after")
-    def _folders_are_used(self) -> DataConfig:
-        if "data_root" in self.model_fields_set and all(
-            part.dataset is None for part in (*self.train, *self.validation)
-        ):
+    def _parts_fit(self) -> DataConfig:
+        parts = (*self.train, *self.validation)
+        if "data_root" in self.model_fields_set and not any(isinstance(part, PyiqaDataset) for part in parts):
             raise ValueError("data_root goes with datasets that are given by name (dataset: koniq10k), and none is")
-        if "photos" in self.model_fields_set and not self.synthetic:
-            raise ValueError("photos goes with synthetic datasets, and none is")
+        if any(part.weight != 1 for part in self.validation):
+            raise ValueError("weight goes with training datasets: every validation image counts once")
         return self
 
-    @property
-    def synthetic(self) -> bool:
-        """Whether any of the data is rendered from photos."""
-        return any(part.synthetic is not None for part in (*self.train, *self.validation))
 
+class ModelConfig(Section):
+    """Where the weights start, and what they are to say."""
 
-class ModelConfig(_Section):
-    """Where the weights start, and what they are to say.
-
-    `checkpoint` is a base (mPLUG-Owl2), or anything that scores, in any layout. `architecture` instead builds a new
-    network with these fields of `QScorerConfig` and random weights; `tokenizer` is a folder then, or None for the
-    small one that knows the prompts.
-    """
-
-    checkpoint: str | None = None
-    base: str | None = None
-    revision: str | None = None
-    base_revision: str | None = None
-    architecture: dict[str, Any] | None = None
-    backbone_weights: str | None = None  # of a new network's feature network: a file, or an installed package with one
-    tokenizer: Path | None = None
-    formulation: Literal["score_token", "level_onehot", "level_soft"] = "score_token"
-    levels: int = Field(5, ge=1)
-    level_words: list[str] = ["bad", "poor", "fair", "good", "excellent"]
-    regressor: Literal["mlp", "hyper"] = "mlp"
-    regressor_hidden_sizes: list[int] | None = None
-    prompts: list[str] = Field(["training"], min_length=1)  # question variants; scoring uses the first
-    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    gradient_checkpointing: bool = True
+    checkpoint: str | None = Field(
+        None,
+        description="metric name (qscorer-mini), Hub id or folder: a base (mPLUG-Owl2), or anything that scores, in "
+        "any layout",
+    )
+    base: str | None = Field(None, description="Hub id or folder of the model under a LoRA checkpoint")
+    revision: str | None = Field(None, description="branch, tag or commit of the checkpoint")
+    base_revision: str | None = Field(None, description="branch, tag or commit of the base")
+    architecture: dict[str, Any] | None = Field(
+        None, description="instead of checkpoint: fields of `QScorerConfig` of a new network with random weights"
+    )
+    backbone_weights: str | None = Field(
+        None, description="of a new network's feature network: a file, or an installed package with one"
+    )
+    tokenizer: Path | None = Field(
+        None, description="folder, for a new network; default: a small one that knows the prompts"
+    )
+    formulation: Literal["score_token", "level_onehot", "level_soft"] = Field(
+        "score_token", description="how the quality is told: Q-Scorer, Q-Align, DeQA-Score"
+    )
+    levels: int = Field(5, ge=1, description="number of score tokens or level words")
+    level_words: list[str] = Field(["bad", "poor", "fair", "good", "excellent"], description="lowest quality first")
+    regressor: Literal["mlp", "hyper"] = Field("mlp", description="see `QScorerConfig`")
+    regressor_hidden_sizes: list[int] | None = Field(None, description="default: the checkpoint's")
+    prompts: list[str] = Field(["training"], min_length=1, description="question variants; scoring uses the first")
+    attn_implementation: Literal["sdpa", "eager", "flash_attention_2"] = Field("sdpa", description="attention code")
+    gradient_checkpointing: bool = Field(True, description="less memory, more time")
 
     @model_validator(mode="after")
     def _one_start(self) -> ModelConfig:
@@ -149,198 +154,200 @@ class ModelConfig(_Section):
         return self
 
 
-class ObjectiveConfig(_Section):
+class ObjectiveConfig(Section):
     """Weights of the parts; the total is `scale` times their weighted sum. Published: 0.05 x (CE + MSE)."""
 
-    scale: float = Field(0.05, gt=0)
-    cross_entropy: float = Field(1.0, ge=0)
-    score: float = Field(1.0, ge=0)
-    clamp_score: bool = True  # published: no gradient from scores predicted outside [0, 5]
-    soft_label_kl: float | None = Field(None, ge=0)  # None: 1 in the level_soft formulation, else 0
-    fidelity: float = Field(0.0, ge=0)
-    norm_in_norm: float = Field(0.0, ge=0)
-    pairwise_ranking: float = Field(0.0, ge=0)
-    ranking_margin: float = Field(0.1, ge=0)
-    listwise_ranking: float = Field(0.0, ge=0)
-    plcc: float = Field(0.0, ge=0)
+    scale: float = Field(0.05, gt=0, description="of the total")
+    cross_entropy: float = Field(1.0, ge=0, description="of the answer's tokens")
+    score: float = Field(1.0, ge=0, description="squared error of the regressed score")
+    clamp_score: bool = Field(True, description="published: no gradient from scores predicted outside [0, 5]")
+    soft_label_kl: float | None = Field(None, ge=0, description="default: 1 in the level_soft formulation, else 0")
+    fidelity: float = Field(0.0, ge=0, description="preferences between two images, with their spreads")
+    norm_in_norm: float = Field(0.0, ge=0, description="distance of normalised scores")
+    pairwise_ranking: float = Field(0.0, ge=0, description="hinge on the order of two images")
+    ranking_margin: float = Field(0.1, ge=0, description="of pairwise_ranking, in units of the score")
+    listwise_ranking: float = Field(0.0, ge=0, description="likelihood of the order of the batch")
+    plcc: float = Field(0.0, ge=0, description="(1 - Pearson correlation) / 2")
 
     def weights(self, formulation: str) -> dict[str, float]:
         """Weight of each part that is computed in a formulation, by name; parts of weight 0 are left out."""
-        soft_label_kl = self.soft_label_kl
-        if soft_label_kl is None:
-            soft_label_kl = 1.0 if formulation == "level_soft" else 0.0
-        weights = {
-            "cross_entropy": self.cross_entropy,
-            "score": self.score if formulation == "score_token" else 0.0,
-            "soft_label_kl": soft_label_kl,
-            "fidelity": self.fidelity,
-            "norm_in_norm": self.norm_in_norm,
-            "pairwise_ranking": self.pairwise_ranking,
-            "listwise_ranking": self.listwise_ranking,
-            "plcc": self.plcc,
-        }
-        return {name: weight for name, weight in weights.items() if weight > 0}
+        found = self.model_dump(exclude={"scale", "clamp_score", "ranking_margin"})
+        if found["soft_label_kl"] is None:
+            found["soft_label_kl"] = 1.0 if formulation == "level_soft" else 0.0
+        if formulation != "score_token":
+            found["score"] = 0.0
+        return {name: weight for name, weight in found.items() if weight > 0}
 
     def needs_std(self, formulation: str) -> bool:
         """Whether a part compares distributions of opinions."""
         return not {"soft_label_kl", "fidelity"}.isdisjoint(self.weights(formulation))
 
 
-class LoraSettings(_Section):
-    """Published defaults: query projections, and value projections of visual tokens."""
+class LoraSettings(Section):
+    """Adapters, by peft's names. Default: query projections, and value projections of visual tokens."""
 
-    enabled: bool = True
-    r: int = Field(128, ge=1)
-    alpha: float = Field(256, gt=0)
-    dropout: float = Field(0.05, ge=0, lt=1)
-    targets: str = r".*\.self_attn\.(q_proj|v_proj\.multiway\.1)"
-    quantise_base: Literal["4bit", "8bit"] | None = None  # QLoRA
-
-
-class TrainableSettings(_Section):
-    """What trains in full besides the adapters. `everything` is full fine-tuning."""
-
-    vision_model: bool = True
-    visual_abstractor: bool = True
-    lm_head: bool = True
-    regressor: bool = True
-    embed_tokens: bool = False
-    everything: bool = False
-    vision_backbone: bool = True  # False freezes the feature network within the vision encoder, whatever else trains
+    enabled: bool = Field(True, description="train adapters; not with trainable.everything")
+    r: int = Field(128, ge=1, description="rank")
+    lora_alpha: int = Field(256, gt=0, description="scale of the update, times 1 / r")
+    lora_dropout: float = Field(0.05, ge=0, lt=1, description="of the adapters' input")
+    target_modules: str = Field(
+        r".*\.self_attn\.(q_proj|v_proj\.multiway\.1)", description="regular expression of the layers with adapters"
+    )
+    quantise_base: Literal["4bit", "8bit"] | None = Field(None, description="QLoRA: the frozen base in fewer bits")
 
 
-class OptimisationConfig(_Section):
-    epochs: float = Field(3, gt=0)
-    max_steps: int = -1
-    batch_size: int = Field(16, ge=1)  # per process
-    gradient_accumulation: int = Field(1, ge=1)
-    learning_rate: float = Field(2e-5, gt=0)
-    vision_backbone_learning_rate: float | None = Field(None, gt=0)  # of a pretrained feature network; None: the same
-    schedule: str = "cosine"
-    warmup: float = Field(0.03, ge=0)  # share of the steps below 1, else steps
-    weight_decay: float = Field(0.0, ge=0)
-    average_decay: float | None = Field(None, gt=0, lt=1)  # per step, of averaged weights, which are kept; None: none
-    max_gradient_norm: float = Field(1.0, ge=0)
-    precision: Literal["float32", "bfloat16", "float16"] = "bfloat16"
-    seed: int = 0
-    save_steps: int | None = Field(None, ge=1)  # besides each epoch
-    log_steps: int = Field(10, ge=1)
-    keep: int = Field(2, ge=1)  # resumable states kept
-    best_by: Literal["srcc", "plcc", "krcc"] = "srcc"
-    deepspeed: Path | None = None
-    fsdp: str | None = None
-    fsdp_settings: Path | None = None
+class TrainableSettings(Section):
+    """What trains in full besides the adapters."""
+
+    vision_model: bool = Field(True, description="vision encoder")
+    visual_abstractor: bool = Field(True, description="with its projection into the language model")
+    lm_head: bool = Field(True, description="output rows of the vocabulary")
+    regressor: bool = Field(True, description="from the score token's state to the score")
+    embed_tokens: bool = Field(False, description="input rows of the vocabulary")
+    everything: bool = Field(False, description="full fine-tuning")
+    vision_backbone: bool = Field(
+        True, description="false freezes the feature network within the vision encoder, whatever else trains"
+    )
 
 
-class TrainConfig(_Section):
-    """Whole configuration of a training run."""
+class TrainingSettings(Section):
+    """Fields of transformers' `TrainingArguments`, with the defaults of the published recipe; any other may be given.
 
-    output: Path
+    `average_decay`, `vision_backbone_learning_rate` and the meaning of `save_steps` are ours.
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    num_train_epochs: float = Field(3, gt=0, description="epochs")
+    max_steps: int = Field(-1, description="steps, instead of epochs, where above 0")
+    per_device_train_batch_size: int = Field(16, ge=1, description="images per step and process")
+    gradient_accumulation_steps: int = Field(1, ge=1, description="batches per step")
+    learning_rate: float = Field(2e-5, gt=0, description="at its peak")
+    vision_backbone_learning_rate: float | None = Field(
+        None, gt=0, description="of a pretrained feature network; default: the same"
+    )
+    lr_scheduler_type: str = Field("cosine", description="how the learning rate falls")
+    warmup_steps: float = Field(0.03, ge=0, description="share of the steps below 1, else steps")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    average_decay: float | None = Field(
+        None, gt=0, lt=1, description="per step, of averaged weights, which are evaluated and kept; default: none"
+    )
+    max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm")
+    bf16: bool = Field(True, description="compute in bfloat16; false and no fp16: float32")
+    fp16: bool = Field(False, description="compute in float16; set bf16: false then")
+    seed: int = Field(0, description="of everything random")
+    save_steps: int | None = Field(None, ge=1, description="a resumable state every so many steps, besides each epoch")
+    save_total_limit: int = Field(2, ge=1, description="resumable states kept, the best besides")
+    logging_steps: int = Field(10, ge=1, description="steps between two entries of the log")
+    load_best_model_at_end: bool = Field(True, description="keep the best state on the validation data, else the last")
+    metric_for_best_model: Literal["srcc", "plcc", "krcc"] = Field("srcc", description="what is best")
+    dataloader_num_workers: int = Field(4, ge=0, description="processes that read images; 0: none beside the training")
+    use_cpu: bool = Field(False, description="train on the CPU though there is a GPU")
+    report_to: str = Field("tensorboard", description="where curves go: tensorboard --logdir OUTPUT shows them; none")
+    deepspeed: str | None = Field(None, description="file of DeepSpeed's settings")
+    fsdp: str | None = Field(None, description="see transformers")
+    fsdp_config: str | None = Field(None, description="file of FSDP's settings")
+
+    @model_validator(mode="after")
+    def _known_to_transformers(self) -> TrainingSettings:
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 exclude each other: set bf16: false")
+        if self.model_extra:
+            from transformers import TrainingArguments  # takes a second
+
+            known = {field.name for field in dataclasses.fields(TrainingArguments) if field.init}
+            for key in self.model_extra:
+                if key in SET_BY_US:
+                    raise ValueError(f"{key} is set by this program: remove it")
+                if key not in known:
+                    names = {*known, *type(self).model_fields} - SET_BY_US
+                    near = [name for name in names if key in name] or get_close_matches(key, names, n=1)
+                    hint = f"did you mean {min(near, key=len)!r}?" if near else "see training/configs/README.md"
+                    raise ValueError(f"{key}: unknown key; {hint}")
+        return self
+
+    @property
+    def precision(self) -> Literal["bfloat16", "float16", "float32"]:
+        """What is computed in."""
+        return "bfloat16" if self.bf16 else "float16" if self.fp16 else "float32"
+
+
+SET_BY_US = {
+    *("output_dir", "do_train", "do_eval", "do_predict", "eval_strategy", "eval_steps", "save_strategy", "label_names"),
+    *("remove_unused_columns", "greater_is_better", "gradient_checkpointing", "activation_checkpointing"),
+    *("logging_nan_inf_filter", "resume_from_checkpoint", "push_to_hub", "ddp_find_unused_parameters"),
+}
+"""Fields of `TrainingArguments` that other sections or the program decide."""
+
+
+class TrainConfig(Section):
+    """A training run."""
+
+    output: Path = Field(description="folder of the run: resumable states, and the checkpoints that it leaves")
     model: ModelConfig
     data: DataConfig
     objective: ObjectiveConfig = ObjectiveConfig()
     lora: LoraSettings = LoraSettings()
     trainable: TrainableSettings = TrainableSettings()
-    optimisation: OptimisationConfig = OptimisationConfig()
-    layouts: list[Literal["qscorer", "published", "published_lora"]] = ["qscorer"]
-    device: Literal["auto", "cpu"] = "auto"
+    training: TrainingSettings = TrainingSettings()
+    layouts: list[Literal["qscorer", "published", "published_lora"]] = Field(
+        ["qscorer"], description="checkpoints to write: ours, a whole model or adapters for the published code"
+    )
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> TrainConfig:
-        if self.model.architecture is not None and not self.trainable.everything:
-            raise ValueError("model.architecture makes a network with nothing to keep: set trainable.everything: true")
-        if self.trainable.everything and self.lora.enabled and "lora" in self.model_fields_set:
-            raise ValueError("trainable.everything trains without adapters: set lora.enabled: false")
-        if "published_lora" in self.layouts and (self.trainable.everything or not self.lora.enabled):
-            raise ValueError("layout published_lora needs adapters: lora.enabled: true without trainable.everything")
-        if self.optimisation.vision_backbone_learning_rate is not None and not self.trainable.vision_backbone:
-            raise ValueError("vision_backbone_learning_rate needs trainable.vision_backbone: true, or nothing learns")
-        if self.optimisation.average_decay is not None and (self.optimisation.deepspeed or self.optimisation.fsdp):
-            raise ValueError("average_decay needs whole parameters: leave out deepspeed and fsdp, which split them")
-        if not self.objective.weights(self.model.formulation):
-            raise ValueError(f"objective has no part with a weight above 0 in formulation {self.model.formulation}")
-        if any(part.weight != 1 for part in self.data.validation):
-            raise ValueError("weight goes with training datasets: every validation image counts once")
-        if self.data.cache_statistics and (self.trainable.vision_backbone or self.data.flip):
-            raise ValueError("data.cache_statistics needs trainable.vision_backbone: false and data.flip: false")
+        training, everything = self.training, self.trainable.everything
+        rules = [
+            (
+                self.model.architecture is not None and not everything,
+                "model.architecture makes a network with nothing to keep: set trainable.everything: true",
+            ),
+            (
+                everything and self.lora.enabled and "lora" in self.model_fields_set,
+                "trainable.everything trains without adapters: set lora.enabled: false",
+            ),
+            (
+                "published_lora" in self.layouts and (everything or not self.lora.enabled),
+                "layout published_lora needs adapters: lora.enabled: true without trainable.everything",
+            ),
+            (
+                training.vision_backbone_learning_rate is not None and not self.trainable.vision_backbone,
+                "vision_backbone_learning_rate needs trainable.vision_backbone: true, or nothing learns",
+            ),
+            (
+                training.average_decay is not None and bool(training.deepspeed or training.fsdp),
+                "average_decay needs whole parameters: leave out deepspeed and fsdp, which split them",
+            ),
+            (
+                not self.objective.weights(self.model.formulation),
+                f"objective has no part with a weight above 0 in formulation {self.model.formulation}",
+            ),
+            (
+                self.data.cache_statistics and (self.trainable.vision_backbone or self.data.flip),
+                "data.cache_statistics needs trainable.vision_backbone: false and data.flip: false",
+            ),
+        ]
+        for broken, message in rules:
+            if broken:
+                raise ValueError(message)
         return self
 
 
-def read_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
+def read_config(path: Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
     """Read and check a YAML file.
 
     Args:
         path: the file; a bare name without folder is also looked up among the package's examples.
-        overrides: dotted keys and values that go over the file, e.g. `{"optimisation.seed": 1}`.
+        overrides: dotted keys and values that go over the file, e.g. `{"training.seed": 1}`.
 
     Raises:
         TrainingConfigError: unreadable, an unknown key (with the nearest known one), or a value outside its rule; the
             message names the place in the file.
     """
-    file = path if path.exists() or path.parent != Path() else CONFIG_FOLDER / path
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise TrainingConfigError(f"configuration {path} cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise TrainingConfigError(f"configuration {path} must be a mapping of sections, got {type(content).__name__}")
-    for dotted, value in (overrides or {}).items():
-        _set(content, dotted.split("."), value)
-    return parse_config(content, str(path))
+    return parse_config(read_yaml(path, CONFIG_FOLDER, overrides), str(path))
 
 
-def parse_config(content: dict[str, Any], source: str = "configuration") -> TrainConfig:
+def parse_config(content: Mapping[str, Any], source: str = "configuration") -> TrainConfig:
     """Check an already parsed configuration; errors as `read_config`."""
-    try:
-        return TrainConfig.model_validate(content)
-    except ValidationError as error:
-        lines = [f"  {_place(item['loc'])}: {_reason(item)}" for item in error.errors()]
-        raise TrainingConfigError(f"{source} has {len(lines)} problem(s):\n" + "\n".join(lines)) from error
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location) or "top level"
-
-
-def _reason(item: Any) -> str:
-    if item["type"] != "extra_forbidden":
-        shown = "" if item["type"] == "missing" else f", got {item['input']!r}"
-        return f"{item['msg']}{shown}"
-    *section, key = (part for part in item["loc"] if isinstance(part, str))
-    known = _fields_of(section)
-    near = difflib.get_close_matches(str(key), known, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
-    return f"unknown key; {hint}"
-
-
-def _fields_of(section: list[str]) -> list[str]:
-    """Field names of the section at a path of keys."""
-    model: Any = TrainConfig
-    for key in section:
-        annotation = model.model_fields[key].annotation
-        model = next((arg for arg in getattr(annotation, "__args__", ()) if hasattr(arg, "model_fields")), annotation)
-    return list(model.model_fields)
-
-
-def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
-    """Put a value at a path of keys; a number is the position in a list, from 0."""
-    *parents, last = keys
-    inner: Any = content
-    for key in parents:
-        inner = _entry(inner, key, keys)
-    if isinstance(inner, list):
-        _entry(inner, last, keys)
-        inner[int(last)] = value
-    else:
-        inner[last] = value
-
-
-def _entry(section: Any, key: str, keys: list[str]) -> Any:
-    if isinstance(section, list):
-        if not key.isdecimal() or int(key) >= len(section):
-            raise TrainingConfigError(f"override {'.'.join(keys)}: {key} is not one of 0..{len(section) - 1}")
-        return section[int(key)]
-    found = section.setdefault(key, {})
-    if not isinstance(found, (dict, list)):
-        raise TrainingConfigError(f"override {'.'.join(keys)}: {key} is not a section")
-    return found
+    refuse_old_spellings(content, source)
+    return check_settings(TrainConfig, content, source)

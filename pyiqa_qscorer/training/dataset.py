@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections.abc import Sequence
@@ -13,39 +14,12 @@ from typing import Any
 from PIL import ImageOps
 from torch.utils.data import Dataset
 
-from ..data.opinions import NamedDatasets, OpinionRow, read_opinions
+from ..data.opinions import MosScale, OpinionRow, read_opinions
 from ..errors import ImageError, OpinionTableError, TrainingDataError
+from ..host.pyiqa_datasets import pyiqa_dataset
 from ..images.preprocessing import pixels_from_pil
 from ..images.reading import open_image
-from .batches import drawn_number
-from .config import DatasetConfig
-
-
-@dataclass(frozen=True)
-class MosScale:
-    """A dataset's opinion scale, mapped linearly to 1 (worst) .. 5 (best).
-
-    Attributes:
-        low, high: stated range of the scale.
-        lower_better: True where small numbers mean good quality (DMOS of LIVE, CSIQ).
-        std_range: range of the scale that the standard deviations are on; None: the same. KonIQ-10k gives MOS on
-            0..100 and standard deviations on 1..5.
-    """
-
-    low: float
-    high: float
-    lower_better: bool = False
-    std_range: tuple[float, float] | None = None
-
-    def score(self, mos: float) -> float:
-        """MOS on this scale -> [1, 5]."""
-        share = (mos - self.low) / (self.high - self.low)
-        return 1 + 4 * (1 - share if self.lower_better else share)
-
-    def score_std(self, std: float) -> float:
-        """Standard deviation of opinions -> on the 1..5 scale."""
-        low, high = self.std_range or (self.low, self.high)
-        return 4 * std / (high - low)
+from .config import FolderDataset, PyiqaDataset
 
 
 @dataclass(frozen=True)
@@ -70,11 +44,7 @@ class LabelledImages:
 
 
 def read_dataset(
-    config: DatasetConfig,
-    phase: str,
-    on_error: str = "stop",
-    needs_std: bool = False,
-    named_datasets: NamedDatasets | None = None,
+    config: PyiqaDataset | FolderDataset, phase: str, on_error: str = "stop", needs_std: bool = False
 ) -> LabelledImages:
     """Read a dataset's table, map its opinions to [1, 5], and check every row.
 
@@ -83,24 +53,21 @@ def read_dataset(
         on_error: `stop` at the first unusable row, or `skip` it and report it in `skipped`. `skip` decodes every image
             once, so that a broken one is known before training.
         needs_std: a missing spread of opinions makes a row unusable.
-        named_datasets: opens datasets given by name.
 
     Raises:
-        TrainingDataError: no such dataset, folder, file or column; nothing usable; or, with `stop`, a row whose image
-            is missing or whose MOS is missing or outside the stated range.
+        TrainingDataError: no such file or column; nothing usable; or, with `stop`, a row whose image is missing or
+            whose MOS is missing or outside the stated range.
+        QScorerError: no such dataset of pyiqa, or its folder or table is missing.
     """
     if on_error not in ("stop", "skip"):
         raise ValueError(f"on_error must be 'stop' or 'skip', got {on_error!r}")
-    if config.dataset is not None:
-        name, scale, rows = _named_rows(config, config.dataset, phase, named_datasets)
-    else:
-        name, scale, rows = _own_rows(config, phase)
+    name, scale, rows = _named_rows(config, phase) if isinstance(config, PyiqaDataset) else _own_rows(config, phase)
     usable, skipped = [], []
     for path, mos, std, _ in rows:
         problem = _problem(path, mos, std, scale, needs_std)
         if problem is None:
-            mapped_std = None if std is None else scale.score_std(std)
-            usable.append(LabelledImage(path, scale.score(mos), mapped_std, name))
+            mapped_std = None if std is None else float(scale.map_std(std))
+            usable.append(LabelledImage(path, float(scale.map_mos(mos)), mapped_std, name))
         elif on_error == "stop":
             raise TrainingDataError(
                 f"dataset {name}: {path}: {problem}; mend it, set on_error: skip, or, for a wrong range, give mos_range"
@@ -120,8 +87,7 @@ def _problem(path: str, mos: float, std: float | None, scale: MosScale, needs_st
         return "the image is missing"
     if not math.isfinite(mos):
         return "its MOS is missing"
-    slack = 1e-6 * (scale.high - scale.low)
-    if not scale.low - slack <= mos <= scale.high + slack:
+    if not scale.contains(mos):
         return f"its MOS {mos} is outside the stated range [{scale.low}, {scale.high}]"
     if std is not None and not (math.isfinite(std) and std >= 0):
         return f"its standard deviation {std} is not a number >= 0"
@@ -144,13 +110,11 @@ def _decodable(images: Sequence[LabelledImage]) -> tuple[list[LabelledImage], li
     return good, [(image.path, found) for image, found in zip(images, problems, strict=True) if found is not None]
 
 
-def _own_rows(config: DatasetConfig, phase: str) -> tuple[str, MosScale, list[OpinionRow]]:
-    """Rows of a folder + CSV dataset: first column the file, second the MOS, unless the columns are named."""
-    assert config.csv is not None and config.folder is not None and config.mos_range is not None  # by validation
+def _own_rows(config: FolderDataset, phase: str) -> tuple[str, MosScale, list[OpinionRow]]:
     try:
         rows = read_opinions(
             config.csv,
-            config.folder,
+            config.folder or config.csv.parent,
             file_column=config.file_column,
             mos_column=config.mos_column,
             std_column=config.std_column,
@@ -162,22 +126,19 @@ def _own_rows(config: DatasetConfig, phase: str) -> tuple[str, MosScale, list[Op
     return config.name or config.csv.stem, MosScale(*config.mos_range, config.lower_better, config.std_range), rows
 
 
-def _named_rows(
-    config: DatasetConfig, name: str, phase: str, named_datasets: NamedDatasets | None
-) -> tuple[str, MosScale, list[OpinionRow]]:
-    """Rows of a dataset that pyiqa knows by name, split by pyiqa's rules."""
-    if named_datasets is None:
-        raise TrainingDataError(
-            f"dataset {name!r} is given by name: pass named_datasets=pyiqa_qscorer.host.pyiqa_datasets.pyiqa_dataset"
-        )
-    options: dict[str, Any] = {"phase": phase}
-    if config.split is not None:
-        options["split_index"] = config.split
-    table, info = named_datasets(name, config.data_root, options, download=config.download)
+def _named_rows(config: PyiqaDataset, phase: str) -> tuple[str, MosScale, list[OpinionRow]]:
+    name = config.dataset
+    options: dict[str, Any] = {"phase": phase} | ({} if config.split is None else {"split_index": config.split})
+    rows, info = pyiqa_dataset(name, config.data_root, options, download=config.download)
     low, high = config.mos_range or info["mos_range"]
     lower_better = config.lower_better or bool(info.get("lower_better", False))
     std_range = config.std_range or ((1.0, 5.0) if name.startswith("koniq10k") else None)
-    return config.name or name, MosScale(low, high, lower_better, std_range), table
+    return config.name or name, MosScale(low, high, lower_better, std_range), rows
+
+
+def drawn_number(*numbers: int) -> int:
+    """A number in [0, 2^64) that is a function of the arguments alone, so that a resumed run draws it again."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big")
 
 
 class QualityDataset(Dataset[dict[str, Any]]):
@@ -232,22 +193,13 @@ class QualityDataset(Dataset[dict[str, Any]]):
 
 
 def refuse_overlap(train: Sequence[LabelledImages], validation: Sequence[LabelledImages]) -> None:
-    """Raise `TrainingDataError` where an image is both trained and validated on; the validation would flatter."""
-    refuse_common_files(
-        [image.path for part in train for image in part.images],
-        [image.path for part in validation for image in part.images],
-        "give the datasets a split",
-    )
-
-
-def refuse_common_files(train: Sequence[str | Path], validation: Sequence[str | Path], advice: str) -> None:
-    """Raise `TrainingDataError` where a file, by whatever path, is in both."""
-    seen = {os.path.realpath(path) for path in train}
-    shared = [str(path) for path in validation if os.path.realpath(path) in seen]
+    """Raise `TrainingDataError` where an image, by whatever path, is both trained and validated on."""
+    seen = {os.path.realpath(image.path) for part in train for image in part.images}
+    shared = [image.path for part in validation for image in part.images if os.path.realpath(image.path) in seen]
     if shared:
         raise TrainingDataError(
-            f"{len(shared)} images are in both training and validation data, e.g. {shared[0]}: {advice}, or set "
-            "data.allow_overlap: true"
+            f"{len(shared)} images are in both training and validation data, e.g. {shared[0]}: give the datasets a "
+            "split, or set data.allow_overlap: true"
         )
 
 

@@ -24,7 +24,7 @@ def model_card(facts: dict[str, Any], layout: str) -> str:
         f"- start: {_start(model)}",
         f"- formulation: {model['formulation']}, {model['levels']} levels, regressor {model['regressor']}",
         f"- steps: {facts['steps']} on {facts['device']}, {facts['processes']} process(es), seed "
-        f"{configuration['optimisation']['seed']}",
+        f"{configuration['training']['seed']}",
         "",
         "## Data",
         "",

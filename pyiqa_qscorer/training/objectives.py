@@ -1,7 +1,7 @@
-"""Training objectives: pure functions of tensors, each one unweighted scalar, lower is better.
+"""Training objectives: pure functions of tensors, each one unweighted scalar, lower is better; and their weighted sum.
 
-The published objective is `next_token_cross_entropy` + `score_regression`; weights are the trainer's business. The
-others can be added to it. Conventions, unless a docstring says otherwise:
+The published objective is `next_token_cross_entropy` + `score_regression`; the others can be added to it. Conventions,
+unless a docstring says otherwise:
 
 * `predictions` and `targets` are (N,), N the scored images of a batch, higher = better quality. Only `predictions`
   (or `logits`) are meant to be differentiated.
@@ -24,12 +24,15 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..data.labels import gaussian_soft_label
+from ..model import QScorerConfig, QScorerOutput
 from ..model.qscorer import IGNORED_LABEL
 
 
@@ -270,6 +273,61 @@ def listwise_ranking(predictions: Tensor, targets: Tensor) -> Tensor:
     better = targets[None, :] > targets[:, None]
     candidates = predictions[None, :].masked_fill(better, -math.inf)
     return (candidates.logsumexp(dim=1) - predictions).mean()
+
+
+def total_objective(
+    weights: Mapping[str, float],
+    network: QScorerConfig,
+    output: QScorerOutput,
+    opinions: tuple[Tensor, Tensor, Tensor],
+    ranking_margin: float = 0.1,
+    clamp: tuple[float, float] | None = (0.0, 5.0),
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Weighted sum of the parts that `weights` names, and each part unweighted, detached.
+
+    Parts that compare images compare those of one dataset only, because scales of different datasets are not the same
+    even after mapping; their value is the mean over the datasets in the batch.
+
+    Args:
+        network: configuration of the model: formulation, quality tokens.
+        output: of `QScorerForScoring.forward` with labels.
+        opinions: MOS and spread (B,) on 1..5, NaN where a spread is unknown, and (B,) index of the image's dataset.
+
+    Raises:
+        ValueError: the output was computed without labels, or no token is supervised.
+    """
+    logits, labels, rows, scores = output.quality_logits, output.labels, output.quality_rows, output.raw_scores
+    if output.logits is None or logits is None or labels is None or rows is None or scores is None:
+        raise ValueError("output must come from a forward pass with labels")
+    target, spread, source = (values[rows] for values in opinions)
+    images, ids = len(opinions[0]), network.quality_token_ids
+    level_ids = ids if network.formulation == "level_soft" else None
+    if level_ids is not None:  # [2]: the level position is taught by its soft label alone, over the whole vocabulary
+        labels = labels.masked_fill(torch.isin(labels, torch.tensor(level_ids, device=labels.device)), IGNORED_LABEL)
+
+    def soft_kl() -> Tensor:
+        soft = gaussian_soft_label(target.cpu().numpy(), spread.cpu().numpy(), len(ids))
+        of_levels = logits if level_ids is not None else logits[:, ids]
+        return soft_label_kl(of_levels, torch.from_numpy(soft).to(logits.device), level_ids)
+
+    def per_dataset(objective: Callable[..., Tensor], *others: Tensor) -> Callable[[], Tensor]:
+        members = [source == index for index in source.unique()]
+        values = (scores, target, *others)
+        return lambda: torch.stack([objective(*(value[one] for value in values)) for one in members]).mean()
+
+    computed: dict[str, Callable[[], Tensor]] = {
+        "cross_entropy": partial(next_token_cross_entropy, output.logits, labels),
+        "score": partial(score_regression, scores, target, images, clamp),
+        "soft_label_kl": soft_kl,
+        "fidelity": per_dataset(fidelity, spread),
+        "norm_in_norm": per_dataset(norm_in_norm),
+        "pairwise_ranking": per_dataset(partial(pairwise_ranking, margin=ranking_margin)),
+        "listwise_ranking": per_dataset(listwise_ranking),
+        "plcc": per_dataset(plcc),
+    }
+    parts = {name: computed[name]() for name in weights}
+    total = torch.stack([weights[name] * part.float() for name, part in parts.items()]).sum()
+    return total, {name: part.detach() for name, part in parts.items()}
 
 
 def _direction(values: Tensor, other: Tensor, q: float) -> Tensor:

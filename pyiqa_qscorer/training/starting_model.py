@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -11,6 +12,7 @@ from ..checkpoints.load import load_tokenizer, quantise
 from ..checkpoints.start import Formulation, StartingPoint, start_from_checkpoint, start_new
 from ..errors import TrainingFailedError
 from ..model import QScorerForScoring
+from ..registry import METRICS
 from .cached_statistics import load_backbone
 from .config import TrainConfig
 from .tokenizer import prompt_tokenizer
@@ -37,10 +39,10 @@ def starting_point(config: TrainConfig) -> StartingPoint:
             load_backbone(start.model.model.vision_model, model.backbone_weights)
     else:
         # Frozen weights stay in 16 bit; what trains is widened to float32 below.
-        half = config.lora.enabled and not config.trainable.everything and config.optimisation.precision != "float32"
-        start = from_checkpoint(config, getattr(torch, config.optimisation.precision) if half else torch.float32)
+        half = config.lora.enabled and not config.trainable.everything and config.training.precision != "float32"
+        start = from_checkpoint(config, getattr(torch, config.training.precision) if half else torch.float32)
         if config.lora.quantise_base is not None:
-            if config.device == "cpu" or not torch.cuda.is_available():
+            if config.training.use_cpu or not torch.cuda.is_available():
                 raise TrainingFailedError(
                     "lora.quantise_base needs a CUDA GPU: on the CPU bitsandbytes gives wrong gradients; remove it"
                 )
@@ -53,9 +55,13 @@ def from_checkpoint(config: TrainConfig, dtype: torch.dtype) -> StartingPoint:
     """Model and tokenizer of `model.checkpoint`, downloaded if need be, in `dtype`."""
     model = config.model
     assert model.checkpoint is not None  # by validation, where there is no architecture
-    folders = CheckpointSource(model.checkpoint, model.base, model.revision, model.base_revision).fetch()
-    base = folders[1] if len(folders) > 1 else None
-    return start_from_checkpoint(folders[0], base, _formulation(config), dtype, model.attn_implementation)
+    checkpoint, base = model.checkpoint, model.base
+    if checkpoint in METRICS and not Path(checkpoint).exists():
+        options = METRICS[checkpoint].options
+        checkpoint, base = options["checkpoint"], base or options.get("base")
+    folders = CheckpointSource(checkpoint, base, model.revision, model.base_revision).fetch()
+    below = folders[1] if len(folders) > 1 else None
+    return start_from_checkpoint(folders[0], below, _formulation(config), dtype, model.attn_implementation)
 
 
 def _formulation(config: TrainConfig) -> Formulation:
@@ -72,13 +78,7 @@ def choose_trained(model: QScorerForScoring, config: TrainConfig) -> PeftModel |
     if config.lora.enabled and not trainable.everything:
         from peft import LoraConfig, get_peft_model  # takes seconds, and not every run has adapters
 
-        settings = LoraConfig(
-            r=config.lora.r,
-            lora_alpha=cast(int, config.lora.alpha),
-            lora_dropout=config.lora.dropout,
-            target_modules=config.lora.targets,
-            bias="none",
-        )
+        settings = LoraConfig(**config.lora.model_dump(exclude={"enabled", "quantise_base"}), bias="none")
         adapters = cast("PeftModel", get_peft_model(model, settings))
     parts = {
         "vision_model": model.model.vision_model,
@@ -93,8 +93,8 @@ def choose_trained(model: QScorerForScoring, config: TrainConfig) -> PeftModel |
     backbone = getattr(model.model.vision_model, "backbone", None)
     if backbone is None and not trainable.vision_backbone:
         raise TrainingFailedError("trainable.vision_backbone: false needs vision_config.kind: features")
-    if backbone is None and config.optimisation.vision_backbone_learning_rate is not None:
-        raise TrainingFailedError("optimisation.vision_backbone_learning_rate needs vision_config.kind: features")
+    if backbone is None and config.training.vision_backbone_learning_rate is not None:
+        raise TrainingFailedError("training.vision_backbone_learning_rate needs vision_config.kind: features")
     if backbone is not None and not trainable.vision_backbone:
         backbone.requires_grad_(False)
     for parameter in model.parameters():

@@ -6,6 +6,8 @@ import json
 import math
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,26 +15,38 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer
+from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
 
 from ..errors import CheckpointError, TrainingFailedError
 from ..evaluation.correlation import correlations
 from ..model import QScorerConfig, QScorerForScoring
 from ..prompt import PromptTokens
-from .average import WeightAverage
+from .average import WeightAverage, save_values, set_parameters, trained_parameters
 from .batches import MixedSampler
 from .cached_statistics import CachedStatistics
-from .callbacks import SaveEvery, ShowParts, StartEpoch, StopOnSignal
+from .callbacks import EpochsAndStates, ShowParts, StopOnSignal
 from .config import ObjectiveConfig
-from .dataset import QualityDataset
-from .total_objective import total_objective
-from .trained_parameters import save_values, set_parameters, trained_parameters
+from .dataset import LabelledImages, QualityDataset
+from .objectives import total_objective
 
 TRAINED_WEIGHTS = "trained.safetensors"
-REMEDY = (
-    "lower optimisation.learning_rate, or set optimisation.precision to bfloat16 or float32, with a new output folder"
-)
+REMEDY = "lower training.learning_rate, or set training.fp16: false (bf16: true, or float32), with a new output folder"
 STATE_FILE = "trainer_state.json"  # transformers writes it last, so a folder with a whole one is complete
+
+
+@dataclass
+class QScorerTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with what is ours: see `TrainingSettings`.
+
+    Attributes:
+        vision_backbone_learning_rate: of the feature network inside the vision encoder, where it is another.
+        average_decay: of `WeightAverage`, which is evaluated and kept then; None: the weights themselves are.
+        save_steps: write a resumable state every so many steps, besides the one of every epoch; None: do not.
+    """
+
+    vision_backbone_learning_rate: float | None = None
+    average_decay: float | None = None
+    save_steps: int | None = None  # type: ignore[assignment]
 
 
 class QScorerTrainer(Trainer):
@@ -43,47 +57,38 @@ class QScorerTrainer(Trainer):
     Args:
         objective: parts and weights.
         prompt: prompt that the evaluation scores with.
-        save_steps: write a resumable state every so many steps, besides the one of every epoch.
-        vision_backbone_rate: learning rate of the feature network inside the vision encoder, where it is another.
-        average_decay: of `WeightAverage`, which is evaluated and kept then; None: the weights themselves are.
+        validation_names: of the datasets of `eval_dataset`.
     """
 
     model: QScorerForScoring
+    args: QScorerTrainingArguments
 
     def __init__(
-        self,
-        *args: Any,
-        objective: ObjectiveConfig,
-        prompt: PromptTokens,
-        save_steps: int | None = None,
-        vision_backbone_rate: float | None = None,
-        average_decay: float | None = None,
-        **kwargs: Any,
+        self, *, objective: ObjectiveConfig, prompt: PromptTokens, validation_names: Sequence[str] = (), **kwargs: Any
     ) -> None:
-        super().__init__(*args, **kwargs)
-        self.vision_backbone_rate = vision_backbone_rate
+        super().__init__(compute_metrics=partial(evaluation_metrics, validation_names), **kwargs)
         self.objective: ObjectiveConfig = objective
         self.prompt = prompt
         self._parts: dict[str, list[Tensor]] = {}
         self._scores: list[tuple[Tensor, Tensor]] = []
         dataset = self.train_dataset
         assert isinstance(dataset, (QualityDataset, CachedStatistics))
-        self.sampler = MixedSampler(dataset.parts, self.args.seed)
-        self.average = None if average_decay is None else WeightAverage(self.model, average_decay)
+        parts: list[LabelledImages] = dataset.parts
+        self.sampler = MixedSampler(parts, self.args.seed)
+        decay = self.args.average_decay
+        self.average = None if decay is None else WeightAverage(self.model, decay)
         if self.average is not None:
             self.add_callback(self.average)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        self.add_callback(ShowParts())
-        self.add_callback(StartEpoch(self.sampler))
-        self.add_callback(StopOnSignal())
-        if save_steps is not None:
-            self.add_callback(SaveEvery(save_steps))
+        for callback in (ShowParts(), EpochsAndStates(self.sampler, self.args.save_steps), StopOnSignal()):
+            self.add_callback(callback)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As transformers makes it, with the feature network in groups of their own if its learning rate is another."""
         optimizer = super().create_optimizer(model)
-        if self.vision_backbone_rate is not None:
+        rate = self.args.vision_backbone_learning_rate
+        if rate is not None:
             backbone = {
                 id(parameter) for parameter in self.model.get_submodule("model.vision_model.backbone").parameters()
             }
@@ -91,7 +96,7 @@ class QScorerTrainer(Trainer):
                 slow = [parameter for parameter in group["params"] if id(parameter) in backbone]
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in backbone]
                 if slow:
-                    optimizer.add_param_group({**group, "params": slow, "lr": self.vision_backbone_rate})
+                    optimizer.add_param_group({**group, "params": slow, "lr": rate})
         return optimizer
 
     def compute_loss(
@@ -104,9 +109,16 @@ class QScorerTrainer(Trainer):
         """Total objective of a batch; keeps its parts and scores for the log."""
         mos = inputs["mos"]
         output = model(**{name: inputs[name] for name in ("input_ids", "pixel_values", "attention_mask", "labels")})
+        settings, network = self.objective, cast(QScorerConfig, self.model.config)
         total, parts = total_objective(
-            self.objective, cast(QScorerConfig, self.model.config), output, mos, inputs["mos_std"], inputs["dataset"]
+            settings.weights(network.formulation),
+            network,
+            output,
+            (mos, inputs["mos_std"], inputs["dataset"]),
+            settings.ranking_margin,
+            (0.0, 5.0) if settings.clamp_score else None,
         )
+        total = settings.scale * total
         for name, part in parts.items():
             self._parts.setdefault(name, []).append(part)
         self._scores.append((output.raw_scores.detach().float(), mos[output.quality_rows]))
@@ -178,8 +190,11 @@ class QScorerTrainer(Trainer):
             self.average.load(Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        if self.state.best_model_checkpoint is not None:
-            self._load_from_checkpoint(self.state.best_model_checkpoint)
+        step = self.state.best_global_step
+        if step:
+            state = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
+            refuse_lost_state(state, self.state.best_metric)
+            self._load_from_checkpoint(str(state))
 
 
 def agreement(scores: np.ndarray, mos: np.ndarray) -> dict[str, float]:
@@ -215,9 +230,30 @@ def evaluation_metrics(names: Sequence[str], prediction: EvalPrediction) -> dict
 
 def last_complete_state(output: Path) -> Path | None:
     """Newest resumable state of a run that was written to its end; a killed process leaves torn ones behind."""
+    return next((state for state in states_of(output)[::-1] if _is_complete(state)), None)
+
+
+def states_of(output: Path) -> list[Path]:
+    """Resumable states of a run, whole or torn, the oldest first."""
     numbered = [path for path in output.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdecimal()]
-    states = sorted(numbered, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    return next((state for state in states if _is_complete(state)), None)
+    return sorted(numbered, key=lambda path: int(path.name.rpartition("-")[2]))
+
+
+def refuse_lost_best(state: Path) -> None:
+    """Raise `TrainingFailedError` where the best state that a state to resume from remembers is gone."""
+    facts = json.loads((state / STATE_FILE).read_text())
+    if step := facts.get("best_global_step"):
+        refuse_lost_state(state.with_name(f"checkpoint-{step}"), facts.get("best_metric"))
+
+
+def refuse_lost_state(state: Path, metric: float | None) -> None:
+    """Raise `TrainingFailedError` where a best state is not there any more."""
+    if not _is_complete(state):
+        raise TrainingFailedError(
+            f"the best state of this run, {state} (validation {metric}), is gone or torn, so its weights are lost. Put "
+            "it back from a copy, train again in a new output folder, or set training.load_best_model_at_end: false to "
+            "go on and keep the last weights instead"
+        )
 
 
 def _is_complete(state: Path) -> bool:

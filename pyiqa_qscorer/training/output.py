@@ -1,0 +1,221 @@
+"""Folder of a run: who may write it, which configuration it belongs to, where it goes on, and what it ends with."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import torch
+from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from ..checkpoints import SavedLayout, save_folder, save_lora_folder
+from ..checkpoints.save import check_output as check_folder
+from ..checkpoints.start import StartingPoint
+from ..errors import TrainingFailedError
+from ..files import write_text
+from ..model import QScorerForScoring
+from .config import TrainConfig
+from .model_card import model_card
+from .starting_model import from_checkpoint
+from .trainer import last_complete_state, refuse_lost_best
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+CONFIGURATION_FILE = "configuration.json"
+LOCK_FILE = ".lock"
+FREE_SETTINGS = {
+    *("output", "layouts", "data.statistics"),
+    *(f"training.{name}" for name in ("dataloader_num_workers", "use_cpu", "report_to", "load_best_model_at_end")),
+    *(f"training.{name}" for name in ("logging_steps", "save_steps", "save_total_limit")),
+    # These go with the number of processes and their memory.
+    *("training.per_device_train_batch_size", "training.gradient_accumulation_steps", "model.gradient_checkpointing"),
+}
+"""Settings that may differ when a run goes on: where it lies, and how it is computed."""
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def state_to_resume(config: TrainConfig, resume: bool) -> Path | None:
+    """The state that a run goes on from, if there is one. Changes nothing on disk.
+
+    Raises:
+        TrainingFailedError: the folder cannot be written, or holds a run of another configuration, one that is not to
+            be resumed, or one whose best state is gone.
+    """
+    output = config.output
+    there = next(path for path in (output, *output.absolute().parents) if path.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise TrainingFailedError(f"output {output} cannot be made in {there}; choose another folder")
+    state, file = last_complete_state(output), output / CONFIGURATION_FILE
+    if state is None:
+        return None
+    if not resume:
+        raise TrainingFailedError(f"output {output} holds the run {state.name}: resume it, or use a new folder")
+    if file.exists():
+        before, now = map(_deciding_settings, (json.loads(file.read_text()), config.model_dump(mode="json")))
+        if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
+            shown = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed[:5])
+            raise TrainingFailedError(
+                f"output {output} holds a run of another configuration: {shown}. Set it back, or use a new folder"
+            )
+    finished = len(written_checkpoints(config)) == len(config.layouts)
+    if config.training.load_best_model_at_end and config.data.validation and not finished:
+        refuse_lost_best(state)
+    return state
+
+
+@contextmanager
+def opened_output(config: TrainConfig) -> Iterator[None]:
+    """Inside, the folder is there, is this run's alone, and failures of memory and disk say what to change.
+
+    Raises:
+        TrainingFailedError: another process trains into the folder; or, from inside, memory or disk ran out.
+    """
+    output = config.output
+    lock = FileLock(output / LOCK_FILE)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        if int(os.environ.get("RANK", 0)) == 0:  # of several processes of one run, the first holds it
+            lock.acquire(timeout=0)
+            write_text(output / CONFIGURATION_FILE, json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
+        yield
+    except Timeout as error:
+        raise TrainingFailedError(
+            f"another process trains into {output}: wait for its end, or use another output folder"
+        ) from error
+    except torch.OutOfMemoryError as error:
+        raise TrainingFailedError(
+            f"not enough memory ({error}); lower training.per_device_train_batch_size and raise "
+            "training.gradient_accumulation_steps, turn on model.gradient_checkpointing, train fewer parts "
+            "(trainable.*), or set lora.quantise_base: 4bit"
+        ) from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not _disk_is_full(error):
+            raise
+        raise TrainingFailedError(
+            f"the disk of {output} is full ({str(error).splitlines()[0]}); make room and run the same command again: "
+            f"it goes on from {getattr(last_complete_state(output), 'name', 'the start')}"
+        ) from error
+    finally:
+        lock.release()
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Only Python's own errors have a number for it."""
+    if isinstance(error, OSError):
+        return error.errno in FULL_DISK
+    if isinstance(error, SafetensorError):  # in its text only
+        return any(f"os error {number}" in str(error) for number in FULL_DISK)
+    # torch.save has one of several texts, none of which names a cause: what counts is that it could not write.
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.name == "save" and Path(frame.filename) == Path(torch.serialization.__file__) for frame in frames)
+
+
+def _deciding_settings(content: dict[str, Any], place: str = "") -> dict[str, Any]:
+    """Dotted keys and values of what must not change within a run."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if isinstance(value, dict):
+            flat |= _deciding_settings(value, f"{place}{key}.")
+        elif place + key not in FREE_SETTINGS:
+            flat[place + key] = value
+    return flat
+
+
+# --- checkpoints ----------------------------------------------------------------------------------------------------
+
+
+def write_checkpoints(
+    config: TrainConfig, start: StartingPoint, adapters: PeftModel | None, facts: dict[str, Any]
+) -> dict[str, Path]:
+    """Write the asked-for layouts, each with `training.json` and a model card; those that are there already stay."""
+    start.model.config.training_data = facts["data"]
+    folders = written_checkpoints(config)
+    missing = [layout for layout in config.layouts if layout not in folders]
+    history = json.dumps(facts, indent=2) + "\n"
+    notes = {layout: {"training.json": history, "MODEL_CARD.md": model_card(facts, layout)} for layout in missing}
+    if "published_lora" in missing:
+        target = _target(config.output, "published_lora")
+        folders["published_lora"] = save_lora_folder(target, start.model, adapters, notes["published_lora"])
+    others = tuple(layout for layout in get_args(SavedLayout) if layout in missing)
+    if others:
+        model = _merged(config, start.model)
+        for layout in others:
+            folders[layout] = save_folder(
+                _target(config.output, layout),
+                model,
+                start.tokenizer,
+                layout=layout,
+                tokenizer_source=_tokenizer_folder(start.tokenizer),
+                notes=notes[layout],
+            )
+    return folders
+
+
+def check_targets(config: TrainConfig, start: StartingPoint) -> None:
+    """Raise what `write_checkpoints` would, before the training that it would lose.
+
+    Raises:
+        CheckpointError: a layout that this network cannot have, a folder in the way, or no `tokenizer.model`.
+    """
+    written = written_checkpoints(config)
+    for layout in config.layouts:
+        if layout != "qscorer" and start.model.config.vision_config.kind != "vit":
+            start.model.config.to_published()
+        if layout not in written:
+            published = layout == "published"
+            source = _tokenizer_folder(start.tokenizer) if published else None
+            check_folder(_target(config.output, layout), "published" if published else "qscorer", source)
+
+
+def written_checkpoints(config: TrainConfig) -> dict[str, Path]:
+    """Folder by layout of what an earlier call wrote; a folder is there only when it is complete."""
+    targets = {layout: _target(config.output, layout) for layout in config.layouts}
+    return {layout: folder for layout, folder in targets.items() if (folder / "training.json").exists()}
+
+
+def _merged(config: TrainConfig, trained: QScorerForScoring) -> QScorerForScoring:
+    """The trained model without adapters, in float16, or float32 where it was trained so.
+
+    Frozen weights are read from the starting checkpoint again: training may have held them in bfloat16 or quantised,
+    and what was not trained must come out as it went in.
+    """
+    dtype = torch.float32 if config.training.precision == "float32" else torch.float16
+    if config.model.architecture is not None:
+        return nn.Module.to(trained, dtype)
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    model = from_checkpoint(config, dtype).model
+    model.config.prompt, model.config.training_data = trained.config.prompt, trained.config.training_data
+    new_rows = -len(model.config.score_token_ids)
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if ".lora_" not in name and (parameter.requires_grad or name.startswith("deepmlp.")):
+                model.get_parameter(name.replace(".base_layer", "")).copy_(parameter)
+        if new_rows:  # drawn at random when training started
+            model.model.embed_tokens.weight[new_rows:] = trained.model.embed_tokens.weight[new_rows:].to(dtype).cpu()
+        for name, module in trained.named_modules():
+            if isinstance(module, BaseTunerLayer):
+                layer: Any = module
+                update: Tensor = layer.get_delta_weight("default")  # scaled product of the two factors
+                weight = model.get_parameter(f"{name}.weight")
+                weight.copy_(weight.float() + update.float().cpu())
+    return model
+
+
+def _target(output: Path, layout: str) -> Path:
+    return output / f"checkpoint_{layout}"
+
+
+def _tokenizer_folder(tokenizer: PreTrainedTokenizerBase) -> Path | None:
+    source = tokenizer.name_or_path
+    return Path(source) if source and os.path.isdir(source) else None
