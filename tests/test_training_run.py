@@ -82,15 +82,6 @@ def test_killed_and_resumed_gives_the_same_losses(
     assert resumed["metrics"]["validation_srcc"] == uninterrupted["metrics"]["validation_srcc"]
 
 
-def test_a_torn_state_alone_is_no_state(tmp_path: Path) -> None:
-    torn = tmp_path / "checkpoint-3"
-    torn.mkdir()
-    assert last_complete_state(tmp_path) is None
-    (torn / "trained.safetensors").touch()
-    (torn / "trainer_state.json").write_text("{")
-    assert last_complete_state(tmp_path) is None
-
-
 @pytest.mark.slow
 def test_sigterm_leaves_a_state_and_resumes(pictures: Path, tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
     content = settings(pictures, tmp_path / "out")
