@@ -100,7 +100,8 @@ def test_sigterm_leaves_a_state_and_resumes(pictures: Path, tmp_path: Path, unin
 @pytest.mark.slow
 def test_two_processes_equal_one(pictures: Path, tmp_path: Path) -> None:
     one, two = (settings(pictures, tmp_path / name) for name in ("one", "two"))
-    two["training"]["batch_size"] = one["training"]["batch_size"] // 2
+    size = "per_device_train_batch_size"
+    two["training"][size] = one["training"][size] // 2
     status, alone = run(one, tmp_path / "a")
     assert status == 0, alone
     status, together = run(two, tmp_path / "b", processes=2)
