@@ -46,10 +46,6 @@ def test_discs_cover_their_area(radius: float) -> None:
         assert (kernel.sum(0) * offsets**2).sum() == pytest.approx(radius**2 / 4 + 1 / 12, rel=0.05)
 
 
-def test_a_disc_inside_a_pixel_does_nothing() -> None:
-    np.testing.assert_array_equal(optics.disc_kernel(0.5), [[0, 0, 0], [0, 1, 0], [0, 0, 0]])
-
-
 def test_paths_are_lines_of_their_length_around_the_middle() -> None:
     np.testing.assert_array_equal(optics.path_kernel(1, 30), [[0, 0, 0], [0, 1, 0], [0, 0, 0]])
     line = optics.path_kernel(9, 0)

@@ -200,11 +200,6 @@ def test_chains_are_worse_the_stronger(photos: list[np.ndarray]) -> None:
     assert means[0] > 0.93
 
 
-def test_an_empty_chain_gives_a_copy(photos: list[np.ndarray]) -> None:
-    result = check(photos[0], lambda picture: apply_chain(picture, [], 0))
-    np.testing.assert_array_equal(result, photos[0])
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_training import settings
 
 from pyiqa_qscorer.data.settings import settings_reference
 from pyiqa_qscorer.errors import TrainingConfigError
@@ -31,10 +30,6 @@ def test_one_data_root_serves_all_parts() -> None:
     config = read_config(Path("mixed.yaml"), {"data.data_root": "/data", "data.train.1.data_root": "/other"})
     assert [str(part.data_root) for part in config.data.train] == ["/data", "/other", "/data"]
     assert str(config.data.validation[0].data_root) == "/data"
-
-
-def test_there_are_examples() -> None:
-    assert {path.stem for path in CONFIG_FOLDER.glob("*.yaml")} >= {"koniq", "mixed", "qlora_24gb", "mini"}
 
 
 def test_defaults_are_the_published_recipe() -> None:
@@ -142,10 +137,6 @@ def test_overrides_go_over_the_file(tmp_path: Path) -> None:
     for place in ("data.train.2.weight", "data.train.first.weight", "model.prompts.1"):
         with pytest.raises(TrainingConfigError, match=r"is not one of 0\.\."):
             read_config(Path("mini.yaml"), {place: 1})
-
-
-def test_helper_configuration_is_valid(tmp_path: Path) -> None:
-    assert parse_config(settings(tmp_path, tmp_path / "out")).training.per_device_train_batch_size == 6
 
 
 def reference() -> str:

@@ -82,15 +82,6 @@ def test_killed_and_resumed_gives_the_same_losses(
     assert resumed["metrics"]["validation_srcc"] == uninterrupted["metrics"]["validation_srcc"]
 
 
-def test_a_torn_state_alone_is_no_state(tmp_path: Path) -> None:
-    torn = tmp_path / "checkpoint-3"
-    torn.mkdir()
-    assert last_complete_state(tmp_path) is None
-    (torn / "trained.safetensors").touch()
-    (torn / "trainer_state.json").write_text("{")
-    assert last_complete_state(tmp_path) is None
-
-
 @pytest.mark.slow
 def test_sigterm_leaves_a_state_and_resumes(pictures: Path, tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
     content = settings(pictures, tmp_path / "out")
@@ -109,7 +100,8 @@ def test_sigterm_leaves_a_state_and_resumes(pictures: Path, tmp_path: Path, unin
 @pytest.mark.slow
 def test_two_processes_equal_one(pictures: Path, tmp_path: Path) -> None:
     one, two = (settings(pictures, tmp_path / name) for name in ("one", "two"))
-    two["training"]["batch_size"] = one["training"]["batch_size"] // 2
+    size = "per_device_train_batch_size"
+    two["training"][size] = one["training"][size] // 2
     status, alone = run(one, tmp_path / "a")
     assert status == 0, alone
     status, together = run(two, tmp_path / "b", processes=2)

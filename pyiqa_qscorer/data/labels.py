@@ -16,6 +16,7 @@ from typing import Literal, SupportsIndex, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import ndtr
 
 Centers = Literal["integers", "interval_centers"]
 Variant = Literal["pdf", "cdf"]
@@ -23,8 +24,6 @@ Floats = NDArray[np.float64]
 
 # Share of the range by which a MOS may miss a border: covers float32 rounding, and the same slack of the data loader.
 _SLACK = 2e-6
-
-_erf = np.vectorize(math.erf, otypes=[np.float64])  # numpy has none
 
 
 def level_centers(levels: int, low: float = 1.0, high: float = 5.0, kind: Centers = "integers") -> Floats:
@@ -214,7 +213,7 @@ def _raw_label(mos: Floats, std: Floats, centers: Floats, step: float, variant: 
         label = step * _density((centers - mos) / std) / std
         return label, label * (centers - mos) / std**2
     left, right = (centers - step / 2 - mos) / std, (centers + step / 2 - mos) / std
-    return (_erf(right / math.sqrt(2)) - _erf(left / math.sqrt(2))) / 2, (_density(left) - _density(right)) / std
+    return ndtr(right) - ndtr(left), (_density(left) - _density(right)) / std
 
 
 def _adjusted(raw: Floats, slope: Floats, mos: Floats, centers: Floats, step: float) -> Floats:

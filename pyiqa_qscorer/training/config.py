@@ -131,9 +131,7 @@ class ModelConfig(Section):
     backbone_weights: str | None = Field(
         None, description="of a new network's feature network: a file, or an installed package with one"
     )
-    tokenizer: Path | None = Field(
-        None, description="folder, for a new network; default: a small one that knows the prompts"
-    )
+    tokenizer: Path | None = Field(None, description="folder, for a new network; default: a small one of ours")
     formulation: Literal["score_token", "level_onehot", "level_soft"] = Field(
         "score_token", description="how the quality is told: Q-Scorer, Q-Align, DeQA-Score"
     )
@@ -205,9 +203,7 @@ class TrainableSettings(Section):
     regressor: bool = Field(True, description="from the score token's state to the score")
     embed_tokens: bool = Field(False, description="input rows of the vocabulary")
     everything: bool = Field(False, description="full fine-tuning")
-    vision_backbone: bool = Field(
-        True, description="false freezes the feature network within the vision encoder, whatever else trains"
-    )
+    vision_backbone: bool = Field(True, description="false freezes the vision encoder's feature network in any case")
 
 
 class TrainingSettings(Section):
@@ -223,9 +219,7 @@ class TrainingSettings(Section):
     per_device_train_batch_size: int = Field(16, ge=1, description="images per step and process")
     gradient_accumulation_steps: int = Field(1, ge=1, description="batches per step")
     learning_rate: float = Field(2e-5, gt=0, description="at its peak")
-    vision_backbone_learning_rate: float | None = Field(
-        None, gt=0, description="of a pretrained feature network; default: the same"
-    )
+    vision_backbone_learning_rate: float | None = Field(None, gt=0, description="of a feature network; default: same")
     lr_scheduler_type: str = Field("cosine", description="how the learning rate falls")
     warmup_steps: float = Field(0.03, ge=0, description="share of the steps below 1, else steps")
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
@@ -260,7 +254,7 @@ class TrainingSettings(Section):
                 if key in SET_BY_US:
                     raise ValueError(f"{key} is set by this program: remove it")
                 if key not in known:
-                    names = {*known, *type(self).model_fields} - SET_BY_US
+                    names = sorted({*known, *type(self).model_fields} - SET_BY_US)
                     near = [name for name in names if key in name] or get_close_matches(key, names, n=1)
                     hint = f"did you mean {min(near, key=len)!r}?" if near else "see training/configs/README.md"
                     raise ValueError(f"{key}: unknown key; {hint}")

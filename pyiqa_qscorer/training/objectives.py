@@ -53,9 +53,8 @@ def next_token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         ValueError: shapes that do not fit, or no supervised label (the published code returns NaN).
     """
     if logits.ndim != 3 or labels.shape != logits.shape[:2]:
-        raise ValueError(
-            f"logits must be (B, T, V) and labels (B, T), got {tuple(logits.shape)} and {tuple(labels.shape)}"
-        )
+        found = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
+        raise ValueError(f"logits must be (B, T, V) and labels (B, T), got {found}")
     rows, positions = (labels[:, 1:] != IGNORED_LABEL).nonzero(as_tuple=True)
     if not len(rows):
         raise ValueError(
@@ -90,10 +89,9 @@ def score_regression(
     if num_rows < 1:
         raise ValueError(f"num_rows must be at least 1, the rows of the batch, got {num_rows}")
     if clamp is not None:
-        low, high = clamp
-        inside = (predictions >= low) & (predictions <= high)
+        inside = (predictions >= clamp[0]) & (predictions <= clamp[1])
         # Tensor.clamp alone passes the gradient on the ends in the published torch 2.0, and no longer in 2.15.
-        predictions = torch.where(inside, predictions, predictions.detach().clamp(low, high))
+        predictions = torch.where(inside, predictions, predictions.detach().clamp(*clamp))
     return (predictions - targets).square().sum() / num_rows
 
 
@@ -118,11 +116,9 @@ def soft_label_kl(logits: Tensor, soft: Tensor, level_ids: Sequence[int] | None 
     """
     levels = logits.shape[-1] if level_ids is None else len(level_ids)
     if logits.ndim != 2 or soft.shape != (logits.shape[0], levels):
-        raise ValueError(
-            "logits must be (N, K), or (N, V) with K level_ids, and soft (N, K), "
-            f"got {tuple(logits.shape)}, {tuple(soft.shape)} and level_ids {level_ids}"
-        )
-    log_probabilities = logits.to(_wide_dtype(logits)).log_softmax(dim=-1)
+        given = f"{tuple(logits.shape)}, {tuple(soft.shape)} and level_ids {level_ids}"
+        raise ValueError(f"logits must be (N, K), or (N, V) with K level_ids, and soft (N, K), got {given}")
+    log_probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
     if level_ids is not None:
         log_probabilities = log_probabilities[:, torch.tensor(list(level_ids), device=logits.device)]
     soft = soft.to(log_probabilities.dtype)
@@ -153,8 +149,7 @@ def fidelity(predictions: Tensor, mos: Tensor, std: Tensor, prediction_std: Tens
     Raises:
         ValueError: shapes that differ or are not (N,).
     """
-    if prediction_std is None:
-        prediction_std = torch.ones_like(predictions)
+    prediction_std = torch.ones_like(predictions) if prediction_std is None else prediction_std
     predictions, mos, std, prediction_std = _wide(
         predictions=predictions, mos=mos, std=std, prediction_std=prediction_std
     )
@@ -199,8 +194,7 @@ def norm_in_norm(predictions: Tensor, targets: Tensor, p: float = 1.0, q: float 
     if not len(predictions):
         return predictions.sum()
     difference = _direction(predictions, targets, q) - _direction(targets, predictions, q)
-    largest = 2.0 * len(predictions) ** max(0.0, 1 / p - 1 / q)
-    return (difference.abs() / largest).pow(p).sum()
+    return (difference.abs() / (2.0 * len(predictions) ** max(0.0, 1 / p - 1 / q))).pow(p).sum()
 
 
 def plcc(predictions: Tensor, targets: Tensor) -> Tensor:
@@ -270,8 +264,7 @@ def listwise_ranking(predictions: Tensor, targets: Tensor) -> Tensor:
     predictions, targets = _wide(predictions=predictions, targets=targets)
     if not len(predictions):
         return predictions.sum()
-    better = targets[None, :] > targets[:, None]
-    candidates = predictions[None, :].masked_fill(better, -math.inf)
+    candidates = predictions[None, :].masked_fill(targets[None, :] > targets[:, None], -math.inf)
     return (candidates.logsumexp(dim=1) - predictions).mean()
 
 
@@ -300,7 +293,7 @@ def total_objective(
     if output.logits is None or logits is None or labels is None or rows is None or scores is None:
         raise ValueError("output must come from a forward pass with labels")
     target, spread, source = (values[rows] for values in opinions)
-    images, ids = len(opinions[0]), network.quality_token_ids
+    ids = network.quality_token_ids
     level_ids = ids if network.formulation == "level_soft" else None
     if level_ids is not None:  # [2]: the level position is taught by its soft label alone, over the whole vocabulary
         labels = labels.masked_fill(torch.isin(labels, torch.tensor(level_ids, device=labels.device)), IGNORED_LABEL)
@@ -317,7 +310,7 @@ def total_objective(
 
     computed: dict[str, Callable[[], Tensor]] = {
         "cross_entropy": partial(next_token_cross_entropy, output.logits, labels),
-        "score": partial(score_regression, scores, target, images, clamp),
+        "score": partial(score_regression, scores, target, len(opinions[0]), clamp),
         "soft_label_kl": soft_kl,
         "fidelity": per_dataset(fidelity, spread),
         "norm_in_norm": per_dataset(norm_in_norm),
@@ -347,10 +340,6 @@ def _constant(values: Tensor) -> Tensor:
     return values.max() - values.min() <= 8 * torch.finfo(values.dtype).eps * values.abs().max()
 
 
-def _wide_dtype(values: Tensor) -> torch.dtype:
-    return torch.promote_types(values.dtype, torch.float32)
-
-
 def _wide(**arguments: Tensor) -> list[Tensor]:
     """The arguments in the dtype of the first, at least float32. All must be (N,): broadcasting would hide mistakes."""
     shapes = {name: tuple(values.shape) for name, values in arguments.items()}
@@ -358,4 +347,4 @@ def _wide(**arguments: Tensor) -> list[Tensor]:
     if first.ndim != 1 or len(set(shapes.values())) != 1:
         listed = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"{' and '.join(shapes)} must be one-dimensional and of equal length, got {listed}")
-    return [values.to(_wide_dtype(first)) for values in arguments.values()]
+    return [values.to(torch.promote_types(first.dtype, torch.float32)) for values in arguments.values()]
