@@ -75,6 +75,7 @@ def make_case(name: str, dtype: str, device: str, formulation: str) -> Case:
     prefix, suffix = _LLAMA_IDS["score"]
     if dtype in ("8bit", "4bit"):
         model = quantise(model, dtype, device)  # type: ignore[arg-type]
+    linear.use_fast_linear(model)
     case = Case(model.eval().requires_grad_(False), prefix, suffix, _LLAMA_BLANK)
     _choose_the_blank(case)
     return case

@@ -26,7 +26,7 @@ from pyiqa_qscorer.checkpoints import load_folder
 from pyiqa_qscorer.metric import QScorer
 from pyiqa_qscorer.model import QScorerForScoring
 from pyiqa_qscorer.model.attention import KERNELS_FOR_LAST
-from pyiqa_qscorer.model.fast_linear import apply_linear, onednn_linear
+from pyiqa_qscorer.model.fast_linear import FastLinear, onednn_linear, use_fast_linear
 from pyiqa_qscorer.model.multiway import NO_VISUAL, VisualSpan
 from pyiqa_qscorer.model.qscorer import IMAGE_TOKEN_ID
 from pyiqa_qscorer.model.vision import quick_gelu
@@ -364,15 +364,37 @@ def test_only_plain_linear_layers_are_taken_over() -> None:
         def forward(self, input: Tensor) -> Tensor:
             return 2 * super().forward(input)
 
-    states, layer = torch.randn(2, 3, 4), nn.Linear(4, 5)
-    torch.testing.assert_close(apply_linear(layer, states), layer(states))
-    twice = Doubling(4, 5)
-    torch.testing.assert_close(apply_linear(twice, states), 2 * F.linear(states, twice.weight, twice.bias))
-    layer.register_forward_hook(lambda module, inputs, output: output + 1)
-    torch.testing.assert_close(apply_linear(layer, states), F.linear(states, layer.weight, layer.bias) + 1)
+    states, twice = torch.randn(2, 3, 4), Doubling(4, 4)
+    plain = nn.Linear(4, 5)
+    model = nn.Sequential(twice, copy.deepcopy(plain), nn.Linear(5, 1))
+    names = list(model.state_dict())
+    use_fast_linear(model)
+    assert [type(layer) for layer in model] == [Doubling, FastLinear, nn.Linear]
+    assert list(model.state_dict()) == names
+    fast = model[1]
+    torch.testing.assert_close(fast(states), plain(states))
+    for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
+        assert type(other) is FastLinear and torch.equal(other(states), fast(states))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert apply_linear(nn.Linear(4, 5), states).dtype is torch.bfloat16
-    assert apply_linear(nn.Linear(4, 5), states[:, :0]).shape == (2, 0, 5)
+        assert fast(states).dtype is torch.bfloat16
+    assert fast(states[:, :0]).shape == (2, 0, 5)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+def test_function_transforms_go_through_fast_linear() -> None:
+    layer = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3)).requires_grad_(False)
+    states = torch.randn(6, 2, 4)
+
+    def total(x: Tensor) -> Tensor:
+        return layer(x).square().sum()
+
+    expected = torch.func.vmap(torch.func.grad(total))(states)
+    use_fast_linear(layer)
+    for found in (
+        torch.func.vmap(torch.func.grad(total))(states),
+        torch.stack([torch.func.grad(total)(x) for x in states]),
+    ):
+        torch.testing.assert_close(found, expected)
 
 
 def test_quick_gelu_in_place_is_the_same_to_the_bit() -> None:

@@ -15,6 +15,7 @@ from transformers import BitsAndBytesConfig, LlamaTokenizer, PreTrainedTokenizer
 from ..errors import CheckpointError
 from ..model import QScorerConfig, QScorerForScoring
 from ..model.abstractor import CrossAttention
+from ..model.fast_linear import use_fast_linear
 from ..prompt import PromptTokens, score_tokens, tokenize_prompt
 from .layouts import CheckpointFolder, Layout, check_image_settings, read_json, recognise, weight_shards
 from .weights import RECOMPUTED_SUFFIX, LoraAdapter, read_non_lora, read_shard
@@ -87,6 +88,7 @@ def load_folder(
     fingerprint = _fingerprint(model, dtype)
     if dtype in ("8bit", "4bit"):
         model = quantise(model, dtype, device)
+    use_fast_linear(model)
     model.eval().requires_grad_(False)
     return LoadedCheckpoint(model, tokenizer, prompt_tokens, folder, fingerprint)
 

@@ -17,7 +17,6 @@ from torch.nn.functional import adaptive_avg_pool2d
 from ..images.preprocessing import MEAN, STD
 from .batch_norms import fold_batch_norms
 from .config import QScorerVisionConfig
-from .fast_linear import apply_linear
 
 SMALLEST_VARIANCE = 1e-6  # keeps the gradient of the standard deviation finite in flat cells
 
@@ -89,8 +88,8 @@ class FeatureEncoder(nn.Module):
         if statistics.shape[1:] != wanted:
             raise ValueError(f"statistics must have shape (B, {wanted[0]}, {wanted[1]}), got {tuple(statistics.shape)}")
         values = self.standardise(statistics).to(self.patch_projection.weight.dtype)
-        cls_token = apply_linear(self.cls_projection, values[:, :1])
-        tokens = torch.cat([cls_token, apply_linear(self.patch_projection, values[:, 1:])], dim=1)
+        cls_token = self.cls_projection(values[:, :1])
+        tokens = torch.cat([cls_token, self.patch_projection(values[:, 1:])], dim=1)
         return self.post_layernorm(tokens)
 
     def statistics(self, pixel_values: Tensor) -> Tensor:

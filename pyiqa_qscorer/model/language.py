@@ -18,7 +18,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import KERNELS_FOR_LAST, attend, mask_of_last, split_heads
 from .config import QScorerConfig
-from .fast_linear import apply_linear
 from .multiway import Multiway, VisualSpan
 
 # Its name changed within transformers 5; the old one warns in every process that scores.
@@ -88,12 +87,12 @@ class DecoderAttention(nn.Module):
         asking, asking_rotary = hidden_states, rotary
         if last is not None:
             asking, asking_rotary = hidden_states[:, -last:], rotary[..., -last:, :]
-        query = rotate(split_heads(apply_linear(self.q_proj, asking), self.heads), asking_rotary)
+        query = rotate(split_heads(self.q_proj(asking), self.heads), asking_rotary)
         key = rotate(split_heads(self.k_proj(hidden_states, visual), self.heads), rotary)
         value = split_heads(self.v_proj(hidden_states, visual), self.heads)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        return apply_linear(self.o_proj, attend(self, query, key, value, attention_mask))
+        return self.o_proj(attend(self, query, key, value, attention_mask))
 
 
 class DecoderMLP(nn.Module):
@@ -104,8 +103,8 @@ class DecoderMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        gated = silu(apply_linear(self.gate_proj, hidden_states)) * apply_linear(self.up_proj, hidden_states)
-        return apply_linear(self.down_proj, gated)
+        gated = silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        return self.down_proj(gated)
 
 
 class DecoderLayer(GradientCheckpointingLayer):

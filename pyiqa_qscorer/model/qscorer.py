@@ -16,7 +16,6 @@ from transformers.utils import ModelOutput
 
 from .abstractor import CrossAttention, VisualAbstractor
 from .config import QScorerConfig, QScorerVisionConfig
-from .fast_linear import apply_linear
 from .language import Decoder, RMSNorm
 from .multiway import NO_VISUAL, VisualSpan
 from .prefix import PrefixCache
@@ -204,7 +203,7 @@ class QScorerForScoring(QScorerPreTrainedModel):
             seen = attention_mask.new_ones(attention_mask.shape[0], visual_tokens.shape[1])
             attention_mask = torch.cat([attention_mask[:, :column], seen, attention_mask[:, column + 1 :]], dim=1)
         hidden_states = self.model.decode(embeddings, span, attention_mask)
-        logits = apply_linear(self.lm_head, hidden_states)
+        logits = self.lm_head(hidden_states)
         output = QScorerOutput(logits=logits, last_hidden_state=hidden_states, visual_span=span)
         if labels is not None:
             ignored = labels.new_full((labels.shape[0], visual_tokens.shape[1]), IGNORED_LABEL)
@@ -241,14 +240,14 @@ class QScorerForScoring(QScorerPreTrainedModel):
         visual_tokens = self.steps.encode(self.model, pixel_values)
         if self.config.formulation != "score_token":
             at_end = self._read(visual_tokens, *prompt, wanted=1)[:, 0]
-            logits = apply_linear(self.lm_head, at_end)
+            logits = self.lm_head(at_end)
             score = expected_level(logits[:, self.config.level_token_ids])
             if self._prefix_is_stale():
                 return self.score(pixel_values, prefix_ids, suffix_ids, space_id)
             return ScoreOutput(score, logits.argmax(dim=-1), logits, at_end)
         blank = visual_tokens.new_full((len(visual_tokens),), space_id, dtype=torch.long)
         at_end, at_first_token = self._read(visual_tokens, *prompt, wanted=2, last=blank).unbind(dim=1)
-        first_logits = apply_linear(self.lm_head, at_end)
+        first_logits = self.lm_head(at_end)
         first_token = first_logits.argmax(dim=-1)
         raw_score = self.deepmlp(at_first_token, visual_tokens)
         other = first_token != blank
