@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from .checkpoints import LoadedCheckpoint, Precision, half_precision, load_checkpoint
 from .errors import ImageError, QScorerError
 from .images.preprocessing import check_images, pixels_from_tensor, straight_through, values_in_range
+from .model.compiled import CompiledBackbone
 from .model.gradient_checkpointing import checkpoint_in_eval_mode, enable_gradient_checkpointing
 from .registry import SCORE_RANGE
 
@@ -80,7 +81,8 @@ class QScorer(nn.Module):
             device=device,
         )
         self.network = loaded.model
-        self.network.steps.compiled = compile
+        if compile:
+            self.network.compiled = CompiledBackbone(self.network.model)
         self.prompt = loaded.prompt
         self.clamp = clamp
         self.image_size: int = loaded.model.config.vision_config.image_size

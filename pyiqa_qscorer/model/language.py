@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from functools import partial
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import KERNELS_FOR_LAST, attend, mask_of_last, split_heads
 from .config import QScorerConfig
-from .multiway import Multiway, VisualSpan
+from .multiway import NO_VISUAL, Multiway, VisualSpan
 
 # Its name changed within transformers 5; the old one warns in every process that scores.
 CACHE_ARGUMENT = "cache" if "cache" in signature(create_causal_mask).parameters else "past_key_values"
@@ -134,6 +135,19 @@ class DecoderLayer(GradientCheckpointingLayer):
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states, visual))
 
 
+class Prefix(DynamicCache):
+    """Keys and values (1, heads, P, head_dim) of a text, in every layer; joined to those of a batch without growing."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        layer: Any = self.layers[layer_idx]
+        batch = key_states.shape[0]
+        keys = torch.cat([layer.keys.expand(batch, -1, -1, -1), key_states], dim=2)
+        values = torch.cat([layer.values.expand(batch, -1, -1, -1), value_states], dim=2)
+        return keys, values
+
+
 class Decoder(nn.Module):
     """Token embeddings, decoder layers, final norm. Base class of the backbone, which adds the visual parts."""
 
@@ -188,3 +202,11 @@ class Decoder(nn.Module):
             return self.norm(last_layer(hidden_states, visual, rotary, mask, cache, last))
         hidden_states = self.norm(last_layer(hidden_states, visual, rotary, mask, cache))
         return hidden_states if last is None else hidden_states[:, -last:]
+
+    @torch.no_grad()
+    def read_prefix(self, embeddings: Tensor) -> Prefix:
+        """Keys and values of a text of (1, P, width) embeddings, as the `cache` of a `decode` of what follows it."""
+        cache, prefix = DynamicCache(), Prefix()
+        self.decode(embeddings, NO_VISUAL, cache=cache, last=1)
+        prefix.layers = cache.layers
+        return prefix
