@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from .checkpoints import LoadedCheckpoint, Precision, half_precision, load_checkpoint
 from .errors import ImageError, QScorerError
 from .images.preprocessing import check_images, pixels_from_tensor, straight_through, values_in_range, values_near_range
+from .model.attention import checkpoint_in_eval_mode, enable_gradient_checkpointing
 from .model.compiled import CompiledBackbone
-from .model.gradient_checkpointing import checkpoint_in_eval_mode, enable_gradient_checkpointing
 from .registry import SCORE_RANGE
 
 

@@ -197,8 +197,9 @@ def _resize_with_pillow(image: Image.Image, size: int) -> torch.Tensor:
     resize_rows, first, columns = _resize_padded_rows, 0, size
     if side > MOST_PADDING * width:
         matrix = _resize_matrix(side, size)
-        reached = matrix[:, left : left + width].any(axis=1).nonzero()[0]
-        matrix, first, columns = matrix[reached], int(reached[0]), len(reached)
+        reached = np.flatnonzero(np.abs(matrix[:, left : left + width]).sum(axis=1))
+        first, columns = int(reached[0]), int(reached[-1] - reached[0]) + 1  # a weight in between may be zero
+        matrix = matrix[first : first + columns]
         resize_rows = functools.partial(_resize_narrow_rows, matrix=matrix)
     step = max(1, STRIP_VALUES // (side if columns == size else 3 * width))
     narrowed = Image.new("RGB", (columns, side), PAD_COLOR)

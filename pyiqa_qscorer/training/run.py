@@ -17,7 +17,7 @@ from transformers import TrainingArguments, set_seed
 from .. import __version__
 from ..checkpoints.start import StartingPoint
 from ..data.opinions import NamedDatasets
-from ..model.gradient_checkpointing import enable_gradient_checkpointing
+from ..model.attention import enable_gradient_checkpointing
 from ..synthetic.distortions import codec_versions
 from ..synthetic.render import CALIBRATION_FILE, CompareToReference, Recipe, find_photos, render
 from .batches import Collator
