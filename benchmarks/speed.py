@@ -266,8 +266,7 @@ def folder(
     torch.set_num_threads(threads)
     facts = describe_run()
     paths = find_images([photos]).paths[:limit]
-    scorer = Scorer(metric, device, batch, **({"checkpoint": checkpoint} if checkpoint else {}))
-    scorer.metric.network.steps.compiled = compiled
+    scorer = Scorer(metric, device, batch, compile=compiled, **({"checkpoint": checkpoint} if checkpoint else {}))
     pixels = torch.randn(batch, 3, scorer.metric.image_size, scorer.metric.image_size, device=scorer.device)
 
     def model_only() -> None:

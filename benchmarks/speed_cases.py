@@ -19,6 +19,7 @@ from pyiqa_qscorer.checkpoints.load import quantise
 from pyiqa_qscorer.metric import QScorer
 from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring, language
 from pyiqa_qscorer.model import fast_linear as linear
+from pyiqa_qscorer.model.compiled import CompiledBackbone
 from pyiqa_qscorer.prompt import _LLAMA_BLANK, _LLAMA_IDS
 from pyiqa_qscorer.registry import METRICS, resolve_metric_options
 
@@ -75,6 +76,7 @@ def make_case(name: str, dtype: str, device: str, formulation: str) -> Case:
     prefix, suffix = _LLAMA_IDS["score"]
     if dtype in ("8bit", "4bit"):
         model = quantise(model, dtype, device)  # type: ignore[arg-type]
+    linear.use_fast_linear(model)
     case = Case(model.eval().requires_grad_(False), prefix, suffix, _LLAMA_BLANK)
     _choose_the_blank(case)
     return case
@@ -119,7 +121,7 @@ def _choose_the_blank(case: Case) -> None:
             return
         largest = output.first_logits.abs().max()
         visual = case.model.model.encode_images(case.pixels(2))
-        states = case.model._read(visual, case.prefix, case.suffix, wanted=1)[:, 0]
+        states = case.model._read(case.prefix, case.suffix, None, visual, wanted=1)[:, 0]
         mean = states.float().mean(dim=0)
         weight[case.blank] = (mean * 4 * largest / mean.square().sum()).to(weight.dtype)
 
@@ -149,18 +151,16 @@ def ways(case: Case, batch: int, *, compiled: bool, steps: bool) -> dict[str, Ca
         found["published"] = lambda: published.score(pixels, case.prefix, case.suffix)[0]
     found["ours"] = lambda: case.score(pixels)
     if compiled:
+        compiled_backbone = CompiledBackbone(case.model.model)
 
         def run_compiled() -> Tensor:
-            case.model.steps.compiled = True
-            try:
+            with patch.object(case.model, "compiled", compiled_backbone):
                 return case.score(pixels)
-            finally:
-                case.model.steps.compiled = False
 
         found["compiled"] = run_compiled
     if steps:
         plain: dict[str, list[Any]] = {
-            "without prefix cache": [lambda: patch.object(case.model.prefix_cache, "get", lambda *_: None)],
+            "without shared prefix": [lambda: patch.object(case.model, "_prefix", lambda *_: None)],
             "with last layer in full": [lambda: patch.object(language, "KERNELS_FOR_LAST", ())],
             "with eager attention": [lambda: kernel(case, "eager")],
         }
@@ -236,7 +236,6 @@ def matmul_ceiling(device: torch.device, dtype: torch.dtype, size: int | None = 
 def flop_count(case: Case) -> int:
     """Floating point operations of one image, as PyTorch counts them in our pass (eager, so that it sees all)."""
     pixels = case.pixels(1)
-    case.score(pixels)  # fills the prefix cache
     with kernel(case, "eager"), patch.object(linear, "_onednn", None), FlopCounterMode(display=False) as counter:
         case.score(pixels)
     return int(counter.get_total_flops())

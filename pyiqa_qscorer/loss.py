@@ -94,14 +94,15 @@ class QScorerLoss(nn.Module):
 
         Args:
             images: (B, 3 or 1, H, W), floating point, RGB. Values outside [0, 1] are clamped; their gradient is what
-                moves them back, see `preprocessing.pixels_from_tensor`.
+                moves them back, see `preprocessing.pixels_from_tensor`. Not of another scale, such as 0..255.
             reference: Not used. There because trainers call every loss as `loss(output, ground_truth)`.
 
         Returns:
             float32, () or, with `reduction="none"`, (B,). Differentiable in `images`.
 
         Raises:
-            ImageError: Another shape or type, NaN or infinite values.
+            ImageError: Another shape or type; NaN or infinite values, or values that are on average further outside
+                [0, 1] than 1, which no overshoot of an optimiser is.
         """
         losses = -self.metric.score_images(images, clamp_images=True)
         if self.target is not None:

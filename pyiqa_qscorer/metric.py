@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from .checkpoints import LoadedCheckpoint, Precision, half_precision, load_checkpoint
 from .errors import ImageError, QScorerError
-from .images.preprocessing import check_images, pixels_from_tensor, straight_through, values_in_range
-from .model.gradient_checkpointing import checkpoint_in_eval_mode, enable_gradient_checkpointing
+from .images.preprocessing import check_images, pixels_from_tensor, straight_through, values_in_range, values_near_range
+from .model.attention import checkpoint_in_eval_mode, enable_gradient_checkpointing
+from .model.compiled import CompiledBackbone
 from .registry import SCORE_RANGE
 
 
@@ -80,7 +81,8 @@ class QScorer(nn.Module):
             device=device,
         )
         self.network = loaded.model
-        self.network.steps.compiled = compile
+        if compile:
+            self.network.compiled = CompiledBackbone(self.network.model)
         self.prompt = loaded.prompt
         self.clamp = clamp
         self.image_size: int = loaded.model.config.vision_config.image_size
@@ -132,7 +134,7 @@ class QScorer(nn.Module):
 
         Args:
             images: (B, 3 or 1, H, W), floating point, in [0, 1], RGB. With gradients enabled (pyiqa's `as_loss=True`)
-                values outside are clamped; otherwise they are an error.
+                values outside are clamped, as far as they are no other scale; otherwise they are an error.
 
         Returns:
             (B, 1) float32, higher is better, in [0, 5] where `clamp` is on. Differentiable, equal to the bit with and
@@ -145,7 +147,11 @@ class QScorer(nn.Module):
         return self.score_images(images, clamp_images=torch.is_grad_enabled())[:, None]
 
     def score_images(self, images: Tensor, clamp_images: bool = False) -> Tensor:
-        """As `forward`, but (B,), and values outside [0, 1] are an error unless `clamp_images`."""
+        """As `forward`, but (B,).
+
+        With `clamp_images` values outside [0, 1] are clamped, unless they are on average further outside than 1, as
+        8-bit values are; without they are an error.
+        """
         check_images(images)
         if images.requires_grad and torch.is_grad_enabled() and self._quantised and self.device.type == "cpu":
             raise QScorerError(
@@ -153,7 +159,7 @@ class QScorer(nn.Module):
                 "gradients there; use dtype='float32' or 'bfloat16', or a GPU"
             )
         images = images.to(self.device)
-        valid = images.isfinite().flatten(1).all(1) if clamp_images else values_in_range(images)
+        valid = values_near_range(images) if clamp_images else values_in_range(images)
         return self.score_pixels(pixels_from_tensor(images, self.image_size), valid)
 
     def score_pixels(self, pixel_values: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -178,8 +184,8 @@ class QScorer(nn.Module):
         if valid is not None and not bool(valid.all()):
             rows = (~valid).nonzero().flatten().tolist()
             raise ImageError(
-                f"images must hold finite values in [0, 1], images {rows} of the batch do not; "
-                "scale 8-bit images by 1/255 and clamp the output of a network"
+                f"images must hold finite values in [0, 1], images {rows} of the batch do not; divide 8-bit values "
+                "by 255, undo a normalisation (times std, plus mean), and clamp the output of a network"
             )
         if not bool(raw.isfinite().all()):
             raise QScorerError(

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pyiqa_qscorer.images.preprocessing import pixels_from_pil
 from pyiqa_qscorer.images.reading import open_image
 from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring
+from pyiqa_qscorer.model.fast_linear import use_fast_linear
 
 GOLDEN = Path(__file__).resolve().parent / "golden"
 sys.path.insert(0, str(GOLDEN))
@@ -84,6 +85,7 @@ def build(name: str, attention: str = "eager", dtype: torch.dtype = torch.float3
         for key, value in weights(name).items()
     }
     model.load_state_dict(state, strict=True, assign=True)
+    use_fast_linear(model)
     return model.eval()
 
 

@@ -16,8 +16,7 @@ from pyiqa_qscorer.checkpoints.start import Formulation, start_new
 from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.images.preprocessing import MEAN, STD
 from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring, QScorerVisionConfig
-from pyiqa_qscorer.model.batch_norms import fold_batch_norms
-from pyiqa_qscorer.model.features import FeatureEncoder
+from pyiqa_qscorer.model.features import FeatureEncoder, fold_batch_norms
 from pyiqa_qscorer.training.cached_statistics import load_backbone
 from pyiqa_qscorer.training.tokenizer import prompt_tokenizer
 

@@ -512,6 +512,25 @@ def test_value_outside_the_range_is_the_same_with_and_without_gradient(small: QS
     assert torch.equal(loss.rewards(images.clamp(0, 1)), -value)
 
 
+@pytest.mark.parametrize("gradient", [True, False])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_another_scale_is_refused_and_an_overshoot_is_not(small: QScorer, gradient: bool, channels: int) -> None:
+    loss, images = QScorerLoss(small), photo(count=3)[:, :channels]
+    images[:, :, ::2, ::2] *= 0  # black alone is black in every scale
+    one = images.clone()
+    one[1] *= 255
+    for wrong, rows in ((images * 255, [0, 1, 2]), (one, [1]), (images.double() * 65535, [0, 1, 2])):
+        for judged in (loss, loss.rewards):
+            with (
+                torch.set_grad_enabled(gradient),
+                pytest.raises(ImageError, match=rf"images \{rows} of the batch.*divide 8-bit values by 255"),
+            ):
+                judged(wrong.clone().requires_grad_(gradient))
+    images[0, 0, 0, 0] = 40.0  # one pixel runs away
+    assert torch.equal(loss(images), loss(images.clamp(0, 1)))
+    assert loss(torch.randn(2, 3, 40, 40)).isfinite()  # an untrained network
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("gradient", [True, False])
 def test_values_that_are_not_finite_are_refused(small: QScorer, bad: float, gradient: bool) -> None:

@@ -12,6 +12,7 @@ from transformers import BitsAndBytesConfig, LlamaTokenizer, PreTrainedTokenizer
 
 from ..errors import CheckpointError
 from ..model import QScorerConfig, QScorerForScoring
+from ..model.fast_linear import use_fast_linear
 from ..prompt import PromptTokens, score_tokens, tokenize_prompt
 from .layouts import CheckpointFolder, Layout, listed, read_json, recognise, weight_shards
 from .published import LoraAdapter, check_image_settings, read_non_lora
@@ -106,6 +107,7 @@ def load_folder(
     fingerprint = _fingerprint(model, dtype)
     if dtype in ("8bit", "4bit"):
         model = quantise(model, dtype, device)
+    use_fast_linear(model)
     model.eval().requires_grad_(False)
     return LoadedCheckpoint(model, tokenizer, prompt_tokens, folder, fingerprint)
 

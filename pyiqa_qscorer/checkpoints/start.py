@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..errors import CheckpointError
 from ..model import QScorerConfig, QScorerForScoring
+from ..model.fast_linear import use_fast_linear
 from ..prompt import score_tokens
 from .layouts import CheckpointFolder, Layout, recognise, weight_shards
 from .load import empty_model, load_folder, load_tokenizer
@@ -95,6 +96,7 @@ def start_new(
         model = QScorerForScoring(config)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"architecture does not make a Q-Scorer: {error}") from error
+    use_fast_linear(model)
     return StartingPoint(model, tokenizer)
 
 
@@ -116,6 +118,7 @@ def _start_from_base(
             weight = torch.empty(module.weight.shape, dtype=dtype).normal_(0.0, config.initializer_range)
             module.weight = nn.Parameter(weight)
             module.bias = nn.Parameter(torch.zeros(module.out_features, dtype=dtype))
+    use_fast_linear(model)
     return StartingPoint(model, tokenizer)
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +29,10 @@ IMAGE_SIZE = 448
 #: Values worked on at once. Bounds the memory that large images need; never changes a result.
 STRIP_VALUES = 2**20
 
+#: A square that is wider than the image by more than this factor is not built: the work would grow with it.
+MOST_PADDING = 8
+
+Matrix = TypeVar("Matrix", torch.Tensor, np.ndarray[Any, np.dtype[np.float64]])
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -67,7 +71,7 @@ def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE, exact: bool
 
     Raises `ImageError` as `check_images` does. Values are not judged, since that would make the CPU
     wait for the GPU: an image with a NaN or infinite value gives NaN, and one outside [0, 1] is
-    clamped. Callers that must refuse such images ask `values_in_range`.
+    clamped. Callers that must refuse such images ask `values_in_range` or `values_near_range`.
     """
     check_images(images)
     if images.device.type == "mps":  # Apple GPUs have no float64
@@ -131,6 +135,16 @@ def values_in_range(images: torch.Tensor, tolerance: float = 1e-6) -> torch.Tens
     return (low >= -tolerance) & (high <= 1 + tolerance)  # NaN is neither
 
 
+def values_near_range(images: torch.Tensor) -> torch.Tensor:
+    """Bool (B,): all values finite and, on average, no further outside [0, 1] than its width?
+
+    Holds for the overshoot of an optimiser and the output of an untrained network, not for 8-bit values. Does not make
+    the CPU wait for the GPU.
+    """
+    images = images.detach()
+    return (images - images.clamp(0, 1)).abs().float().mean(dim=(1, 2, 3)) <= 1  # NaN is not
+
+
 def normalise(levels: torch.Tensor, exact: bool = True) -> torch.Tensor:
     """Levels 0..255 (..., 3, S, S) -> float32 pixel values; scaled in float64, normalised in float32."""
     mean, std, _ = _constants(levels.device)
@@ -174,22 +188,45 @@ def _square(width: int, height: int) -> tuple[int, int, int]:
 def _resize_with_pillow(image: Image.Image, size: int) -> torch.Tensor:
     """RGB image -> uint8 (3, size, size).
 
-    Pillow resizes rows, then columns. Called for one direction at a time, the first pass can skip
-    the padding rows, whose colour it would not change, and go through large images in strips.
+    Pillow resizes rows, then columns. Called for one direction at a time, the first pass can skip the padding rows,
+    whose colour it would not change, and go through large images in strips. Output columns that no pixel of a narrow
+    image reaches keep the colour of the padding as well; neither pass visits them.
     """
     width, height = image.size
     side, left, top = _square(width, height)
-    step = max(1, STRIP_VALUES // side)
-    narrowed = Image.new("RGB", (size, side), PAD_COLOR)
+    resize_rows, first, columns = _resize_padded_rows, 0, size
+    if side > MOST_PADDING * width:
+        matrix = _resize_matrix(side, size)
+        reached = np.flatnonzero(np.abs(matrix[:, left : left + width]).sum(axis=1))
+        first, columns = int(reached[0]), int(reached[-1] - reached[0]) + 1  # a weight in between may be zero
+        matrix = matrix[first : first + columns]
+        resize_rows = functools.partial(_resize_narrow_rows, matrix=matrix)
+    step = max(1, STRIP_VALUES // (side if columns == size else 3 * width))
+    narrowed = Image.new("RGB", (columns, side), PAD_COLOR)
     for row in range(0, height, step):
-        strip = image
-        if width < side or step < height:
-            strip = Image.new("RGB", (side, min(step, height - row)), PAD_COLOR)
-            strip.paste(image, (left, -row))
-        strip = strip.resize((size, strip.height), Image.Resampling.BICUBIC)
-        narrowed.paste(strip, (0, top + row))
-    resized = narrowed.resize((size, size), Image.Resampling.BICUBIC)
+        strip = image.crop((0, row, width, min(row + step, height))) if step < height else image
+        narrowed.paste(resize_rows(strip, side, left, size), (0, top + row))
+    resized = Image.new("RGB", (size, size), PAD_COLOR)
+    resized.paste(narrowed.resize((columns, size), Image.Resampling.BICUBIC), (first, 0))
     return torch.from_numpy(np.array(resized)).permute(2, 0, 1).contiguous()
+
+
+def _resize_padded_rows(rows: Image.Image, side: int, left: int, size: int) -> Image.Image:
+    """Rows padded to the width `side`, resized to the width `size` by Pillow."""
+    if rows.width < side:
+        padded = Image.new("RGB", (side, rows.height), PAD_COLOR)
+        padded.paste(rows, (left, 0))
+        rows = padded
+    return rows.resize((size, rows.height), Image.Resampling.BICUBIC)
+
+
+def _resize_narrow_rows(
+    rows: Image.Image, side: int, left: int, size: int, *, matrix: np.ndarray[Any, np.dtype[np.float64]]
+) -> Image.Image:
+    """The same without building the padding; of the output only the columns that `matrix` (columns, side) gives."""
+    across, across_padding = _of_image_and_padding(matrix, left, left + rows.width)
+    levels = np.asarray(rows).transpose(0, 2, 1) @ across.T + np.outer(PAD_COLOR, across_padding)
+    return Image.fromarray(np.floor(levels + 0.5).clip(0, 255).astype(np.uint8).transpose(0, 2, 1))
 
 
 def _pillow_gives_the_same(images: torch.Tensor) -> bool:
@@ -233,7 +270,7 @@ def _resize_with_matrices(images: torch.Tensor, size: int, exact: bool = True) -
     return _round_and_clip(down @ narrowed + pad * down_padding[:, None], exact)
 
 
-def _of_image_and_padding(matrix: torch.Tensor, start: int, end: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _of_image_and_padding(matrix: Matrix, start: int, end: int) -> tuple[Matrix, Matrix]:
     """Columns of the resize matrix that meet the image; sum (size,) of those that meet padding."""
     return matrix[:, start:end], matrix[:, :start].sum(1) + matrix[:, end:].sum(1)
 

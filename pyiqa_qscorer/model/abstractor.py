@@ -9,7 +9,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import LayerStack, attend, split_heads
 from .config import QScorerAbstractorConfig
-from .fast_linear import apply_linear
 
 
 def sine_table(positions: Tensor, width: int) -> Tensor:
@@ -56,9 +55,9 @@ class CrossAttention(nn.Module):
     def forward(self, queries: Tensor, tokens: Tensor) -> Tensor:
         query_positions = self.q_pos_embed.to(queries.dtype)
         key_positions = torch.cat([query_positions, self.k_pos_embed.to(queries.dtype)])
-        query = split_heads(apply_linear(self.query, queries + query_positions), self.heads)
-        key = split_heads(apply_linear(self.key, tokens + key_positions), self.heads)
-        value = split_heads(apply_linear(self.value, tokens), self.heads)
+        query = split_heads(self.query(queries + query_positions), self.heads)
+        key = split_heads(self.key(tokens + key_positions), self.heads)
+        value = split_heads(self.value(tokens), self.heads)
         return attend(self, query, key, value, None)
 
 
@@ -71,8 +70,8 @@ class GatedMLP(nn.Module):
         self.ffn_ln = nn.LayerNorm(config.intermediate_size, eps=config.layer_norm_eps)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        gated = silu(apply_linear(self.w1, hidden_states)) * apply_linear(self.w3, hidden_states)
-        return apply_linear(self.w2, self.ffn_ln(gated))
+        gated = silu(self.w1(hidden_states)) * self.w3(hidden_states)
+        return self.w2(self.ffn_ln(gated))
 
 
 class CrossAttentionOutput(nn.Module):
@@ -83,7 +82,7 @@ class CrossAttentionOutput(nn.Module):
         self.mlp = GatedMLP(config)
 
     def forward(self, context: Tensor, residual: Tensor) -> Tensor:
-        hidden_states = residual + apply_linear(self.out_proj, context)
+        hidden_states = residual + self.out_proj(context)
         return hidden_states + self.mlp(self.norm2(hidden_states))
 
 
@@ -128,6 +127,6 @@ class VisualAbstractor(nn.Module):
         queries = self.query_embeds.to(image_tokens.dtype).expand(batch, -1, -1)
         for layer in self.encoder.layers:
             queries = layer(queries, image_tokens)
-        visual_tokens = apply_linear(self.visual_fc, queries)
+        visual_tokens = self.visual_fc(queries)
         end_token = self.vit_eos.to(visual_tokens.dtype).expand(batch, -1, -1)
         return torch.cat([visual_tokens, end_token], dim=1)

@@ -1,4 +1,4 @@
-"""What the three transformers of the network share: the attention call and the stack of layers.
+"""What the three transformers of the network share: the attention call, the stack of layers, their recomputation.
 
 The kernel is looked up by name in transformers' attention interface, so `sdpa`, `flash_attention_2` and whatever the
 user registers there work. `eager` is ours, because the published parts differ in where they round.
@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 
@@ -81,3 +82,26 @@ def mask_of_last(mask: Any, last: int, keys: int, implementation: str, device: t
 def split_heads(states: Tensor, heads: int) -> Tensor:
     """(B, T, width) -> (B, heads, T, width / heads), contiguous split as published."""
     return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def enable_gradient_checkpointing(model: Any) -> None:
+    """Have the layers of a transformers model, adapters included, recomputed in the backward pass.
+
+    Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
+    """
+    # The name changed within transformers 5.
+    renamed = getattr(model, "activation_checkpointing_enable", None)
+    (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
+    backbone = getattr(model.get_submodule("model.vision_model"), "backbone", None)
+    if backbone is not None:
+        backbone.set_grad_checkpointing(True)  # a network of timm, which does it itself
+
+
+def checkpoint_in_eval_mode(model: nn.Module) -> None:
+    """Have layers recomputed outside of training too: transformers asks for the layer's own `training` flag.
+
+    The flags of what is inside a layer, which decide how it computes, stay as they are.
+    """
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer):
+            module.training = True

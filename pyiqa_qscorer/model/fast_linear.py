@@ -15,17 +15,27 @@ from torch import Tensor, nn
 _onednn = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 
 
-def apply_linear(module: nn.Module, states: Tensor) -> Tensor:
-    """`module(states)`, through oneDNN where `module` is a plain `nn.Linear` and that is faster.
+class FastLinear(nn.Linear):
+    """`nn.Linear` whose float32 products on the CPU go through oneDNN; everything else is that of the base class.
 
-    A function and not a subclass of `nn.Linear`, because quantisers and peft look for that very class. Anything else
-    (a quantised layer, an adapter, a layer with hooks) is simply called. `torch.backends.mkldnn.flags(enabled=False)`
-    turns it off.
+    `torch.backends.mkldnn.flags(enabled=False)` turns it off.
     """
-    if type(module) is nn.Linear and _is_plain(module) and _suits_onednn(states, module.weight):
-        return onednn_linear(states, module.weight, module.bias)
-    output: Tensor = module(states)
-    return output
+
+    def forward(self, input: Tensor) -> Tensor:
+        if _suits_onednn(input, self.weight):
+            return onednn_linear(input, self.weight, self.bias)
+        return super().forward(input)
+
+
+def use_fast_linear(model: nn.Module) -> None:
+    """Make every plain `nn.Linear` of `model` with more than one output a `FastLinear`, in place.
+
+    To be called once a model is complete: transformers' quantisers replace layers of exactly the class `nn.Linear`.
+    Adapters of peft wrap either class. Parameters and their names stay.
+    """
+    for module in model.modules():
+        if type(module) is nn.Linear and module.out_features > 1:
+            module.__class__ = FastLinear
 
 
 def onednn_linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -33,15 +43,9 @@ def onednn_linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     needs_gradient = torch.is_grad_enabled() and (
         states.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
-    if needs_gradient:
-        output: Tensor = _OneDnnLinear.apply(states, weight, bias)
-        return output
-    return _forward(states, weight, bias)
-
-
-def _is_plain(module: nn.Module) -> bool:
-    # accelerate hangs its hooks into a `forward` of the instance.
-    return not (module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+    product = _OneDnnLinear.apply if needs_gradient else _forward
+    output: Tensor = product(states, weight, bias)
+    return output
 
 
 def _suits_onednn(states: Tensor, weight: Tensor) -> bool:
@@ -84,10 +88,15 @@ def _shape(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 class _OneDnnLinear(torch.autograd.Function):
     """Its backward pass is made of the same products, so it can be differentiated again."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.save_for_backward(states, weight)
+    def forward(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _forward(states, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

@@ -15,9 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..images.preprocessing import MEAN, STD
-from .batch_norms import fold_batch_norms
 from .config import QScorerVisionConfig
-from .fast_linear import apply_linear
 
 SMALLEST_VARIANCE = 1e-6  # keeps the gradient of the standard deviation finite in flat cells
 
@@ -89,8 +87,8 @@ class FeatureEncoder(nn.Module):
         if statistics.shape[1:] != wanted:
             raise ValueError(f"statistics must have shape (B, {wanted[0]}, {wanted[1]}), got {tuple(statistics.shape)}")
         values = self.standardise(statistics).to(self.patch_projection.weight.dtype)
-        cls_token = apply_linear(self.cls_projection, values[:, :1])
-        tokens = torch.cat([cls_token, apply_linear(self.patch_projection, values[:, 1:])], dim=1)
+        cls_token = self.cls_projection(values[:, :1])
+        tokens = torch.cat([cls_token, self.patch_projection(values[:, 1:])], dim=1)
         return self.post_layernorm(tokens)
 
     def statistics(self, pixel_values: Tensor) -> Tensor:
@@ -131,3 +129,43 @@ class FeatureEncoder(nn.Module):
         factor = pixel_values.new_tensor([std / wanted_std for _, std, _, wanted_std in channels])
         offset = pixel_values.new_tensor([(mean - other) / std for mean, _, other, std in channels])
         return pixel_values * factor[:, None, None] + offset[:, None, None]
+
+
+def fold_batch_norms(network: nn.Module) -> None:
+    """Make every batch norm of `network` part of the convolution before it, which gets a bias; in place.
+
+    With fixed statistics a batch norm is one factor and one offset per channel. As a layer it reads and writes every
+    feature map once more, which costs more than half of a small network's time on the CPU.
+
+    The network computes afterwards what it computed in evaluation mode. Activations that timm keeps inside of its batch
+    norms stay. Where a norm's convolution stands is told by the order of registration, as in all networks of the form
+    convolution, norm, activation.
+
+    Raises:
+        ValueError: a batch norm that does not come right after a convolution with as many channels.
+    """
+    convolution: nn.Conv2d | None = None
+    for name, module in list(network.named_modules()):
+        if isinstance(module, nn.Conv2d):
+            convolution = module
+        elif isinstance(module, nn.BatchNorm2d):
+            if convolution is None or convolution.out_channels != module.num_features:
+                raise ValueError(f"batch norm {name} does not come right after a convolution of its channels")
+            _fold(convolution, module)
+            network.set_submodule(name, getattr(module, "act", nn.Identity()))
+            convolution = None
+
+
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None  # timm's networks track them
+    with torch.no_grad():
+        scale = torch.rsqrt(norm.running_var.double() + norm.eps)
+        offset = -norm.running_mean.double()
+        if convolution.bias is not None:
+            offset = offset + convolution.bias.double()
+        offset = offset * scale
+        if norm.affine:
+            scale, offset = scale * norm.weight.double(), offset * norm.weight.double() + norm.bias.double()
+        kernel = convolution.weight
+        convolution.weight.copy_((kernel.double() * scale[:, None, None, None]).to(kernel.dtype))
+        convolution.bias = nn.Parameter(offset.to(kernel.dtype))

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from functools import partial
 from inspect import signature
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
-from transformers.cache_utils import Cache
+from transformers.cache_utils import Cache, DynamicCache
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import KERNELS_FOR_LAST, attend, mask_of_last, split_heads
 from .config import QScorerConfig
-from .fast_linear import apply_linear
-from .multiway import Multiway, VisualSpan
+from .multiway import NO_VISUAL, Multiway, VisualSpan
 
 # Its name changed within transformers 5; the old one warns in every process that scores.
 CACHE_ARGUMENT = "cache" if "cache" in signature(create_causal_mask).parameters else "past_key_values"
@@ -88,12 +88,12 @@ class DecoderAttention(nn.Module):
         asking, asking_rotary = hidden_states, rotary
         if last is not None:
             asking, asking_rotary = hidden_states[:, -last:], rotary[..., -last:, :]
-        query = rotate(split_heads(apply_linear(self.q_proj, asking), self.heads), asking_rotary)
+        query = rotate(split_heads(self.q_proj(asking), self.heads), asking_rotary)
         key = rotate(split_heads(self.k_proj(hidden_states, visual), self.heads), rotary)
         value = split_heads(self.v_proj(hidden_states, visual), self.heads)
         if cache is not None:
             key, value = cache.update(key, value, self.layer_idx)
-        return apply_linear(self.o_proj, attend(self, query, key, value, attention_mask))
+        return self.o_proj(attend(self, query, key, value, attention_mask))
 
 
 class DecoderMLP(nn.Module):
@@ -104,8 +104,8 @@ class DecoderMLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        gated = silu(apply_linear(self.gate_proj, hidden_states)) * apply_linear(self.up_proj, hidden_states)
-        return apply_linear(self.down_proj, gated)
+        gated = silu(self.gate_proj(hidden_states)) * self.up_proj(hidden_states)
+        return self.down_proj(gated)
 
 
 class DecoderLayer(GradientCheckpointingLayer):
@@ -133,6 +133,19 @@ class DecoderLayer(GradientCheckpointingLayer):
             hidden_states = hidden_states[:, -last:]
         hidden_states = hidden_states + attended
         return hidden_states + self.mlp(self.post_attention_layernorm(hidden_states, visual))
+
+
+class Prefix(DynamicCache):
+    """Keys and values (1, heads, P, head_dim) of a text, in every layer; joined to those of a batch without growing."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        layer: Any = self.layers[layer_idx]
+        batch = key_states.shape[0]
+        keys = torch.cat([layer.keys.expand(batch, -1, -1, -1), key_states], dim=2)
+        values = torch.cat([layer.values.expand(batch, -1, -1, -1), value_states], dim=2)
+        return keys, values
 
 
 class Decoder(nn.Module):
@@ -189,3 +202,11 @@ class Decoder(nn.Module):
             return self.norm(last_layer(hidden_states, visual, rotary, mask, cache, last))
         hidden_states = self.norm(last_layer(hidden_states, visual, rotary, mask, cache))
         return hidden_states if last is None else hidden_states[:, -last:]
+
+    @torch.no_grad()
+    def read_prefix(self, embeddings: Tensor) -> Prefix:
+        """Keys and values of a text of (1, P, width) embeddings, as the `cache` of a `decode` of what follows it."""
+        cache, prefix = DynamicCache(), Prefix()
+        self.decode(embeddings, NO_VISUAL, cache=cache, last=1)
+        prefix.layers = cache.layers
+        return prefix

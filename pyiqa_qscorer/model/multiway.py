@@ -8,8 +8,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .fast_linear import apply_linear
-
 
 class VisualSpan(NamedTuple):
     """Where the visual tokens stand in a sequence: columns start..stop-1, the same in every row."""
@@ -40,10 +38,10 @@ class Multiway(nn.Module):
         text, image = self.multiway
         start, stop = visual
         if start == stop:
-            return apply_linear(text, states)
-        parts = [apply_linear(image, states[:, start:stop])]
+            return text(states)
+        parts = [image(states[:, start:stop])]
         if start > 0:
-            parts.insert(0, apply_linear(text, states[:, :start]))
+            parts.insert(0, text(states[:, :start]))
         if stop < states.shape[1]:
-            parts.append(apply_linear(text, states[:, stop:]))
+            parts.append(text(states[:, stop:]))
         return torch.cat(parts, dim=1) if len(parts) > 1 else parts[0]

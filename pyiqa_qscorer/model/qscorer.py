@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
-from transformers import initialization as init
-from transformers.cache_utils import DynamicCache
 from transformers.utils import ModelOutput
 
-from .abstractor import CrossAttention, VisualAbstractor
-from .config import QScorerConfig, QScorerVisionConfig
-from .fast_linear import apply_linear
-from .language import Decoder, RMSNorm
-from .multiway import NO_VISUAL, VisualSpan
-from .prefix import PrefixCache
+from .backbone import QScorerBackbone, QScorerPreTrainedModel
+from .compiled import CompiledBackbone
+from .config import QScorerConfig
+from .language import Prefix
+from .multiway import VisualSpan
 from .regressor import HyperRegressor, ScoreRegressor
-from .steps import Steps
-from .vision import VisionEmbeddings, VisionEncoder
-
-if TYPE_CHECKING:
-    from .features import FeatureEncoder
 
 IGNORED_LABEL = -100  # of a token that the cross entropy leaves out
+SMALLEST_SHARING_BATCH = 8  # of images on an accelerator whose prompt is read in a pass of its own
 IMAGE_TOKEN_ID = -200  # stands for the visual tokens in `input_ids`; published code uses the same number
 
 
 @dataclass
 class QScorerOutput(ModelOutput):
-    """Of a teacher-forced pass over T text tokens and V visual tokens.
+    """Result of a teacher-forced pass over T text tokens and V visual tokens.
 
     Attributes:
         logits: (B, T - 1 + V, vocab_size).
@@ -56,7 +47,7 @@ class QScorerOutput(ModelOutput):
 
 @dataclass
 class ScoreOutput:
-    """Of scoring.
+    """Scores of a batch, and what they were read from.
 
     Attributes:
         raw_score: (B,) unclamped, in the dtype of the weights (level formulations: float32).
@@ -72,70 +63,6 @@ class ScoreOutput:
     hidden_state: Tensor
 
 
-class QScorerBackbone(Decoder):
-    """Decoder plus vision encoder and visual abstractor (`model.*` in a checkpoint)."""
-
-    def __init__(self, config: QScorerConfig) -> None:
-        super().__init__(config)
-        self.vision_model = vision_encoder(config.vision_config)
-        self.visual_abstractor = VisualAbstractor(config.abstractor_config, config.hidden_size)
-
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised pixels -> (B, V, width) visual tokens, in the dtype of the weights.
-
-        A `FeatureEncoder` also takes its `statistics` of them.
-        """
-        # Read off a weight that quantisation leaves alone.
-        dtype = self.visual_abstractor.query_embeds.dtype
-        return self.visual_abstractor(self.vision_model(pixel_values.to(dtype)))
-
-
-def vision_encoder(config: QScorerVisionConfig) -> VisionEncoder | FeatureEncoder:
-    """The encoder that the configuration asks for."""
-    if config.kind == "vit":
-        return VisionEncoder(config)
-    from .features import FeatureEncoder  # imports timm, which takes a while
-
-    return FeatureEncoder(config)
-
-
-class QScorerPreTrainedModel(PreTrainedModel):
-    config_class = QScorerConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values"
-    supports_gradient_checkpointing = True
-    _no_split_modules = ["DecoderLayer", "VisionLayer", "AbstractorLayer", "VisionEmbeddings"]  # noqa: RUF012
-    _skip_keys_device_placement = ["cache"]  # noqa: RUF012  (transformers declares both as instance attributes)
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_attention_backend = True
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        """N(0, initializer_range) weights and zero biases, as transformers leaves the published regressor.
-
-        Goes through `transformers.initialization`, which spares what a checkpoint has already filled.
-        """
-        std = self.config.initializer_range
-        if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
-            init.normal_(module.weight, mean=0.0, std=std)
-        elif isinstance(module, (nn.LayerNorm, RMSNorm)):
-            init.ones_(module.weight)
-        elif isinstance(module, VisionEmbeddings):
-            init.normal_(module.cls_token, mean=0.0, std=std)
-            init.normal_(module.position_embedding, mean=0.0, std=std)
-        elif isinstance(module, VisualAbstractor):
-            init.normal_(module.query_embeds, mean=0.0, std=std)
-            init.normal_(module.vit_eos, mean=0.0, std=std)
-        elif isinstance(module, CrossAttention):
-            query_table, key_table = module.position_tables()
-            init.copy_(module.q_pos_embed, query_table)
-            init.copy_(module.k_pos_embed, key_table)
-        bias = getattr(module, "bias", None)
-        if isinstance(bias, Tensor):
-            init.zeros_(bias)
-
-
 class QScorerForScoring(QScorerPreTrainedModel):
     """Q-Scorer: image in, score out. Parameter names are those of the published checkpoints."""
 
@@ -149,13 +76,8 @@ class QScorerForScoring(QScorerPreTrainedModel):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         regressor = HyperRegressor if config.regressor == "hyper" else ScoreRegressor
         self.deepmlp = regressor(config.hidden_size, config.regressor_hidden_sizes)
-        self.steps = Steps()
-        self.prefix_cache = PrefixCache()
+        self.compiled: CompiledBackbone | None = None  # scores without gradients run through it
         self.post_init()
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QScorerForScoring:
-        self.prefix_cache.clear()  # it would keep the memory of the old weights
-        return super()._apply(fn, recurse)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.model.embed_tokens
@@ -204,7 +126,7 @@ class QScorerForScoring(QScorerPreTrainedModel):
             seen = attention_mask.new_ones(attention_mask.shape[0], visual_tokens.shape[1])
             attention_mask = torch.cat([attention_mask[:, :column], seen, attention_mask[:, column + 1 :]], dim=1)
         hidden_states = self.model.decode(embeddings, span, attention_mask)
-        logits = apply_linear(self.lm_head, hidden_states)
+        logits = self.lm_head(hidden_states)
         output = QScorerOutput(logits=logits, last_hidden_state=hidden_states, visual_span=span)
         if labels is not None:
             ignored = labels.new_full((labels.shape[0], visual_tokens.shape[1]), IGNORED_LABEL)
@@ -224,81 +146,88 @@ class QScorerForScoring(QScorerPreTrainedModel):
         suffix_ids: Sequence[int],
         space_id: int,
     ) -> ScoreOutput:
-        """Score images: in the level formulations the expected level, else the published two steps.
+        """Score images by the two published steps; a level formulation by the expected level.
 
         Greedy decoding chooses a first token t1 after the prompt; the hidden state at t1 feeds the regressor. A
         trained model chooses the blank before the score token, so the blank is appended and both steps share one
         pass. The pass itself tells t1 (causal attention: the states before the blank do not see it); rows where t1 is
-        another token take the second step with that token. What is asked of the device waits for all of the one pass,
-        so that it never runs dry in between. The prefix comes from a cache where `PrefixCache` allows it.
+        another token take the second step with that token. The host asks the device only once, after all of the one
+        pass is on its way.
 
         Args:
             pixel_values: (B, 3, S, S) normalised pixels.
             prefix_ids, suffix_ids: prompt before and after the image.
             space_id: id of the blank that stands before a score token.
+
+        Returns:
+            Scores that are NaN where the logits are not finite, from which no token can be chosen.
         """
-        prompt = (tuple(prefix_ids), tuple(suffix_ids))
-        visual_tokens = self.steps.encode(self.model, pixel_values)
+        visual_tokens = self._backbone.encode_images(pixel_values)
+        read = functools.partial(self._read, prefix_ids, suffix_ids, self._prefix(prefix_ids, len(pixel_values)))
         if self.config.formulation != "score_token":
-            at_end = self._read(visual_tokens, *prompt, wanted=1)[:, 0]
-            logits = apply_linear(self.lm_head, at_end)
+            at_end = read(visual_tokens, wanted=1)[:, 0]
+            logits = self.lm_head(at_end)
             score = expected_level(logits[:, self.config.level_token_ids])
-            if self._prefix_is_stale():
-                return self.score(pixel_values, prefix_ids, suffix_ids, space_id)
-            return ScoreOutput(score, logits.argmax(dim=-1), logits, at_end)
+            return ScoreOutput(score, logits.argmax(dim=-1), logits, hidden_state=at_end)
+
         blank = visual_tokens.new_full((len(visual_tokens),), space_id, dtype=torch.long)
-        at_end, at_first_token = self._read(visual_tokens, *prompt, wanted=2, last=blank).unbind(dim=1)
-        first_logits = apply_linear(self.lm_head, at_end)
+        at_end, at_first_token = read(visual_tokens, blank, wanted=2).unbind(dim=1)
+        first_logits = self.lm_head(at_end)
         first_token = first_logits.argmax(dim=-1)
         raw_score = self.deepmlp(at_first_token, visual_tokens)
         other = first_token != blank
-        if self._prefix_is_stale():
-            return self.score(pixel_values, prefix_ids, suffix_ids, space_id)
         if bool(other.any()):
             rows = other.nonzero().squeeze(-1)
-            second = self._read(visual_tokens[rows], *prompt, wanted=1, last=first_token[rows])[:, 0]
+            second = read(visual_tokens[rows], first_token[rows], wanted=1)[:, 0]
             at_first_token = at_first_token.index_put((rows,), second)
             raw_score = self.deepmlp(at_first_token, visual_tokens)
+        raw_score = raw_score.masked_fill(~first_logits.isfinite().all(dim=-1), torch.nan)
         return ScoreOutput(raw_score, first_token, first_logits, hidden_state=at_first_token)
 
-    def _prefix_is_stale(self) -> bool:
-        """Whether weights were changed behind the back of the prefix cache, which is empty then."""
-        changed = self.prefix_cache.changed()
-        if changed is None or not bool(changed):
-            return False
-        self.prefix_cache.clear()
-        return True
+    @property
+    def _backbone(self) -> QScorerBackbone | CompiledBackbone:
+        plain = self.compiled is None or torch.is_grad_enabled() or torch.compiler.is_compiling()
+        return self.model if plain else self.compiled  # type: ignore[return-value]
 
     def _read(
         self,
+        prefix_ids: Sequence[int],
+        suffix_ids: Sequence[int],
+        prefix: Prefix | None,
         visual_tokens: Tensor,
-        prefix_ids: tuple[int, ...],
-        suffix_ids: tuple[int, ...],
-        wanted: int,
         last: Tensor | None = None,
+        *,
+        wanted: int,
     ) -> Tensor:
         """Hidden states (B, wanted, width) at the end of prompt and image, and of the tokens `last` (B,) after it."""
-        batch = visual_tokens.shape[0]
-        prefix = self.prefix_cache.get(
-            prefix_ids, (self.model.embed_tokens, self.model.layers), lambda: self._read_prefix(prefix_ids)
-        )
-        parts = [visual_tokens, self._embed_text(suffix_ids, batch)]
+        batch = len(visual_tokens)
+        before = 0 if prefix is not None else len(prefix_ids)
+        parts = [visual_tokens, self._embed_text(suffix_ids).expand(batch, -1, -1)]
+        if before:
+            parts.insert(0, self._embed_text(prefix_ids).expand(batch, -1, -1))
         if last is not None:
             parts.append(self.model.embed_tokens(last)[:, None])
-        before = 0 if prefix is not None else len(prefix_ids)
-        if before:
-            parts.insert(0, self._embed_text(prefix_ids, batch))
         span = VisualSpan(before, before + visual_tokens.shape[1])
-        return self.steps.decode(self.model, torch.cat(parts, dim=1), span, prefix, wanted)
+        return self._backbone.decode(torch.cat(parts, dim=1), span, cache=prefix, last=wanted)
 
-    def _read_prefix(self, ids: tuple[int, ...]) -> DynamicCache:
-        cache = DynamicCache()
-        self.model.decode(self._embed_text(ids, 1), NO_VISUAL, cache=cache)
-        return cache
+    def _prefix(self, ids: Sequence[int], batch: int) -> Prefix | None:
+        """The text before the image, which is the same for all images, read once for a batch.
 
-    def _embed_text(self, ids: tuple[int, ...], batch: int) -> Tensor:
-        tokens = _ids_on(ids, self.model.embed_tokens.weight.device)
-        return self.model.embed_tokens(tokens).expand(batch, -1, -1)
+        None where it goes through the decoder with every image: there is none, its gradient is wanted, or the batch
+        is so small that on an accelerator, where a pass over few tokens takes as long as one over many, a second pass
+        costs more than it saves. It is not kept for the next batch: whether weights have changed cannot be told for
+        certain (a write to `.data` leaves no trace), short of reading all of them, which costs as much as this pass.
+        """
+        wants_gradient = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.model.parameters())
+        too_few = self.model.embed_tokens.weight.device.type != "cpu" and batch < SMALLEST_SHARING_BATCH
+        if not ids or wants_gradient or too_few:
+            return None
+        return self.model.read_prefix(self._embed_text(ids))
+
+    def _embed_text(self, ids: Sequence[int]) -> Tensor:
+        """(1, T, width) embeddings."""
+        tokens = _ids_on(tuple(ids), self.model.embed_tokens.weight.device)
+        return self.model.embed_tokens(tokens)
 
 
 @functools.lru_cache(maxsize=64)

@@ -8,7 +8,6 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import LayerStack, attend
 from .config import QScorerVisionConfig
-from .fast_linear import apply_linear
 
 
 class VisionEmbeddings(nn.Module):
@@ -42,9 +41,9 @@ class VisionAttention(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         # Rows are grouped by head (q, k, v of head 0, then of head 1, ...), not [all q; all k; all v].
-        mixed = apply_linear(self.query_key_value, hidden_states).unflatten(-1, (self.heads, 3, -1))
+        mixed = self.query_key_value(hidden_states).unflatten(-1, (self.heads, 3, -1))
         query, key, value = mixed.permute(3, 0, 2, 1, 4)
-        return apply_linear(self.dense, attend(self, query, key, value, None))
+        return self.dense(attend(self, query, key, value, None))
 
 
 class VisionMLP(nn.Module):
@@ -54,7 +53,7 @@ class VisionMLP(nn.Module):
         self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return apply_linear(self.fc2, quick_gelu(apply_linear(self.fc1, hidden_states)))
+        return self.fc2(quick_gelu(self.fc1(hidden_states)))
 
 
 def quick_gelu(states: Tensor) -> Tensor:

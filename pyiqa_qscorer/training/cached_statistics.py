@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..errors import CheckpointError
-from ..model.batch_norms import fold_batch_norms
 from ..prefetch import ordered_prefetch
 from .dataset import LabelledImages, QualityDataset
 
@@ -43,6 +42,8 @@ def load_backbone(encoder: FeatureEncoder, source: str) -> None:
         CheckpointError: no such file or package, a file that cannot be read, or layers that do not fit.
     """
     import timm
+
+    from ..model.features import fold_batch_norms
 
     file = _weights_file(source)
     stored = _state_dict(file)

@@ -15,7 +15,7 @@ from transformers import set_seed
 from .. import __version__
 from ..checkpoints.start import StartingPoint
 from ..errors import TrainingConfigError
-from ..model.gradient_checkpointing import enable_gradient_checkpointing
+from ..model.attention import enable_gradient_checkpointing
 from .batches import Collator
 from .cached_statistics import CachedStatistics, fit_standardisation
 from .config import TrainConfig
