@@ -8,6 +8,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .errors import ImageError
 from .metric import QScorer
 from .registry import SCORE_RANGE, default_metric, resolve_metric_options
 from .scorer import resolve_device
@@ -104,6 +105,11 @@ class QScorerLoss(nn.Module):
             ImageError: Another shape or type; NaN or infinite values, or values that are on average further outside
                 [0, 1] than 1, which no overshoot of an optimiser is.
         """
+        if images.ndim == 4 and min(images.shape[-2:]) < self.metric.smallest_side:
+            raise ImageError(
+                f"images must have at least {self.metric.smallest_side} pixels on each side for this model to judge "
+                f"them, got {images.shape[-2]} x {images.shape[-1]}; train on larger crops"
+            )
         losses = -self.metric.score_images(images, clamp_images=True)
         if self.target is not None:
             losses = losses + self.target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,14 @@ from torch import Tensor, nn
 
 from .checkpoints import LoadedCheckpoint, Precision, half_precision, load_checkpoint
 from .errors import ImageError, QScorerError
-from .images.preprocessing import check_images, pixels_from_tensor, straight_through, values_in_range, values_near_range
+from .images.preprocessing import (
+    Fit,
+    check_images,
+    pixels_from_tensor,
+    straight_through,
+    values_in_range,
+    values_near_range,
+)
 from .model.attention import checkpoint_in_eval_mode, enable_gradient_checkpointing
 from .model.compiled import CompiledBackbone
 from .registry import SCORE_RANGE
@@ -85,7 +93,10 @@ class QScorer(nn.Module):
             self.network.compiled = CompiledBackbone(self.network.model)
         self.prompt = loaded.prompt
         self.clamp = clamp
-        self.image_size: int = loaded.model.config.vision_config.image_size
+        vision = loaded.model.config.vision_config
+        self.image_size: int = vision.image_size
+        self.image_fit: Fit = vision.image_fit
+        self.smallest_side: int = vision.smallest_side
         self._quantised = dtype in ("8bit", "4bit")
         self._fingerprint = loaded.fingerprint
         self._follow_device = dtype == "auto" and self.dtype != torch.float32
@@ -153,6 +164,12 @@ class QScorer(nn.Module):
         8-bit values are; without they are an error.
         """
         check_images(images)
+        if min(images.shape[-2:]) < self.smallest_side:
+            warnings.warn(
+                f"images of {images.shape[-2]} x {images.shape[-1]} pixels are smaller than the {self.smallest_side} "
+                "pixels that this model can judge: their scores mean little",
+                stacklevel=2,
+            )
         if images.requires_grad and torch.is_grad_enabled() and self._quantised and self.device.type == "cpu":
             raise QScorerError(
                 "a model with dtype 8bit or 4bit cannot be differentiated on the CPU: bitsandbytes gives no or wrong "
@@ -160,7 +177,7 @@ class QScorer(nn.Module):
             )
         images = images.to(self.device)
         valid = values_near_range(images) if clamp_images else values_in_range(images)
-        return self.score_pixels(pixels_from_tensor(images, self.image_size), valid)
+        return self.score_pixels(pixels_from_tensor(images, self.image_size, fit=self.image_fit), valid)
 
     def score_pixels(self, pixel_values: Tensor, valid: Tensor | None = None) -> Tensor:
         """Scores of preprocessed images.

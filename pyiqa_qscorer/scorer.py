@@ -98,7 +98,7 @@ class Scorer:
             self.device = _device_of(metric) if device is None else resolve_device(device)
             built = metric
         self.metric = cast("QScorer", built.to(self.device).eval())
-        self._prepare = ImagePreparation(self.metric.image_size)
+        self._prepare = ImagePreparation(self.metric.image_size, getattr(self.metric, "image_fit", "pad"))
 
     def __repr__(self) -> str:
         return (

@@ -96,7 +96,7 @@ class _LevelReader(nn.Module):
     def __init__(self, metric: QScorer) -> None:
         super().__init__()
         self.metric = metric
-        self.image_size, self.identity = metric.image_size, metric.identity
+        self.image_size, self.image_fit, self.identity = metric.image_size, metric.image_fit, metric.identity
         self.shares: list[Tensor] = []  # (B, K) of the whole vocabulary's softmax
 
     def score_pixels(self, pixel_values: Tensor) -> Tensor:

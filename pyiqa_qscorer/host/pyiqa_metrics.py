@@ -111,7 +111,7 @@ class PyiqaMetric:
         """(3, H, W) float32 in [0, 1], as pyiqa's loaders make it; for our metrics their own (3, S, S) pixel values,
         which are the same for a file, a picture and a tensor, so that images of all sizes share a batch."""
         if self._ours is not None:
-            return pixels_from_pil(picture, self._ours.image_size)
+            return pixels_from_pil(picture, self._ours.image_size, self._ours.image_fit)
         pixels = torch.from_numpy(np.array(picture, dtype=np.uint8, copy=True))
         return pixels.permute(2, 0, 1).contiguous().float().div(255)
 

@@ -23,10 +23,11 @@ class ImagePreparation:
 
     Args:
         image_size: Of the model, in pixels.
+        image_fit: How the model's pictures become squares.
     """
 
-    def __init__(self, image_size: int) -> None:
-        self.image_size = image_size
+    def __init__(self, image_size: int, image_fit: preprocessing.Fit = "pad") -> None:
+        self.image_size, self.image_fit = image_size, image_fit
         # One PIL image may stand in the input twice; it cannot be loaded by two threads at once.
         self._pil_lock = threading.Lock()
 
@@ -54,7 +55,7 @@ class ImagePreparation:
                 f"values must be finite and in [0, 1], but go from {low:g} to {high:g}; "
                 "divide by 255 if they are 8-bit values"
             )
-        levels = preprocessing.levels_from_tensor(batch, self.image_size)[0]
+        levels = preprocessing.levels_from_tensor(batch, self.image_size, self.image_fit)[0]
         return PreparedImage(source, levels, width=image.shape[2], height=image.shape[1])
 
     def _from_picture(self, source: str, image: object) -> PreparedImage:
@@ -70,7 +71,7 @@ class ImagePreparation:
                 f"an image cannot be a {type(image).__name__}: give a path, bytes, a PIL image, "
                 "a tensor (3, H, W) in [0, 1] or a uint8 array (H, W, 3)"
             )
-        levels = preprocessing.levels_from_pil(picture, self.image_size)
+        levels = preprocessing.levels_from_pil(picture, self.image_size, self.image_fit)
         return PreparedImage(source, levels, width=picture.width, height=picture.height)
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 import torch
 from PIL import Image
 
 from ..errors import ImageError
+from .mirror import mirrored_picture, mirrored_tensor
 from .reading import check_sides, open_image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -33,27 +34,36 @@ STRIP_VALUES = 2**20
 MOST_PADDING = 8
 
 Matrix = TypeVar("Matrix", torch.Tensor, np.ndarray[Any, np.dtype[np.float64]])
+#: How a picture becomes a square: `pad`, as published, or `mirror` (see `mirror.py`), which never enlarges.
+Fit = Literal["pad", "mirror"]
+
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
 # --- pixel values ----------------------------------------------------------------------------
 
 
-def pixels_from_pil(image: Image.Image, size: int = IMAGE_SIZE) -> torch.Tensor:
+def pixels_from_pil(image: Image.Image, size: int = IMAGE_SIZE, fit: Fit = "pad") -> torch.Tensor:
     """Normalised pixel values of one PIL image: float32 (3, size, size), on the CPU.
+
+    `fit="mirror"` continues the picture by reflection to a square of at least `size`, instead of padding it with the
+    mean colour, so that small pictures are not enlarged; the resize is the same.
 
     Takes every mode that `open_image` takes and raises its `ImageError`. Every image size works,
     1x1 and 3x3 included, for which the published code mistakes rows for channels.
     """
-    return normalise(levels_from_pil(image, size))
+    return normalise(levels_from_pil(image, size, fit))
 
 
-def levels_from_pil(image: Image.Image, size: int = IMAGE_SIZE) -> torch.Tensor:
+def levels_from_pil(image: Image.Image, size: int = IMAGE_SIZE, fit: Fit = "pad") -> torch.Tensor:
     """The same before normalisation: levels 0..255, uint8 (3, size, size)."""
-    return _resize_with_pillow(open_image(image), size)
+    picture = open_image(image)
+    return _resize_with_pillow(mirrored_picture(picture, size) if fit == "mirror" else picture, size)
 
 
-def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE, exact: bool = True) -> torch.Tensor:
+def pixels_from_tensor(
+    images: torch.Tensor, size: int = IMAGE_SIZE, exact: bool = True, fit: Fit = "pad"
+) -> torch.Tensor:
     """Normalised pixel values of a batch (B, 1 or 3, H, W) in [0, 1]: float32 (B, 3, size, size).
 
     float16, bfloat16, float32 or float64, any device; gray is repeated. Values are first rounded to
@@ -75,10 +85,12 @@ def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE, exact: bool
     """
     check_images(images)
     if images.device.type == "mps":  # Apple GPUs have no float64
-        return pixels_from_tensor(images.cpu(), size, exact).to(images.device)
+        return pixels_from_tensor(images.cpu(), size, exact, fit).to(images.device)
     if images.requires_grad and torch.is_grad_enabled():
         images = _OnlyInwards.apply(images)
     images = images.expand(-1, 3, -1, -1)
+    if fit == "mirror":
+        images = mirrored_tensor(images, size)
     if exact and _pillow_gives_the_same(images):
         levels = torch.stack([_resize_with_pillow(_to_pil(image), size) for image in images])
     else:
@@ -86,13 +98,15 @@ def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE, exact: bool
     return normalise(levels, exact)
 
 
-def levels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE) -> torch.Tensor:
+def levels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE, fit: Fit = "pad") -> torch.Tensor:
     """As `pixels_from_tensor` before normalisation: uint8 (B, 3, size, size), without gradient.
 
     Values must be finite: see `values_in_range`.
     """
     check_images(images)
     images = images.detach().expand(-1, 3, -1, -1)
+    if fit == "mirror":
+        images = mirrored_tensor(images, size)
     if images.device.type in ("cpu", "mps"):
         return torch.stack([_resize_with_pillow(_to_pil(image), size) for image in images.cpu()])
     return _resize_with_matrices(images, size).to(torch.uint8)

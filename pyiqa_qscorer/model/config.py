@@ -9,6 +9,7 @@ from transformers import PreTrainedConfig
 
 FORMULATIONS = ("score_token", "level_onehot", "level_soft")
 REGRESSORS = ("mlp", "hyper")
+IMAGE_FITS = ("pad", "mirror")
 VISION_KINDS = ("vit", "features")
 # Fields of the decoder that the published config.json has under the same name.
 _SAME_IN_PUBLISHED = (
@@ -24,6 +25,10 @@ class QScorerVisionConfig(PreTrainedConfig):
         kind: `vit`, the published one; or `features`, a convolutional network of timm (`model/features.py`).
         backbone: of `features`: name of the network in timm.
         stages: of `features`: which of its stages are read, as timm counts them, lowest first.
+        image_fit: how a picture becomes a square: `pad`, with the mean colour, as published; or `mirror`, continued by
+            reflection and never enlarged.
+        smallest_side: pixels of the shorter side below which the network cannot judge: a loss on smaller images is
+            refused, and scoring warns.
 
     The numbers of layers, heads and inner width belong to `vit` alone.
     """
@@ -44,10 +49,14 @@ class QScorerVisionConfig(PreTrainedConfig):
         kind: str = "vit",
         backbone: str | None = None,
         stages: Sequence[int] = (),
+        image_fit: str = "pad",
+        smallest_side: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.hidden_size = hidden_size
+        self.image_fit = image_fit
+        self.smallest_side = smallest_side
         self.intermediate_size = intermediate_size
         self.num_hidden_layers = num_hidden_layers
         self.num_attention_heads = num_attention_heads
@@ -64,6 +73,8 @@ class QScorerVisionConfig(PreTrainedConfig):
             raise ValueError(
                 f"vision_config: backbone and stages go with kind 'features', got {kind!r} with {backbone!r}, {stages}"
             )
+        if image_fit not in IMAGE_FITS:
+            raise ValueError(f"vision_config: image_fit must be one of {', '.join(IMAGE_FITS)}, got {image_fit!r}")
         if self.stages != sorted(set(self.stages)):
             raise ValueError(f"vision_config: stages must be in ascending order, each once, got {stages}")
         if kind == "vit":

@@ -147,7 +147,7 @@ class CachedStatistics(Dataset[dict[str, Any]]):
 
 
 def _digest(part: LabelledImages, encoder: FeatureEncoder) -> str:
-    digest = hashlib.sha256(repr(encoder.config.to_dict()).encode())
+    digest = hashlib.sha256(repr((encoder.config.to_dict(), part.crop)).encode())
     for image in part.images:
         state = os.stat(image.path)
         digest.update(f"{image.path} {state.st_size} {state.st_mtime_ns}".encode())

@@ -26,8 +26,12 @@ class _Dataset(Section):
     std_range: tuple[float, float] | None = Field(None, description="scale of the spreads, where it is another")
     lower_better: bool = Field(False, description="small MOS mean good quality (DMOS)")
     weight: float = Field(1.0, gt=0, description="how often each image comes in an epoch; for training data")
+    crop: tuple[int, int] | None = Field(
+        None,
+        description="train on one random square of every image, side in pixels from..to, even in the logarithm",
+    )
 
-    @field_validator("mos_range", "std_range")
+    @field_validator("mos_range", "std_range", "crop")
     @classmethod
     def _ascending(cls, value: tuple[float, float] | None) -> tuple[float, float] | None:
         if value is not None and not value[0] < value[1]:

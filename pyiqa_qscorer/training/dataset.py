@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import ImageOps
+import numpy as np
+from PIL import Image, ImageOps
 from torch.utils.data import Dataset
 
 from ..data.opinions import MosScale, OpinionRow, read_opinions
 from ..errors import ImageError, OpinionTableError, TrainingDataError
 from ..host.pyiqa_datasets import pyiqa_dataset
-from ..images.preprocessing import pixels_from_pil
+from ..images.preprocessing import Fit, pixels_from_pil
 from ..images.reading import open_image
 from .config import FolderDataset, PyiqaDataset
 
@@ -41,6 +42,7 @@ class LabelledImages:
     scale: MosScale
     weight: float = 1.0
     skipped: tuple[tuple[str, str], ...] = ()
+    crop: tuple[int, int] | None = None
 
 
 def read_dataset(
@@ -79,7 +81,7 @@ def read_dataset(
         skipped += broken
     if not usable:
         raise TrainingDataError(f"dataset {name} has no usable image for phase {phase!r} ({len(skipped)} skipped)")
-    return LabelledImages(name, usable, scale, config.weight, tuple(skipped))
+    return LabelledImages(name, usable, scale, config.weight, tuple(skipped), config.crop)
 
 
 def _problem(path: str, mos: float, std: float | None, scale: MosScale, needs_std: bool) -> str | None:
@@ -151,12 +153,19 @@ class QualityDataset(Dataset[dict[str, Any]]):
     """
 
     def __init__(
-        self, parts: Sequence[LabelledImages], image_size: int, texts: int = 1, flip: bool = False, seed: int = 0
+        self,
+        parts: Sequence[LabelledImages],
+        image_size: int,
+        texts: int = 1,
+        flip: bool = False,
+        seed: int = 0,
+        image_fit: Fit = "pad",
     ) -> None:
         self.parts = list(parts)
         self.images = [image for part in parts for image in part.images]
         self.part_of = [number for number, part in enumerate(parts) for _ in part.images]
         self.image_size, self.texts, self.flip, self.seed = image_size, texts, flip, seed
+        self.image_fit = image_fit
 
     def __len__(self) -> int:
         return len(self.images)
@@ -176,9 +185,11 @@ class QualityDataset(Dataset[dict[str, Any]]):
             raise TrainingDataError(
                 f"dataset {image.dataset}: {error}; mend it, or set on_error: skip to leave broken images out"
             ) from error
+        if crop := self.parts[facts["dataset"]].crop:
+            picture = _random_square(picture, crop, drawn_number(self.seed, epoch, index, 1))
         if self.flip and drawn_number(self.seed, epoch, index) % 2:
             picture = ImageOps.mirror(picture)
-        return {**facts, "pixel_values": pixels_from_pil(picture, self.image_size)}
+        return {**facts, "pixel_values": pixels_from_pil(picture, self.image_size, self.image_fit)}
 
     def facts(self, item: int | tuple[int, int]) -> dict[str, Any]:
         """An item without its pixels."""
@@ -190,6 +201,14 @@ class QualityDataset(Dataset[dict[str, Any]]):
             "dataset": self.part_of[index],
             "text": (drawn_number(self.seed, epoch, index) // 2) % self.texts,
         }
+
+
+def _random_square(picture: Image.Image, sides: tuple[int, int], seed: int) -> Image.Image:
+    """A square of a picture, its side drawn evenly in the logarithm and no longer than the picture's shorter one."""
+    rng = np.random.default_rng(seed)
+    side = min(round(math.exp(rng.uniform(*np.log(sides)))), *picture.size)
+    left, top = (int(rng.integers(length - side + 1)) for length in picture.size)
+    return picture.crop((left, top, left + side, top + side))
 
 
 def refuse_overlap(train: Sequence[LabelledImages], validation: Sequence[LabelledImages]) -> None:

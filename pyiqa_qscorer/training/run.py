@@ -141,9 +141,9 @@ def _trainer(
     parts: _Data,
 ) -> QScorerTrainer:
     network = start.model.config
-    size = network.vision_config.image_size
-    data: Any = QualityDataset(parts.train, size, len(texts), config.data.flip, config.training.seed)
-    validation: Any = QualityDataset(parts.validation, size) if parts.validation else None
+    size, fit = network.vision_config.image_size, network.vision_config.image_fit
+    data: Any = QualityDataset(parts.train, size, len(texts), config.data.flip, config.training.seed, fit)
+    validation: Any = QualityDataset(parts.validation, size, image_fit=fit) if parts.validation else None
     if network.vision_config.kind == "features":
         encoder = cast("FeatureEncoder", start.model.model.vision_model).to(arguments.device)
         if config.data.cache_statistics:
