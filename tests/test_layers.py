@@ -1,9 +1,10 @@
-"""The layers of the package: who may import whom, read from the source."""
+"""The tree of the package and its layers: where files lie and who may import whom, read from the source."""
 
 from __future__ import annotations
 
 import ast
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -27,6 +28,9 @@ LAYERS = [
 ]
 """Top-level modules from bottom to top: each may import its own layer and those before."""
 
+LONGEST_FILE = 350  # lines
+FILES_AT_THE_ROOT = 10
+
 LAYER_OF = {name: level for level, layer in enumerate(LAYERS) for name in layer}
 
 
@@ -37,6 +41,7 @@ class Import(NamedTuple):
     target: str
     line: int
     at_load: bool
+    relative: bool
 
     @property
     def where(self) -> str:
@@ -62,13 +67,14 @@ def imports_of(module: str, path: Path) -> Iterator[Import]:
     def visit(node: ast.AST, at_load: bool) -> Iterator[Import]:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(module, alias.name, node.lineno, at_load)
+                yield Import(module, alias.name, node.lineno, at_load, False)
         elif isinstance(node, ast.ImportFrom):
             above = package[: len(package) - node.level + 1] if node.level else []
             source = ".".join([*above, *filter(None, [node.module])])
             for alias in node.names:
                 full = f"{source}.{alias.name}"
-                yield Import(module, full if full in known else source, node.lineno, at_load)
+                target = full if full in known else source
+                yield Import(module, target, node.lineno, at_load, node.level > 0)
         elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
             for child in node.body:
                 yield from visit(child, False)
@@ -89,6 +95,28 @@ def all_imports() -> list[Import]:
 
 def top(dotted: str) -> str:
     return dotted.split(".")[0]
+
+
+def test_no_file_is_too_long() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules().values()}
+    long = [f"{path.relative_to(PACKAGE)}: {count}" for path, count in lines.items() if count > LONGEST_FILE]
+    assert not long, f"split these, the limit is {LONGEST_FILE} lines: {long}"
+
+
+def test_no_two_files_have_one_name() -> None:
+    names = Counter(path.name for path in modules().values() if path.name not in ("__init__.py", "__main__.py"))
+    repeated = sorted(name for name, count in names.items() if count > 1)
+    assert not repeated, f"name these so that a search finds one file: {repeated}"
+
+
+def test_few_files_at_the_root() -> None:
+    files = sorted(path.name for path in PACKAGE.glob("*.py"))
+    assert len(files) <= FILES_AT_THE_ROOT, f"at most {FILES_AT_THE_ROOT} files beside the folders: {files}"
+
+
+def test_imports_inside_the_package_are_relative(all_imports: list[Import]) -> None:
+    wrong = [found.where for found in all_imports if top(found.target) == "pyiqa_qscorer" and not found.relative]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_every_module_has_its_layer() -> None:
