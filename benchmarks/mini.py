@@ -1,6 +1,6 @@
 """How good `qscorer-mini` is: agreement with people and with calibrated labels, robustness, size, speed; one picture.
 
-    python benchmarks/mini.py --shared ../shared
+    python benchmarks/mini.py --shared ../shared --biq2021 BIQ2021
 
 Kodak's photos were never trained on; other distortions of them chose the best epoch. Prints tables, and writes
 `mini.json`, `mini.png` and `mini_training.png` into `benchmarks/results`.
@@ -25,8 +25,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from biq2021 import read_photos
 from kadid_kodak import distort
-from PIL import ImageOps
+from PIL import Image, ImageDraw, ImageOps
 from rich.console import Console
 from rich.table import Table
 from scipy import ndimage, stats
@@ -100,6 +101,26 @@ def kodak_kadid(photos: Sequence[Path], work: Path) -> TestSet:
         [picture.reference for picture in pictures],
         [(picture.kind, picture.level) for picture in pictures],
     )
+
+
+def biq2021(folder: Path) -> list[TestSet]:
+    """BIQ2021's official test photos: all, those without a near-duplicate in its training table, each subset; and the
+    photos that the committed rule held out of the training table."""
+    photos = read_photos(folder)
+
+    def chosen(name: str, rows: np.ndarray) -> TestSet:
+        return TestSet(name, [folder / "Images" / file for file in photos.names[rows]], photos.mos[rows])
+
+    test = photos.is_test
+    return [
+        chosen("BIQ2021 test (people)", test),
+        chosen("BIQ2021 test without near-duplicates (people)", test & ~photos.has_twin),
+        *(
+            chosen(f"BIQ2021 test, {part} (people)", test & (photos.subset == part))
+            for part in ("ss01", "ss02", "ss03")
+        ),
+        chosen("BIQ2021 validation, other groups than training (people)", photos.is_validation),
+    ]
 
 
 # --- what is compared -----------------------------------------------------------------------------
@@ -235,6 +256,66 @@ def latency(scorer: Scorer) -> dict[str, float]:
     return found
 
 
+def crops_and_parts(scorer: Scorer, kodak: Sequence[Path]) -> dict[str, Any]:
+    """Centre crops of Kodak, clean against blurred (Gaussian, sd 1.5); half a picture blurred (sd 3); enlarged by four."""
+
+    def blurred(picture: np.ndarray, sd: float) -> np.ndarray:
+        return np.rint(ndimage.gaussian_filter(picture.astype(np.float32), (sd, sd, 0), mode="nearest")).astype(
+            np.uint8
+        )
+
+    def scores(pictures: Iterable[np.ndarray]) -> np.ndarray:
+        return scorer.score([Image.fromarray(picture) for picture in pictures])
+
+    photos = [np.asarray(open_image(file)) for file in kodak]
+    whole = scores(photos)
+    found: dict[str, Any] = {"whole": round(float(whole.mean()), 3)}
+    for side in (64, 128, 256):
+        centres = [
+            photo[(photo.shape[0] - side) // 2 :][:side, (photo.shape[1] - side) // 2 :][:, :side] for photo in photos
+        ]
+        clean, soft = scores(centres), scores(blurred(centre, 1.5) for centre in centres)
+        found[f"{side} px"] = {
+            "clean": round(float(clean.mean()), 3),
+            "blurred": round(float(soft.mean()), 3),
+            "clean above blurred": round(float((clean > soft).mean()), 3),
+        }
+    halves = []
+    for photo in photos:
+        half = photo.copy()
+        half[:, photo.shape[1] // 2 :] = blurred(photo, 3)[:, photo.shape[1] // 2 :]
+        halves.append(half)
+    found["fall by a blurred right half"] = round(float((whole - scores(halves)).mean()), 3)
+    enlarged = [
+        np.asarray(
+            Image.fromarray(photo[: photo.shape[0] // 4, : photo.shape[1] // 4]).resize(
+                (photo.shape[1], photo.shape[0]), Image.Resampling.BICUBIC
+            )
+        )
+        for photo in photos
+    ]
+    found["enlarged four times"] = round(float(scores(enlarged).mean()), 3)
+    return found
+
+
+def album(scorer: Scorer, test: TestSet, file: Path) -> dict[str, float]:
+    """The ten best and ten worst of 200 photos as one picture; spread of the scores."""
+    files = test.files[:200]
+    scores = scorer.score(files)
+    order = np.argsort(scores)
+    side = 160
+    sheet = Image.new("RGB", (10 * side, 2 * (side + 16)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for row, chosen in enumerate((order[::-1][:10], order[:10])):
+        for column, index in enumerate(chosen):
+            place = (column * side, row * (side + 16))
+            sheet.paste(open_image(files[index]).resize((side, side)), place)
+            draw.text((place[0] + 4, place[1] + side + 2), f"{scores[index]:.2f}", fill="black")
+    sheet.save(file)
+    names = ("1 %", "10 %", "50 %", "90 %", "99 %")
+    return {name: round(float(np.percentile(scores, float(name[:-2]))), 2) for name in names}
+
+
 # --- report ---------------------------------------------------------------------------------------
 
 
@@ -311,6 +392,7 @@ def main() -> None:
     parser.add_argument(
         "--shared", type=Path, default=Path("../shared"), help="folder with data/photos, data/live_jpeg"
     )
+    parser.add_argument("--biq2021", type=Path, help="folder of BIQ2021 (see biq2021.py); left out without")
     parser.add_argument("--work", type=Path, help="where pictures are rendered; default: a temporary folder")
     parser.add_argument(
         "--photos", type=int, default=4, help="Kodak photos that the other metrics see of the KADID set"
@@ -327,6 +409,9 @@ def main() -> None:
     results: dict[str, Any] = {
         test.name: {"qscorer-mini": agreement(values, test.opinions)} for test, values in zip(sets, scores, strict=True)
     }
+    if arguments.biq2021:
+        for test in biq2021(arguments.biq2021):
+            results[test.name] = {"qscorer-mini": agreement(scorer.score(test.files), test.opinions)}
     if not arguments.only_mini:
         known = find_photos([arguments.shared / "data/photos/bsds500", arguments.shared / "data/photos/cid22"])
         simple = {"flat pixels": flat_pixels, "scene statistics + ridge": ridge(known, work)}
@@ -353,6 +438,7 @@ def main() -> None:
         "agreement": results,
         "monotonic": monotonic(scores[2], sets[2]),
         "robustness": robustness(scorer, kodak, sample),
+        "crops": crops_and_parts(scorer, kodak),
         "latency_ms": latency(scorer),
         "megabytes": sum(file.stat().st_size for file in MINI_CHECKPOINT.iterdir()) / 1e6,
         "parameters": sum(p.numel() for p in scorer.metric.parameters()),
@@ -364,8 +450,13 @@ def main() -> None:
         "versions": {name: version(name) for name in ("pyiqa-qscorer", "pyiqa", "torch", "timm", "pillow", "numpy")},
         "commit": source_commit(),
     }
+    if arguments.biq2021:
+        own_album = next(test for test in biq2021(arguments.biq2021) if "ss01" in test.name)
+        facts["album"] = album(scorer, own_album, work / "album.png")
     show(results)
-    out.print({name: facts[name] for name in ("monotonic", "robustness", "latency_ms", "megabytes", "parameters")})
+    out.print(
+        {name: facts[name] for name in ("monotonic", "robustness", "crops", "latency_ms", "megabytes", "parameters")}
+    )
     if not arguments.only_mini:
         plot(sets, scores, results, RESULTS / "mini.png")
         plot_training(json.loads(LONGER_TRAINING.read_text()), RESULTS / "mini_training.png")
