@@ -48,6 +48,7 @@ RESULTS = Path(__file__).with_name("results")
 LONGER_TRAINING = RESULTS / "mini_longer_training.json"  # a run of its `configuration`, whose weights were not taken
 CHAINS, CHAIN_SEED = 480, 17  # another seed than that of the pictures that chose the best epoch
 RESAMPLES = 2000
+SUBSETS = ("ss01", "ss02", "ss03")  # of BIQ2021
 NOT_MONOTONIC = (18, 25)  # levels of these types do not go from good to bad
 CLEAR_STEP = 0.15  # smallest difference of human means that must show in the order
 out = Console()
@@ -257,7 +258,7 @@ def latency(scorer: Scorer) -> dict[str, float]:
 
 
 def crops_and_parts(scorer: Scorer, kodak: Sequence[Path]) -> dict[str, Any]:
-    """Centre crops of Kodak, clean against blurred (Gaussian, sd 1.5); half a picture blurred (sd 3); enlarged by four."""
+    """Kodak: centre crops, clean against blurred (Gaussian, sd 1.5); right half blurred (sd 3); enlarged by four."""
 
     def blurred(picture: np.ndarray, sd: float) -> np.ndarray:
         return np.rint(ndimage.gaussian_filter(picture.astype(np.float32), (sd, sd, 0), mode="nearest")).astype(
