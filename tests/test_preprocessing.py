@@ -168,7 +168,9 @@ def test_narrow_images_equal_pillow(long: int, short: int, size: int, seed: int,
     )
 
 
-@pytest.mark.parametrize("height,width", [(1, 1), (2, 2), (3, 3), (1, 700), (700, 1), (33, 700), (64, 1), (64, 7), (5000, 3)])
+@pytest.mark.parametrize(
+    "height,width", [(1, 1), (2, 2), (3, 3), (1, 700), (700, 1), (33, 700), (64, 1), (64, 7), (5000, 3)]
+)
 @pytest.mark.parametrize("harsh", [False, True])
 def test_tiny_and_thin_images_equal_pillow(height: int, width: int, harsh: bool) -> None:
     assert_equals_pillow(random_image(height, width, seed=width, harsh=harsh), 448)
