@@ -15,7 +15,7 @@ from pyiqa_qscorer.checkpoints import load_folder, save_folder
 from pyiqa_qscorer.checkpoints.start import Formulation, start_new
 from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.images.preprocessing import MEAN, STD
-from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring, QScorerVisionConfig
+from pyiqa_qscorer.model import QScorerForScoring, QScorerVisionConfig
 from pyiqa_qscorer.model.features import FeatureEncoder, fold_batch_norms
 from pyiqa_qscorer.training.cached_statistics import load_backbone
 from pyiqa_qscorer.training.tokenizer import prompt_tokenizer
@@ -194,12 +194,6 @@ def test_published_layout_is_refused() -> None:
 def test_wrong_vision_settings_are_named(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         QScorerVisionConfig(**{**VISION, **changes})
-
-
-def test_config_survives_saving(tmp_path: Path) -> None:
-    model, _ = new_model()
-    model.config.save_pretrained(tmp_path)
-    assert QScorerConfig.from_pretrained(tmp_path).vision_config.to_dict() == model.config.vision_config.to_dict()
 
 
 def test_backbone_weights_come_in_the_order_of_layers(tmp_path: Path) -> None:

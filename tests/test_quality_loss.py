@@ -22,7 +22,6 @@ from tiny_checkpoint import published_folders
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import pyiqa_qscorer
 from pyiqa_qscorer.checkpoints import save_folder
 from pyiqa_qscorer.checkpoints.start import Formulation, start_new
 from pyiqa_qscorer.errors import ImageError, QScorerError
@@ -580,11 +579,6 @@ def test_wrong_names_are_refused(own: Path) -> None:
         QScorerLoss("qscorer", checkpoint=own, weight=2)
     with pytest.raises(QScorerError, match="nonsense"):
         QScorerLoss("qscorer", checkpoint=own, device="nonsense")
-
-
-def test_is_a_public_name() -> None:
-    assert pyiqa_qscorer.QScorerLoss is QScorerLoss
-    assert "QScorerLoss" in pyiqa_qscorer.__all__
 
 
 # --- pyiqa's loss registry and trainer --------------------------------------------------------------------------------

@@ -89,11 +89,16 @@ class DecoderAttention(nn.Module):
         if last is not None:
             asking, asking_rotary = hidden_states[:, -last:], rotary[..., -last:, :]
         query = rotate(split_heads(self.q_proj(asking), self.heads), asking_rotary)
+        key, value = self.keys_and_values(hidden_states, visual, rotary, cache)
+        return self.o_proj(attend(self, query, key, value, attention_mask))
+
+    def keys_and_values(
+        self, hidden_states: Tensor, visual: VisualSpan, rotary: Tensor, cache: Cache | None
+    ) -> tuple[Tensor, Tensor]:
+        """(B, T, width) -> (B, heads, T, head_dim) each, after those of the cache, which takes them in."""
         key = rotate(split_heads(self.k_proj(hidden_states, visual), self.heads), rotary)
         value = split_heads(self.v_proj(hidden_states, visual), self.heads)
-        if cache is not None:
-            key, value = cache.update(key, value, self.layer_idx)
-        return self.o_proj(attend(self, query, key, value, attention_mask))
+        return (key, value) if cache is None else cache.update(key, value, self.layer_idx)
 
 
 class DecoderMLP(nn.Module):
@@ -127,6 +132,9 @@ class DecoderLayer(GradientCheckpointingLayer):
         last: int | None = None,
     ) -> Tensor:
         normed = self.input_layernorm(hidden_states, visual)
+        if last == 0:
+            self.self_attn.keys_and_values(normed, visual, rotary, cache)
+            return hidden_states[:, :0]
         attended = self.self_attn(normed, visual, rotary, attention_mask, cache, last)
         if last is not None:
             visual = visual.from_column(hidden_states.shape[1] - last)
@@ -173,7 +181,8 @@ class Decoder(nn.Module):
             attention_mask: (B, cached + T), True or 1 where a token counts; None: every token counts.
                 Masked tokens take no position, so rows may be padded on either side.
             cache: keys and values of the tokens before; grows by T.
-            last: number of states that are wanted, from the end; None: all. The last layer computes no others.
+            last: number of states that are wanted, from the end; None: all. The last layer computes no others, and
+                for 0 only what the cache takes in.
 
         Returns:
             (B, T, width) or (B, last, width) hidden states after the final norm.
@@ -197,6 +206,8 @@ class Decoder(nn.Module):
         for layer in all_but_last:
             hidden_states = layer(hidden_states, visual, rotary, mask, cache)
         kernel = self.config._attn_implementation
+        if last == 0:
+            return last_layer(hidden_states, visual, rotary, mask, cache, last)
         if last is not None and last < length and kernel in KERNELS_FOR_LAST:
             mask = mask_of_last(mask, last, cached + length, kernel, embeddings.device)
             return self.norm(last_layer(hidden_states, visual, rotary, mask, cache, last))
@@ -207,6 +218,6 @@ class Decoder(nn.Module):
     def read_prefix(self, embeddings: Tensor) -> Prefix:
         """Keys and values of a text of (1, P, width) embeddings, as the `cache` of a `decode` of what follows it."""
         cache, prefix = DynamicCache(), Prefix()
-        self.decode(embeddings, NO_VISUAL, cache=cache, last=1)
+        self.decode(embeddings, NO_VISUAL, cache=cache, last=0)
         prefix.layers = cache.layers
         return prefix
