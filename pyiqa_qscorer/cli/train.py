@@ -40,7 +40,7 @@ def train(
     """Train a Q-Scorer, or go on with an interrupted training.
 
     Repeat the same command after an interruption: it goes on where it
-    stopped. Several processes: torchrun --nproc-per-node 2 -m pyiqa_qscorer.cli.app train ...
+    stopped. Several processes: torchrun --nproc-per-node 2 -m pyiqa_qscorer.cli train ...
 
     [bold]Examples[/bold]
     $ pyiqa-qscorer train --examples
