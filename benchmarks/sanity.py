@@ -1,7 +1,7 @@
 """Scores of pictures that no photo looks like, beside clean photos: `python benchmarks/sanity.py [METRIC]`.
 
-A learned metric says something about every input. This table shows what: a flat or artificial picture that scores like a
-good photo is a case in which the number must not be trusted.
+A learned metric says something about every input. This table shows what: a flat or artificial picture that scores like
+a good photo is a case in which the number must not be trusted.
 """
 
 from __future__ import annotations

@@ -114,7 +114,13 @@ def load_checkpoint(
     cache_dir: PathOrId | None = None,
     device: str | torch.device | None = None,
 ) -> LoadedCheckpoint:
-    """Fetch where needed and load; see `download_checkpoint` and `load_folder` for arguments and errors."""
+    """Fetch where needed and load; see `download_checkpoint` and `load_folder` for arguments and errors.
+
+    Example:
+        >>> from pyiqa_qscorer.registry import MINI_CHECKPOINT
+        >>> load_checkpoint(MINI_CHECKPOINT).model.config.model_type
+        'qscorer'
+    """
     folders = download_checkpoint(
         checkpoint,
         base,
