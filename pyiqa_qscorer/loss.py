@@ -44,6 +44,12 @@ class QScorerLoss(nn.Module):
     Raises:
         ValueError: An argument outside its range.
         QScorerError: Unknown name or option, a device that does not exist, a faulty checkpoint.
+
+    Example:
+        >>> images = torch.rand(2, 3, 64, 64, requires_grad=True)
+        >>> QScorerLoss("qscorer-mini", loss_weight=0.1, target=4.5, hinge=True, device="cpu")(images).backward()
+        >>> images.grad.shape
+        torch.Size([2, 3, 64, 64])
     """
 
     def __init__(

@@ -52,6 +52,12 @@ class QScorer(nn.Module):
     Raises:
         CheckpointError, DownloadError: the weights cannot be had or do not fit.
         ValueError: an option outside its choices.
+
+    Example:
+        >>> from pyiqa_qscorer import METRICS
+        >>> metric = QScorer(**METRICS["qscorer-mini"].options)
+        >>> metric(torch.rand(2, 3, 64, 64)).shape
+        torch.Size([2, 1])
     """
 
     def __init__(

@@ -45,6 +45,10 @@ class ScoredImage:
         error: Why there is no score, in one line.
         width: Of the image as it came in, before padding and resizing; None if unreadable.
         height: As `width`.
+
+    Example:
+        >>> ScoredImage(0, "a.jpg", score=3.5, width=640, height=480).error is None
+        True
     """
 
     index: int
@@ -74,6 +78,12 @@ class Scorer:
 
     Raises:
         QScorerError: Unknown name or option, a device that does not exist, a faulty checkpoint.
+
+    Example:
+        >>> scorer = Scorer("qscorer-mini", device="cpu", batch_size=4)
+        >>> scores = scorer.score([torch.zeros(3, 60, 80), np.zeros((90, 70, 3), np.uint8)])
+        >>> scores.shape, scores.dtype
+        ((2,), dtype('float32'))
     """
 
     def __init__(

@@ -93,9 +93,9 @@ def test_readme_tells_the_same_sizes() -> None:
     text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
     (download,) = re.findall(r"downloads (\d+) GB", text)
     assert download == f"{sum(DOWNLOAD_BYTES.values()) / 1e9:.0f}"
-    table = text.split("## Metrics")[1].split("\n## ")[0]
+    table = text.split("## Which metric should I take?")[1].split("\n## ")[0]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| `")]
-    memory = {name.strip("`"): re.sub(r"about | \(computed\)", "", cells[-1]) for name, *cells in rows}
+    memory = {name.strip("`"): re.sub(r"about | \(computed\)", "", cells[0]) for name, *cells in rows}
     expected = {name: readable_size(weight_bytes(metric.options["dtype"])) for name, metric in METRICS.items()}
     mini = build_metric(DEFAULT_METRIC, {}, torch.device("cpu"))
     expected[DEFAULT_METRIC] = readable_size(sum(t.nbytes for t in (*mini.parameters(), *mini.buffers())))

@@ -102,7 +102,7 @@ def test_wheel_holds_the_package_the_boot_files_and_the_licence(built: tuple[Pat
     assert f"{info}/licenses/LICENSE" in entries
     shipped = {entry for entry in entries if entry.startswith("pyiqa_qscorer/")}
     assert shipped == files_of_the_package()
-    needed = ("py.typed", "weights/mini/model.safetensors", "evaluation/templates/report.html.j2")
+    needed = ("py.typed", "weights/mini/model.safetensors", "templates/page.html.j2")
     assert {f"pyiqa_qscorer/{name}" for name in needed} <= shipped
     assert "License-Expression: MIT" in metadata
     assert "Requires-Dist: pyiqa>=0.1.16" in metadata

@@ -58,7 +58,13 @@ def load_checkpoint(
     cache_dir: PathOrId | None = None,
     device: str | torch.device | None = None,
 ) -> LoadedCheckpoint:
-    """Download where needed and load; see `CheckpointSource` and `load_folder` for arguments and errors."""
+    """Download where needed and load; see `CheckpointSource` and `load_folder` for arguments and errors.
+
+    Example:
+        >>> from pyiqa_qscorer.registry import MINI_CHECKPOINT
+        >>> load_checkpoint(MINI_CHECKPOINT).model.config.model_type
+        'qscorer'
+    """
     source = CheckpointSource(checkpoint, base, revision, base_revision, local_files_only, cache_dir)
     return load_folder(
         *source.fetch(), dtype=dtype, prompt=prompt, attn_implementation=attn_implementation, device=device

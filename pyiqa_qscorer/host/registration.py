@@ -81,6 +81,9 @@ def register() -> None:
 
     Raises:
         QScorerError: pyiqa has something else under one of our names, or is older than 0.1.16.
+
+    Example:
+        >>> register()
     """
     _start("register()")
     problem: Exception | None = None
@@ -140,7 +143,12 @@ def register_loss() -> None:
 
 
 def registration_state() -> RegistrationState:
-    """How this process stands with pyiqa. Imports nothing, changes nothing."""
+    """How this process stands with pyiqa. Imports nothing, changes nothing.
+
+    Example:
+        >>> registration_state().problem is None
+        True
+    """
     configs = getattr(sys.modules.get(METRIC_TABLE), "DEFAULT_CONFIGS", None)
     registry = getattr(sys.modules.get(ARCH_TABLE), "ARCH_REGISTRY", None)
     return RegistrationState(
