@@ -139,7 +139,7 @@ class RandomCheckpoint:
 
     def write(self, base: Path, lora: Path, tokenizer: Path) -> None:
         """Write both folders, and have every byte on the disk on return."""
-        from pyiqa_qscorer.checkpoints.published import image_settings
+        from pyiqa_qscorer.checkpoints.published_layout import image_settings
 
         base.mkdir()
         lora.mkdir()

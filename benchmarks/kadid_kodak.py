@@ -27,7 +27,7 @@ from pyiqa_qscorer.files import write_bytes, write_text
 from pyiqa_qscorer.images.reading import open_image
 from pyiqa_qscorer.synthetic.distortions import KADID_TYPES, kadid_distortion
 from pyiqa_qscorer.synthetic.kadid_opinions import kadid_opinion
-from pyiqa_qscorer.synthetic.render import at_most_seen_side, find_photos
+from pyiqa_qscorer.synthetic.rendering import at_most_seen_side, find_photos
 
 LEVELS = range(1, 6)
 

@@ -42,7 +42,7 @@ from pyiqa_qscorer.registry import MINI_CHECKPOINT
 from pyiqa_qscorer.synthetic.distortions import CHAIN_STEPS, KADID_TYPES, apply_chain, single_step
 from pyiqa_qscorer.synthetic.kadid_opinions import kadid_opinion
 from pyiqa_qscorer.synthetic.recipe import Recipe
-from pyiqa_qscorer.synthetic.render import CALIBRATION_FILE, find_photos, render, tone_of
+from pyiqa_qscorer.synthetic.rendering import CALIBRATION_FILE, find_photos, render, tone_of
 
 RESULTS = Path(__file__).with_name("results")
 LONGER_TRAINING = RESULTS / "mini_longer_training.json"  # a run of its `configuration`, whose weights were not taken

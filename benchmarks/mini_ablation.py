@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from pyiqa_qscorer.files import write_text
-from pyiqa_qscorer.model.config import FORMULATIONS
+from pyiqa_qscorer.model.configuration import FORMULATIONS
 from pyiqa_qscorer.training.config import read_config
 from pyiqa_qscorer.training.run import train
 

@@ -98,7 +98,7 @@ def model(
     import torch
     from speed_cases import DTYPES, MODELS, flop_count, interleaved, make_case, matmul_ceiling, ways
 
-    from pyiqa_qscorer.model.config import FORMULATIONS
+    from pyiqa_qscorer.model.configuration import FORMULATIONS
 
     choices = {"model": (model, MODELS), "dtype": (dtype, DTYPES), "formulation": (formulation, FORMULATIONS)}
     for option, (given, known) in choices.items():

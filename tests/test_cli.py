@@ -183,7 +183,7 @@ def test_a_bug_is_not_taken_for_failed_images(
         (["benchmark", "-m", "piqe", "-d", "koniq10k"], "jinja2", "benchmark", "evaluation.report"),
         (["errors", "--mos", "labels.csv"], "pandas", "analysis", "analysis.opinions"),
         (["errors", "--mos", "l.csv", "--data", "d", "--checkpoint", "c"], "yaml", "analysis", "analysis.opinions"),
-        (["train", "mini.yaml"], "av", "train", "training.run"),
+        (["render", "mini.yaml"], "av", "train", "synthetic.rendering"),
     ],
 )
 def test_a_missing_extra_is_said_before_anything_is_imported(

@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from pyiqa_qscorer.errors import ImageError
-from pyiqa_qscorer.images import preprocessing
+from pyiqa_qscorer.images import preprocessing, resize_matrix
 from pyiqa_qscorer.images.preprocessing import (
     MEAN,
     PAD_COLOR,
@@ -224,7 +224,7 @@ def test_long_thin_images_are_cheap(shape: tuple[int, int], monkeypatch: pytest.
 @pytest.mark.parametrize("in_size", [1, 3, 447, 448, 449, 1000, 4000, 65_535])
 def test_padding_keeps_its_colour(in_size: int) -> None:
     """Both resizes lean on it: rows of nothing but padding are not resized in the first pass."""
-    row_sums = preprocessing._resize_matrix(in_size, 448).sum(axis=1)
+    row_sums = resize_matrix.resize_matrix(in_size, 448).sum(axis=1)
     for level in (*PAD_COLOR, 255):
         np.testing.assert_array_equal(np.floor(level * row_sums + 0.5), level)
 
@@ -311,7 +311,7 @@ def test_layout_of_memory_does_not_matter() -> None:
 
 
 def test_a_matrix_cached_in_inference_mode_still_trains() -> None:
-    preprocessing._build_matrix.cache_clear()
+    resize_matrix.build_matrix.cache_clear()
     preprocessing._build_constants.cache_clear()
     images = torch.rand(1, 3, 9, 7)
     with torch.inference_mode():
@@ -326,7 +326,7 @@ def test_ambient_settings_of_torch_do_not_matter(requires_grad: bool) -> None:
     """autocast, default dtype, default device: each would change a value or fail."""
     images = torch.rand(1, 3, 30, 41, requires_grad=requires_grad)
     expected = pixels_from_tensor(images, 24)
-    preprocessing._build_matrix.cache_clear()
+    resize_matrix.build_matrix.cache_clear()
     preprocessing._build_constants.cache_clear()
     with torch.autocast("cpu", dtype=torch.bfloat16), torch.device("meta"):
         torch.set_default_dtype(torch.float16)
@@ -352,7 +352,7 @@ def test_export_leaves_no_fake_tensor_behind() -> None:
         def forward(self, images: torch.Tensor) -> torch.Tensor:
             return pixels_from_tensor(images, 24)
 
-    preprocessing._build_matrix.cache_clear()
+    resize_matrix.build_matrix.cache_clear()
     preprocessing._build_constants.cache_clear()
     images = torch.rand(1, 3, 30, 41)
     exported = torch.export.export(Preprocess(), (images,), strict=False).module()

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pyiqa_qscorer.checkpoints import CheckpointSource, LoadedCheckpoint, load_folder, merge_checkpoint, save_folder
 from pyiqa_qscorer.checkpoints.layouts import Layout, recognise
-from pyiqa_qscorer.checkpoints.published import image_settings
+from pyiqa_qscorer.checkpoints.published_layout import image_settings
 from pyiqa_qscorer.checkpoints.save import save_lora_folder
 from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.model import QScorerConfig

@@ -24,7 +24,7 @@ from pyiqa_qscorer.synthetic.calibration import BEST_OPINION, REFERENCE_METRICS,
 from pyiqa_qscorer.synthetic.distortions import Step, apply_chain
 from pyiqa_qscorer.synthetic.kadid_opinions import KADID_OPINIONS, kadid_opinion, typical_spread
 from pyiqa_qscorer.synthetic.recipe import RECIPE_FOLDER, PhotoRecipe, Recipe, RecipeFile, read_recipe
-from pyiqa_qscorer.synthetic.render import (
+from pyiqa_qscorer.synthetic.rendering import (
     CALIBRATION_FILE,
     _compare_cell,
     compare_as_seen,
@@ -156,7 +156,7 @@ def test_calibration_is_fitted_once_on_the_photos(photos: list[Path], tmp_path: 
 def test_killed_rendering_goes_on(photos: list[Path], tmp_path: Path) -> None:
     recipe = Recipe(kind="kadid", count=400, seed=1)
     program = (
-        "import sys; from pathlib import Path; from pyiqa_qscorer.synthetic.render import *\n"
+        "import sys; from pathlib import Path; from pyiqa_qscorer.synthetic.rendering import *\n"
         "from pyiqa_qscorer.synthetic.recipe import Recipe\n"
         "if __name__ == '__main__':\n"
         " photos, folder = find_photos([Path(sys.argv[1])]), Path(sys.argv[2])\n"

@@ -14,7 +14,7 @@ from test_features import ARCHITECTURE, BACKBONE
 from test_training_run import run
 
 from pyiqa_qscorer.synthetic.recipe import Recipe
-from pyiqa_qscorer.synthetic.render import CALIBRATION_FILE, find_photos, render
+from pyiqa_qscorer.synthetic.rendering import CALIBRATION_FILE, find_photos, render
 
 PHOTOS = Path(__file__).with_name("photos")
 

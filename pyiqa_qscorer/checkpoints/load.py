@@ -15,7 +15,7 @@ from ..model import QScorerConfig, QScorerForScoring
 from ..model.fast_linear import use_fast_linear
 from ..prompt import PromptTokens, score_tokens, tokenize_prompt
 from .layouts import CheckpointFolder, Layout, listed, read_json, recognise, weight_shards
-from .published import LoraAdapter, check_image_settings, read_non_lora
+from .published_layout import LoraAdapter, check_image_settings, read_non_lora
 from .source import CheckpointSource, PathOrId
 from .weights import WeightFiller, read_shard
 

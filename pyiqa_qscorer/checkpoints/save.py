@@ -21,7 +21,7 @@ from ..files import free_bytes, readable_size
 from ..model import QScorerForScoring
 from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS, recognise, weight_shards, write_json
 from .load import Precision, load_folder
-from .published import image_settings, save_published_tokenizer
+from .published_layout import image_settings, save_published_tokenizer
 from .source import CheckpointSource
 
 if TYPE_CHECKING:  # peft takes seconds to import, and scoring does not need it

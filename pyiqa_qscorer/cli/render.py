@@ -40,7 +40,7 @@ def render(
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         from ..synthetic.recipe import read_recipe
-        from ..synthetic.render import render_file
+        from ..synthetic.rendering import render_file
 
         file = read_recipe(recipe, changed_settings(changes, {"photos": photos, "output": output, "workers": workers}))
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())

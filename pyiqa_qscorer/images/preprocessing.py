@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from PIL import Image
 from ..errors import ImageError
 from .mirror import mirrored_picture, mirrored_tensor
 from .reading import check_sides, open_image
+from .resize_matrix import cached_unless_tracing, resize_matrix, resize_matrix_on
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -210,7 +210,7 @@ def _resize_with_pillow(image: Image.Image, size: int) -> torch.Tensor:
     side, left, top = _square(width, height)
     resize_rows, first, columns = _resize_padded_rows, 0, size
     if side > MOST_PADDING * width:
-        matrix = _resize_matrix(side, size)
+        matrix = resize_matrix(side, size)
         reached = np.flatnonzero(np.abs(matrix[:, left : left + width]).sum(axis=1))
         first, columns = int(reached[0]), int(reached[-1] - reached[0]) + 1  # a weight in between may be zero
         matrix = matrix[first : first + columns]
@@ -273,7 +273,7 @@ def _resize_with_matrices(images: torch.Tensor, size: int, exact: bool = True) -
     height, width = (operator.index(length) for length in images.shape[-2:])
     side, left, top = _square(width, height)
     step = max(1, STRIP_VALUES // (images.shape[0] * 3 * width))
-    matrix = _resize_matrix_on(side, size, images.device)
+    matrix = resize_matrix_on(side, size, images.device)
     _, _, pad = _constants(images.device)
     across, across_padding = _of_image_and_padding(matrix, left, left + width)
     down, down_padding = _of_image_and_padding(matrix, top, top + height)
@@ -303,53 +303,10 @@ def straight_through(exact: torch.Tensor, smooth: torch.Tensor) -> torch.Tensor:
     return exact.detach() + (smooth - smooth.detach())
 
 
-def _resize_matrix(in_size: int, out_size: int) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Pillow's bicubic filter as float64 (out_size, in_size), each entry a multiple of 2^-22."""
-    scale = in_size / out_size
-    stretch = max(scale, 1.0)  # antialiasing: the kernel widens when the image shrinks
-    centers = (np.arange(out_size) + 0.5) * scale
-    starts = np.maximum((centers - 2 * stretch + 0.5).astype(np.int64), 0)
-    ends = np.minimum((centers + 2 * stretch + 0.5).astype(np.int64), in_size)
-    taps = starts[:, None] + np.arange((ends - starts).max())
-    inside = taps < ends[:, None]
-
-    a = -0.5
-    x = np.abs((taps - centers[:, None] + 0.5) * (1.0 / stretch))
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * a
-    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0)) * inside
-    weights /= weights.cumsum(axis=1)[:, -1:]  # Pillow adds one by one; sum() adds in pairs
-    fixed = np.trunc(weights * 2**22 + np.copysign(0.5, weights))
-
-    matrix = np.zeros((out_size, in_size))
-    rows, columns = inside.nonzero()
-    matrix[rows, taps[rows, columns]] = fixed[rows, columns] / 2**22
-    return matrix
-
-
-# A traced call takes the two functions below as constants, and must not fill their caches, where
-# torch.export would leave fake tensors.
-
-
-@torch.compiler.assume_constant_result
-def _resize_matrix_on(in_size: int, out_size: int, device: torch.device) -> torch.Tensor:
-    return _cached_unless_tracing(_build_matrix)(in_size, out_size, device)
-
-
 @torch.compiler.assume_constant_result
 def _constants(device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Mean and std as float32 (3, 1, 1), padding colour as float64 (3, 1, 1)."""
-    return _cached_unless_tracing(_build_constants)(device)
-
-
-def _cached_unless_tracing(build: functools._lru_cache_wrapper[Any]) -> Callable[..., Any]:
-    return build.__wrapped__ if torch.compiler.is_compiling() else build
-
-
-@functools.lru_cache(maxsize=8)
-@torch.inference_mode(False)  # autograd refuses cached tensors born in inference mode
-def _build_matrix(in_size: int, out_size: int, device: torch.device) -> torch.Tensor:
-    return torch.from_numpy(_resize_matrix(in_size, out_size)).to(device)
+    return cached_unless_tracing(_build_constants)(device)
 
 
 @functools.lru_cache(maxsize=8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .config import QScorerAbstractorConfig, QScorerConfig, QScorerVisionConfig
+from .configuration import QScorerAbstractorConfig, QScorerConfig, QScorerVisionConfig
 from .qscorer import QScorerForScoring, QScorerOutput, ScoreOutput
 
 __all__ = [

@@ -8,7 +8,7 @@ from torch.nn.functional import silu
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import LayerStack, attend, split_heads
-from .config import QScorerAbstractorConfig
+from .configuration import QScorerAbstractorConfig
 
 
 def sine_table(positions: Tensor, width: int) -> Tensor:

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 
 from .abstractor import CrossAttention, VisualAbstractor
-from .config import QScorerConfig, QScorerVisionConfig
+from .configuration import QScorerConfig, QScorerVisionConfig
 from .language import Decoder, RMSNorm
 from .vision import VisionEmbeddings, VisionEncoder
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ..images.preprocessing import MEAN, STD
-from .config import QScorerVisionConfig
+from .configuration import QScorerVisionConfig
 
 SMALLEST_VARIANCE = 1e-6  # keeps the gradient of the standard deviation finite in flat cells
 

@@ -18,7 +18,7 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import KERNELS_FOR_LAST, attend, mask_of_last, split_heads
-from .config import QScorerConfig
+from .configuration import QScorerConfig
 from .multiway import NO_VISUAL, Multiway, VisualSpan
 
 # Its name changed within transformers 5; the old one warns in every process that scores.

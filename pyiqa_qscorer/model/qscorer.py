@@ -12,7 +12,7 @@ from transformers.utils import ModelOutput
 
 from .backbone import QScorerBackbone, QScorerPreTrainedModel
 from .compiled import CompiledBackbone
-from .config import QScorerConfig
+from .configuration import QScorerConfig
 from .language import Prefix
 from .multiway import VisualSpan
 from .regressor import HyperRegressor, ScoreRegressor

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .attention import LayerStack, attend
-from .config import QScorerVisionConfig
+from .configuration import QScorerVisionConfig
 
 
 class VisionEmbeddings(nn.Module):

@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from ..data.settings import Section, check_settings, kind_tag, read_yaml
-from .old_spellings import refuse_old_spellings
 
 CONFIG_FOLDER = Path(__file__).with_name("configs")
 
@@ -347,5 +346,4 @@ def read_config(path: Path, overrides: Mapping[str, Any] | None = None) -> Train
 
 def parse_config(content: Mapping[str, Any], source: str = "configuration") -> TrainConfig:
     """Check an already parsed configuration; errors as `read_config`."""
-    refuse_old_spellings(content, source)
     return check_settings(TrainConfig, content, source)

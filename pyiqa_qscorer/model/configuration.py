@@ -12,6 +12,8 @@ REGRESSORS = ("mlp", "hyper")
 IMAGE_FITS = ("pad", "mirror")
 VISION_KINDS = ("vit", "features")
 # Fields of the decoder that the published config.json has under the same name.
+#: Fields of a vision encoder that the published code does not have.
+_NOT_IN_PUBLISHED = ("kind", "backbone", "stages", "image_fit", "smallest_side")
 _SAME_IN_PUBLISHED = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("max_position_embeddings", "rms_norm_eps", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id"),
@@ -274,8 +276,12 @@ class QScorerConfig(PreTrainedConfig):
             raise ValueError(
                 f"the published layouts have no vision encoder {self.vision_config.kind!r}: use layout 'qscorer'"
             )
+        if self.vision_config.image_fit != "pad":
+            raise ValueError("the published code pads every picture: image_fit 'mirror' needs layout 'qscorer'")
         vision = _known_fields(QScorerVisionConfig, self.vision_config.to_dict())
-        vision = {name: value for name, value in vision.items() if name not in ("kind", "backbone", "stages")}
+        vision = {
+            name: value for name, value in vision.items() if name not in ("kind", "backbone", "stages", "image_fit")
+        }
         abstractor = _known_fields(QScorerAbstractorConfig, self.abstractor_config.to_dict())
         return {
             "architectures": ["MPLUGOwl2LlamaForCausalLM"],
