@@ -85,10 +85,6 @@ def test_formulations_choose_their_objective() -> None:
         ({"training": {"adam_beta": 1}}, ["adam_beta: unknown key", "'adam_beta1'"]),
         ({"output": None}, ["output"]),
         ({"model": {"architecture": {}}}, ["nothing to keep", "trainable.everything"]),
-        ({"optimisation": {"epochs": 1}}, ["optimisation.epochs is training.num_train_epochs now"]),
-        ({"optimisation": {"precision": "float32"}}, ["training.bf16"]),
-        ({"lora": {"alpha": 4}}, ["lora.alpha is lora.lora_alpha now"]),
-        ({"data": {"train": [{"synthetic": "kadid"}]}}, ["data.train.synthetic", "pyiqa-qscorer render"]),
         ({"data": {"train": [{"dataset": "x", "std_range": [5, 1]}]}}, ["std_range: must be"]),
         (
             {"data": {"train": [{"dataset": "x"}], "validation": [{"dataset": "x", "weight": 2}]}},
