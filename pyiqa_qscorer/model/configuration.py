@@ -279,9 +279,7 @@ class QScorerConfig(PreTrainedConfig):
         if self.vision_config.image_fit != "pad":
             raise ValueError("the published code pads every picture: image_fit 'mirror' needs layout 'qscorer'")
         vision = _known_fields(QScorerVisionConfig, self.vision_config.to_dict())
-        vision = {
-            name: value for name, value in vision.items() if name not in ("kind", "backbone", "stages", "image_fit")
-        }
+        vision = {name: value for name, value in vision.items() if name not in _NOT_IN_PUBLISHED}
         abstractor = _known_fields(QScorerAbstractorConfig, self.abstractor_config.to_dict())
         return {
             "architectures": ["MPLUGOwl2LlamaForCausalLM"],
