@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from safetensors.torch import save_file
 from test_features import ARCHITECTURE, BACKBONE, encoder
 from tiny_training import make_pictures, settings
 
@@ -31,7 +32,7 @@ def feature_settings(pictures: Path, output: Path, **sections: Any) -> dict[str,
     if not weights.exists():
         torch.manual_seed(3)
         torch.save(timm.create_model(BACKBONE).state_dict(), weights)
-    model = {"architecture": {**ARCHITECTURE, "initializer_range": 0.15}, "backbone_weights": str(weights)}
+    model = {"architecture": {**ARCHITECTURE, "initializer_range": 0.15}, "backbone_weights": [str(weights)]}
     sections.setdefault("trainable", {"everything": True, "vision_backbone": False})
     return settings(pictures, output, model=model, **sections)
 
@@ -51,6 +52,38 @@ def test_cache_holds_what_the_network_gives(pictures: Path, tmp_path: Path) -> N
             torch.testing.assert_close(cached[index]["pixel_values"], expected, atol=1e-3, rtol=1e-3)
             facts = {name: value for name, value in cached[index].items() if name != "pixel_values"}
             assert facts == {name: value for name, value in data[index].items() if name != "pixel_values"}
+
+
+def test_mirrored_pictures_have_the_cells_of_the_cache_in_mirrored_order(pictures: Path, tmp_path: Path) -> None:
+    config, network = parse_config(settings(pictures, pictures / "out")), encoder()
+    parts = [read_dataset(config.data.train[0], "train")]
+    plain = CachedStatistics(QualityDataset(parts, 64), network, tmp_path)
+    mirrored = CachedStatistics(QualityDataset(parts, 64, flip=True), network, tmp_path)
+    assert len(list(tmp_path.iterdir())) == 1  # one file serves both
+    grid = network.config.image_size // network.config.patch_size
+    found = set()
+    for item in [(index, epoch) for index in range(6) for epoch in range(2)]:
+        before, after = plain[item]["pixel_values"], mirrored[item]["pixel_values"]
+        assert torch.equal(before[0], after[0])  # the whole picture
+        flipped = mirrored.data.flipped(*item)
+        cells = before[1:].unflatten(0, (grid, grid))
+        assert torch.equal(after[1:], (cells.flip(1) if flipped else cells).flatten(0, 1))
+        found.add(flipped)
+    assert found == {True, False}
+
+
+def test_backbone_weights_of_a_trained_checkpoint_go_over_those_of_more_stages(pictures: Path, tmp_path: Path) -> None:
+    network, before = encoder(), encoder().backbone.state_dict()
+    first, *others = before
+    stored = {f"model.vision_model.backbone.{first}": before[first] + 0.5, "lm_head.weight": torch.zeros(2, 2)}
+    save_file(stored, tmp_path / "model.safetensors")
+    load_backbone(network, str(tmp_path / "model.safetensors"))
+    after = network.backbone.state_dict()
+    assert torch.equal(after[first], before[first] + 0.5)
+    assert all(torch.equal(after[name], before[name]) for name in others)
+    save_file({f"model.vision_model.backbone.{first}": before[first][:1].clone()}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="another feature network"):
+        load_backbone(network, str(tmp_path / "model.safetensors"))
 
 
 def test_cache_is_kept_until_images_or_network_change(
@@ -130,12 +163,9 @@ def test_feature_network_can_have_its_own_learning_rate(pictures: Path, tmp_path
 
 
 def test_settings_that_contradict_are_refused(pictures: Path, tmp_path: Path) -> None:
-    for changes in (
-        {"data": {"cache_statistics": True}, "trainable": {"everything": True}},
-        {"data": {"cache_statistics": True, "flip": True}},
-    ):
-        with pytest.raises(TrainingConfigError, match="cache_statistics needs"):
-            parse_config(feature_settings(pictures, tmp_path / "run", **changes))
+    with pytest.raises(TrainingConfigError, match="cache_statistics needs"):
+        changes = {"data": {"cache_statistics": True}, "trainable": {"everything": True}}
+        parse_config(feature_settings(pictures, tmp_path / "run", **changes))
     for changes in (
         {"trainable": {"vision_backbone": False}},
         {"training": {"vision_backbone_learning_rate": 1e-5}},

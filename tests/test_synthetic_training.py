@@ -36,7 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(world: Path, output: Path) -> dict[str, Any]:
-    model = {"architecture": ARCHITECTURE, "backbone_weights": str(world / "backbone.pth"), "prompts": ["score"]}
+    model = {"architecture": ARCHITECTURE, "backbone_weights": [str(world / "backbone.pth")], "prompts": ["score"]}
     sets = {
         "train": {"chains": {"count": 6, "seed": 1}, "kadid": {"count": 6, "seed": 2}},
         "validation": {"chains": {"count": 4, "seed": 3}, "kadid": {"count": 4, "seed": 4}},

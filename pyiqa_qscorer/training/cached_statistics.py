@@ -25,6 +25,7 @@ from .dataset import LabelledImages, QualityDataset
 if TYPE_CHECKING:
     from ..model.features import FeatureEncoder
 
+TUNED = "model.vision_model.backbone."  # of a feature network in our checkpoints
 SMALLEST_SCALE = 1e-3  # of a channel that never changes
 IMAGES_FOR_SCALES = 512
 FOLDING_TOLERANCE = 1e-3  # of the largest response; rounding in float32 stays below 1e-5
@@ -37,6 +38,8 @@ def load_backbone(encoder: FeatureEncoder, source: str) -> None:
         source: file of a state dict (`torch.save` or safetensors), or name of an installed package that has one.
             The names of parameters are timm's, or, in a file of `torch.save`, any: there the layers must come in the
             order of computation, as they do in every port of a network. Every shape must be that of timm's network.
+            Or `model.safetensors` of a checkpoint of ours with the same feature network, which may read fewer stages:
+            what it lacks stays as it is.
 
     Raises:
         CheckpointError: no such file or package, a file that cannot be read, or layers that do not fit.
@@ -48,6 +51,14 @@ def load_backbone(encoder: FeatureEncoder, source: str) -> None:
     file = _weights_file(source)
     stored = _state_dict(file)
     name = str(encoder.config.backbone)
+    if tuned := {key.removeprefix(TUNED): value for key, value in stored.items() if key.startswith(TUNED)}:
+        own = encoder.backbone.state_dict()
+        if odd := [key for key, value in tuned.items() if key not in own or own[key].shape != value.shape]:
+            raise CheckpointError(
+                f"model.backbone_weights: {file} holds another feature network than {name}: {odd[0]} does not fit"
+            )
+        encoder.backbone.load_state_dict({**own, **tuned})
+        return
     whole = timm.create_model(name, pretrained=False).state_dict()
     if stored.keys() == whole.keys():
         stored = {key: stored[key] for key in whole}
@@ -115,7 +126,9 @@ class CachedStatistics(Dataset[dict[str, Any]]):
     """A dataset whose images are replaced by the statistics that a frozen feature network gives of them.
 
     `pixel_values` of an item are the statistics, (1 + cells, channels) float32; they are kept as float16, one file for
-    each of the datasets, that is computed once, and again where images or network have changed.
+    each of the datasets, that is computed once, and again where images or network have changed. Of an image that is to
+    be mirrored the cells change places: nearly the statistics of the mirrored image, whose filters are not symmetric.
+    A dataset with random squares keeps one square of each image.
 
     Args:
         data: the images.
@@ -126,6 +139,9 @@ class CachedStatistics(Dataset[dict[str, Any]]):
 
     def __init__(self, data: QualityDataset, encoder: FeatureEncoder, folder: Path, workers: int = 2) -> None:
         self.data, self.parts = data, data.parts
+        grid = encoder.config.image_size // encoder.config.patch_size
+        cells = 1 + np.arange(grid * grid).reshape(grid, grid)[:, ::-1].ravel()
+        self.mirrored = np.concatenate([[0], cells])
         folder.mkdir(parents=True, exist_ok=True)
         self.statistics: list[np.ndarray] = []
         start = 0
@@ -142,8 +158,11 @@ class CachedStatistics(Dataset[dict[str, Any]]):
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
         facts = self.data.facts(item)
-        index = item[0] if isinstance(item, tuple) else item
-        return {**facts, "pixel_values": torch.from_numpy(self.statistics[index].astype(np.float32))}
+        index, epoch = item if isinstance(item, tuple) else (item, 0)
+        values = self.statistics[index].astype(np.float32)
+        if self.data.flipped(index, epoch):
+            values = values[self.mirrored]
+        return {**facts, "pixel_values": torch.from_numpy(values)}
 
 
 def _digest(part: LabelledImages, encoder: FeatureEncoder) -> str:
@@ -164,7 +183,9 @@ def _compute(data: QualityDataset, indices: range, encoder: FeatureEncoder, file
     size = 1 if device.type == "cpu" else 32  # large feature maps of several images leave the cache of a CPU
     array: np.memmap[Any, Any] | None = None
     start = 0
-    pixels = ordered_prefetch(lambda index: data[index]["pixel_values"], indices, workers, 2 * size)
+    plain = copy.copy(data)
+    plain.flip = False
+    pixels = ordered_prefetch(lambda index: plain[index]["pixel_values"], indices, workers, 2 * size)
     with torch.no_grad(), tqdm(total=len(indices), desc="statistics of the feature network", unit="image") as bar:
         while batch := list(islice(pixels, size)):
             values = encoder.statistics(torch.stack(batch).to(device)).half().cpu().numpy()

@@ -131,8 +131,10 @@ class ModelConfig(Section):
     architecture: dict[str, Any] | None = Field(
         None, description="instead of checkpoint: fields of `QScorerConfig` of a new network with random weights"
     )
-    backbone_weights: str | None = Field(
-        None, description="of a new network's feature network: a file, or an installed package with one"
+    backbone_weights: list[str] = Field(
+        [],
+        description="of a new network's feature network: files, or installed packages with one; a later one goes over "
+        "those before it",
     )
     tokenizer: Path | None = Field(None, description="folder, for a new network; default: a small one of ours")
     formulation: Literal["score_token", "level_onehot", "level_soft"] = Field(
@@ -320,8 +322,8 @@ class TrainConfig(Section):
                 f"objective has no part with a weight above 0 in formulation {self.model.formulation}",
             ),
             (
-                self.data.cache_statistics and (self.trainable.vision_backbone or self.data.flip),
-                "data.cache_statistics needs trainable.vision_backbone: false and data.flip: false",
+                self.data.cache_statistics and self.trainable.vision_backbone,
+                "data.cache_statistics needs trainable.vision_backbone: false",
             ),
         ]
         for broken, message in rules:

@@ -187,9 +187,13 @@ class QualityDataset(Dataset[dict[str, Any]]):
             ) from error
         if crop := self.parts[facts["dataset"]].crop:
             picture = _random_square(picture, crop, drawn_number(self.seed, epoch, index, 1))
-        if self.flip and drawn_number(self.seed, epoch, index) % 2:
+        if self.flipped(index, epoch):
             picture = ImageOps.mirror(picture)
         return {**facts, "pixel_values": pixels_from_pil(picture, self.image_size, self.image_fit)}
+
+    def flipped(self, index: int, epoch: int) -> bool:
+        """Whether an image is mirrored in an epoch."""
+        return self.flip and drawn_number(self.seed, epoch, index) % 2 == 1
 
     def facts(self, item: int | tuple[int, int]) -> dict[str, Any]:
         """An item without its pixels."""

@@ -8,7 +8,7 @@ from typing import Any
 def _start(model: dict[str, Any]) -> str:
     if model["checkpoint"]:
         return str(model["checkpoint"])
-    pretrained = model["backbone_weights"]
+    pretrained = ", then ".join(model["backbone_weights"])
     return f"new network, its feature network from {pretrained}" if pretrained else "new network"
 
 

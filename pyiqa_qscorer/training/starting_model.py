@@ -31,12 +31,12 @@ def starting_point(config: TrainConfig) -> StartingPoint:
     if model.architecture is not None:
         tokenizer = prompt_tokenizer(model.level_words) if model.tokenizer is None else load_tokenizer(model.tokenizer)
         start = start_new(model.architecture, tokenizer, _formulation(config))
-        if model.backbone_weights is not None:
+        for source in model.backbone_weights:
             if start.model.config.vision_config.kind != "features":
                 raise TrainingFailedError(
                     "model.backbone_weights needs an architecture with vision_config.kind: features"
                 )
-            load_backbone(start.model.model.vision_model, model.backbone_weights)
+            load_backbone(start.model.model.vision_model, source)
     else:
         # Frozen weights stay in 16 bit; what trains is widened to float32 below.
         half = config.lora.enabled and not config.trainable.everything and config.training.precision != "float32"
