@@ -32,6 +32,7 @@ from pyiqa_qscorer.synthetic.rendering import (
     render,
     render_file,
     tone_of,
+    weight_of_region,
 )
 from pyiqa_qscorer.training.config import FolderDataset
 from pyiqa_qscorer.training.dataset import read_dataset
@@ -131,6 +132,32 @@ def test_rendering_is_a_function_of_the_recipe(
         assert 1 <= float(row["mos"]) <= 5 and 0.4 < float(row["std"]) < 1.2
     other = rows_of(render(Recipe(kind=kind, count=6, seed=4), photos, tmp_path / "other", calibration, workers=1))
     assert [row["distortion"] for row in other] != [row["distortion"] for row in first]
+
+
+def test_a_region_is_damaged_and_blamed_in_part(photos: list[Path], tmp_path: Path) -> None:
+    shares = {kind: float(kind == 1) for kind in range(1, 26)}  # blur, which changes nearly every pixel of a photo
+    settings: dict[str, Any] = {"kind": "kadid", "count": 12, "type_shares": shares, "longer_sides": (96, 97)}
+    rows = rows_of(render(Recipe(**settings, region=(0.3, 0.6)), photos, tmp_path / "part", workers=1))
+    whole = rows_of(render(Recipe(**settings), photos, tmp_path / "whole", workers=1))
+    for row, other in zip(rows, whole, strict=True):  # the same photo, type, level and noise
+        area = json.loads(row["distortion"])["region"]
+        assert 0.3 <= area <= 0.6 and json.loads(row["distortion"])["kadid"] == json.loads(other["distortion"])["kadid"]
+        of_whole = min(float(other["mos"]), BEST_OPINION)
+        expected = BEST_OPINION - (BEST_OPINION - of_whole) * weight_of_region(area)
+        assert float(row["mos"]) == pytest.approx(expected, abs=1e-3) and expected >= of_whole
+        part, all_of_it = (
+            np.asarray(Image.open(tmp_path / folder / row["file"])).astype(int) for folder in ("part", "whole")
+        )
+        blurred = (part == all_of_it).all(axis=2).mean()
+        assert area - 0.05 <= blurred, "the damaged part is that of the damaged picture"
+    assert 0 < weight_of_region(0.01) < weight_of_region(0.99) < 1
+    with pytest.raises(ValueError, match="region must be"):
+        Recipe(**settings, region=(0.5, 1.0))
+
+
+def test_clean_photos_have_the_best_opinion(photos: list[Path], tmp_path: Path) -> None:
+    table = render(Recipe(kind="clean", count=3, longer_sides=(96, 97)), photos, tmp_path / "set", workers=1)
+    assert [(row["mos"], row["distortion"]) for row in rows_of(table)] == [(str(BEST_OPINION), "{}")] * 3
 
 
 def test_kadid_rows_carry_the_human_mean_of_their_cell(photos: list[Path], tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ SEEN_SIDE = 512  # longer side of KADID-10k's pictures
 class Recipe(Section):
     """What a set consists of; the same recipe and photos give the same pictures and labels."""
 
-    kind: Literal["kadid", "chains"] = Field(
+    kind: Literal["kadid", "chains", "clean"] = Field(
         description="`kadid`: the 25 types x 5 levels of KADID-10k, labelled with the human mean and spread of the "
-        "cell; `chains`: realistic chains, labelled by calibrated full-reference metrics"
+        "cell; `chains`: realistic chains, labelled by calibrated full-reference metrics; `clean`: not distorted"
     )
     count: int = Field(ge=1, description="pictures")
     seed: int = Field(0, ge=0, description="of everything random")
@@ -35,6 +35,11 @@ class Recipe(Section):
         description="pixels that the longer side of that part is resized to, drawn between the two; default: 512, as "
         "in KADID-10k, for `kadid`, and 448 to 768 for `chains`",
     )
+    region: tuple[float, float] | None = Field(
+        None,
+        description="distort a part of the picture only, half a picture or a rectangle, its share of the area drawn "
+        "between the two; default: all of it",
+    )
     calibration_photos: int = Field(24, ge=1, description="photos that the calibration of chains is fitted on")
 
     @field_validator("type_shares")
@@ -46,6 +51,13 @@ class Recipe(Section):
             raise ValueError("type_shares must be >= 0")
         return shares
 
+    @field_validator("region")
+    @classmethod
+    def _shares_of_an_area(cls, region: tuple[float, float] | None) -> tuple[float, float] | None:
+        if region is not None and not 0 < region[0] <= region[1] < 1:
+            raise ValueError(f"region must be [from, to], 0 < from <= to < 1, got {list(region)}")
+        return region
+
     @property
     def sides(self) -> tuple[int, int]:
         """`longer_sides` with its default."""
@@ -53,7 +65,8 @@ class Recipe(Section):
 
     def facts(self) -> dict[str, Any]:
         """As JSON keeps it, without the folders of the photos."""
-        return {**self.model_dump(mode="json", exclude={"photos"}), "longer_sides": list(self.sides)}
+        found = {**self.model_dump(mode="json", exclude={"photos"}), "longer_sides": list(self.sides)}
+        return {name: value for name, value in found.items() if name != "region" or value}
 
 
 class PhotoRecipe(Recipe):
@@ -65,6 +78,8 @@ class PhotoRecipe(Recipe):
     def _shares_go_with_types(self) -> PhotoRecipe:
         if self.kind != "kadid" and self.type_shares:
             raise ValueError("type_shares goes with kind: kadid")
+        if self.kind == "clean" and self.region:
+            raise ValueError("region goes with kind: kadid or chains")
         return self
 
 
