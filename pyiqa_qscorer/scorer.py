@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from .data.score_files import ScoreRow, file_stamp
-from .data.score_table import ScoreTable
+from .data.score_store import ScoreRow, ScoreTable
 from .errors import FailedImagesError, QScorerError
+from .files import file_stamp
 from .images.inputs import ImageLike, ImagePreparation, is_single, reason
 from .images.staging import PreparedImage, StagedBatch, Stager
 from .registry import default_metric

@@ -14,17 +14,20 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fake_metric import FakeMetric
 from PIL import Image
 
 from pyiqa_qscorer import scorer as scoring
-from pyiqa_qscorer.data.score_files import file_key, find_images
-from pyiqa_qscorer.data.score_table import COLUMNS, ScoreTable
+from pyiqa_qscorer.data.find_images import find_images
+from pyiqa_qscorer.data.score_store import ScoreRow, ScoreTable, columns_of, read_rows
 from pyiqa_qscorer.errors import FailedImagesError, ImageError, InputError, OutputError, QScorerError
+from pyiqa_qscorer.files import file_key
 from pyiqa_qscorer.images.inputs import ImageLike
 from pyiqa_qscorer.images.preprocessing import pixels_from_pil
 from pyiqa_qscorer.images.staging import Stager
@@ -412,6 +415,9 @@ def test_links(tree: Path) -> None:
     expected = ["deep/broken.png", "deep/d.tif", "deep/er/c.webp", "deep/loop.png", "deep/other/e.bmp"]
     assert find_images(["deep"]).paths == expected
     assert find_images(["deep/**"]).paths == expected
+    (tree / "Z/loop").symlink_to(".")  # and back
+    for pattern in ("Z/*", "Z/**", "Z"):
+        assert find_images([pattern]).paths == ["Z/e.bmp"]
 
 
 @pytest.mark.parametrize(
@@ -474,7 +480,7 @@ def test_csv_looks_as_documented(scorer: Scorer, photos: Path, tmp_path: Path) -
     os.utime(path, ns=(0, 1_700_000_000_123_456_789))
     write(scorer, output, [str(path), "missing.png"])
     header, row, failed = output.read_text().splitlines()
-    assert header == "path,score,error,metric,identity,width,height,bytes,modified" == ",".join(COLUMNS)
+    assert header == "path,score,error,metric,identity,width,height,bytes,modified" == ",".join(columns_of(ScoreRow))
     score = next(iter(scorer.score_iter([path]))).score
     size = path.stat().st_size
     assert row == f"{path},{score},,FakeMetric,0123456789abcdef,20,30,{size},2023-11-14T22:13:20.123456+00:00"
@@ -506,7 +512,7 @@ def test_existing_outputs_are_not_touched_by_accident(scorer: Scorer, photos: Pa
     write(scorer, output, paths)
     with pytest.raises(InputError, match=r"scores.csv exists: --resume adds to it, --overwrite"):
         ScoreTable(output)
-    (tmp_path / "new.csv.partial.jsonl").write_bytes(b"")
+    (tmp_path / "new.csv.partial.jsonl").write_bytes(b"{")
     with pytest.raises(InputError, match="has the rows of an interrupted run: --resume"):
         ScoreTable(tmp_path / "new.csv")
     assert write(scorer, output, paths, overwrite=True) == 1
@@ -530,7 +536,7 @@ def test_impossible_outputs(tmp_path: Path, name: str, words: str) -> None:
 
 
 def test_parquet_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyiqa_qscorer.data.score_table.find_spec", lambda name: None)
+    monkeypatch.setattr("pyiqa_qscorer.data.score_store.find_spec", lambda name: None)
     with pytest.raises(InputError, match="parquet needs pandas and pyarrow"):
         ScoreTable(tmp_path / "scores.parquet")
 
@@ -551,12 +557,12 @@ def test_resume_with_another_identity_is_refused(photos: Path, tmp_path: Path) -
     ("name", "content", "words"),
     [
         ("s.csv", "file,mos\na.png,3\n", "row 1 of .* is not of a score table .*columns"),
-        ("s.csv", ",".join(COLUMNS) + "\na.png,good,,m,i,1,1,1,x\n", "row 1 .*could not convert"),
-        ("s.csv", ",".join(COLUMNS) + "\n,1.0,,m,i,1,1,1,x\n", "it has no path"),
+        ("s.csv", ",".join(columns_of(ScoreRow)) + "\na.png,good,,m,i,1,1,1,x\n", "row 1 .*could not convert"),
+        ("s.csv", ",".join(columns_of(ScoreRow)) + "\n,1.0,,m,i,1,1,1,x\n", "it has no path"),
         ("s.jsonl", "[1, 2]\n", "row 1 of .* is not of a score table"),
-        ("s.jsonl", "{]\n", "line 1 of .* is not JSON"),
-        ("s.csv", ",".join(COLUMNS) + "\n" + "a" * 200_000 + "\n", "is not a CSV file .*field larger"),
-        ("s.parquet", "not parquet", "is not a parquet file"),
+        ("s.jsonl", "{]\n", "row 1 of .* is not of a score table .*Expecting"),
+        ("s.csv", ",".join(columns_of(ScoreRow)) + "\n" + "a" * 200_000 + "\n", "row 1 of .*field larger"),
+        ("s.parquet", "not parquet", "row 1 of .*arquet"),
     ],
 )
 def test_foreign_tables_are_refused(tmp_path: Path, name: str, content: str, words: str) -> None:
@@ -585,11 +591,45 @@ def test_a_torn_last_line_is_dropped(scorer: Scorer, photos: Path, tmp_path: Pat
 
 
 def test_two_runs_cannot_write_one_table(tmp_path: Path) -> None:
-    with ScoreTable(tmp_path / "s.csv", resume=True).open("m", "i"):
-        with pytest.raises(InputError, match="another run is writing"):
-            ScoreTable(tmp_path / "s.csv", resume=True).open("m", "i")
-        with pytest.raises(InputError, match="another run is writing"):
-            ScoreTable(tmp_path / "s.csv", overwrite=True).open("m", "i")
+    output = tmp_path / "s.csv"
+    with ScoreTable(output) as table:  # before the model is loaded
+        for flags in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(InputError, match="another run is writing"):
+                ScoreTable(output, **flags)
+        table.open("m", "i").add(ScoreRow("a.png", 1.0, metric="m", identity="i"))
+        table.finish(["a.png"])
+    with pytest.raises(InputError, match=r"s.csv exists"):
+        ScoreTable(output)
+    with ScoreTable(output, resume=True) as table:
+        assert len(table.open("m", "i").rows) == 1
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_run_that_never_began_leaves_all_as_it_was(tmp_path: Path) -> None:
+    output, partial = tmp_path / "s.csv", tmp_path / "s.csv.partial.jsonl"
+    for flags in ({}, {"resume": True}, {"overwrite": True}):
+        ScoreTable(output, **flags).close()
+        assert not list(tmp_path.iterdir())
+    partial.write_bytes(b'{"path": "torn')
+    for flags in ({"resume": True}, {"overwrite": True}):
+        ScoreTable(output, **flags).close()
+        assert partial.read_bytes() == b'{"path": "torn'
+
+
+def test_a_lock_on_a_file_that_its_owner_has_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl, calls = pytest.importorskip("fcntl"), []
+    flock = fcntl.flock
+
+    def slow(file: BinaryIO, operation: int) -> None:
+        calls.append(operation)
+        if len(calls) == 1:  # the other run ends between opening and locking
+            (tmp_path / "s.csv.partial.jsonl").unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with ScoreTable(tmp_path / "s.csv") as table:
+        table.open("m", "i").add(ScoreRow("a.png", 1.0, metric="m", identity="i"))
+        assert table.partial.read_bytes().count(b"\n") == 1 and len(calls) == 2
 
 
 def test_an_output_that_cannot_be_written_keeps_the_rows(
@@ -621,11 +661,27 @@ def test_file_names_that_are_not_utf8(scorer: Scorer, tmp_path: Path) -> None:
         pytest.skip("this file system takes UTF-8 names only")
     paths = find_images([tmp_path]).paths
     assert paths == [os.fsdecode(name)]
-    for output in (tmp_path / "scores.csv", tmp_path / "scores.jsonl"):
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        output = tmp_path / f"scores{suffix}"
         assert write(scorer, output, paths) == 1
         assert write(scorer, output, paths, resume=True) == 0
+        assert [row.path for row in read_rows(output)] == paths
     assert name in (tmp_path / "scores.csv").read_bytes()
     assert json.loads((tmp_path / "scores.jsonl").read_text())["path"] == paths[0]
+    in_parquet = paths[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    assert pd.read_parquet(tmp_path / "scores.parquet")["path"].tolist() == [in_parquet]
+
+
+def test_a_path_is_no_formula_of_a_spreadsheet(
+    scorer: Scorer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    paths = [f"{sign}1.png" for sign in "=+-@"]
+    for path in paths:
+        picture(3).save(path, "PNG")
+    assert write(scorer, tmp_path / "s.csv", [*paths, "1.png"]) == 5
+    assert [row.path for row in read_rows(tmp_path / "s.csv")] == [*(f"./{path}" for path in paths), "1.png"]
+    assert write(scorer, tmp_path / "s.csv", [*paths, "1.png"], resume=True) == 0
 
 
 def test_a_thousand_images_ten_of_them_broken(scorer: Scorer, tmp_path: Path) -> None:

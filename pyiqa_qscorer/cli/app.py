@@ -46,7 +46,7 @@ from .render import render
 from .train import train
 
 if TYPE_CHECKING:
-    from ..data.score_files import ScoreRow
+    from ..data.score_store import ScoreRow
 
 app = typer.Typer(
     name="pyiqa-qscorer",
@@ -163,8 +163,9 @@ def score(
         "cache_dir": cache_dir,
     }
     with clean_errors(debug):
-        from ..data.score_files import file_key, find_images
-        from ..data.score_table import ScoreTable
+        from ..data.find_images import find_images
+        from ..data.score_store import ScoreTable
+        from ..files import file_key
         from ..scorer import score_files
 
         metric = metric or default_metric(checkpoint)

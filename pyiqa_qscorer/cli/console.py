@@ -27,7 +27,7 @@ from ..report import printable
 
 if TYPE_CHECKING:
     from ..checkpoints.hub import DownloadPlan
-    from ..data.score_files import ScoreRow
+    from ..data.score_store import ScoreRow
     from ..training.run import TrainingResult
 
 MAX_LISTED_FAILURES = 20  # with a table on disk, whose error column has them all

@@ -1,0 +1,379 @@
+"""Score tables on disk that survive a crash: csv, jsonl or parquet, one row per image file.
+
+While a run is under way, its rows go one by one, as JSON lines, to `OUTPUT.partial.jsonl` beside the output. At the
+end the whole table is written under a temporary name and renamed. So a killed run loses the batch in work and nothing
+else, and the output is at any time either the old table or the whole new one.
+
+A later run with `resume` keeps a row if the metric's identity, and path, size and time of last change of the image
+file, are the same. Rows without a score are made again.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, BinaryIO, Generic, TypeVar, get_args, get_type_hints
+
+from ..errors import InputError, OutputError
+from ..files import file_key, file_stamp, write_bytes
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+SECONDS_BETWEEN_SYNCS = 5.0
+HAS_LOCKS = find_spec("fcntl") is not None  # not on Windows, where a second run is not refused
+FORMULA_STARTS = ("=", "+", "-", "@")
+"""A spreadsheet computes cells that begin so."""
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """One image file and its score; what is not known is None.
+
+    Attributes:
+        path: As found.
+        score: Higher is better; None if it failed.
+        error: Why it failed.
+        metric: Name of the metric.
+        identity: Fingerprint of the checkpoint and of the options that change scores.
+        width: Of the image as stored.
+        height: Of the image as stored.
+        bytes: Size of the file when it was read.
+        modified: Time of its last change, ISO 8601 in UTC.
+    """
+
+    path: str
+    score: float | None = None
+    error: str | None = None
+    metric: str | None = None
+    identity: str | None = None
+    width: int | None = None
+    height: int | None = None
+    bytes: int | None = None
+    modified: str | None = None
+
+    def is_current(self) -> bool:
+        """Whether the image file is still the one that was read."""
+        return (self.bytes, self.modified) == file_stamp(self.path)
+
+
+Row = TypeVar("Row", bound=ScoreRow)
+
+
+class ScoreTable(Generic[Row]):
+    """A table in the making; a context manager.
+
+    Creating one locks the table and raises what can be known to fail, so do it before loading a model; nothing that
+    earlier runs left is changed. Then `open`, score what is `unfinished`, `add` each row, `finish`.
+
+    Args:
+        output: File that ends in .csv, .jsonl or .parquet (which needs pandas and pyarrow).
+        resume: Go on from the output and from what an interrupted run left, if they exist.
+        overwrite: Start again; the old output stays until the new one is whole.
+        row_type: `ScoreRow`, or a dataclass derived from it with more columns of str, float or int.
+
+    Attributes:
+        partial: File of the rows of a run that is under way or was interrupted. Its lock is that of the table.
+        rows: All rows so far, also of earlier runs, by `file_key`.
+
+    Raises:
+        InputError: An impossible output; one that exists, without `resume` or `overwrite`; or another process is
+            writing it.
+        OutputError: Nothing can be written there.
+    """
+
+    def __init__(
+        self,
+        output: str | os.PathLike[str],
+        resume: bool = False,
+        overwrite: bool = False,
+        row_type: type[Row] = ScoreRow,  # type: ignore[assignment]
+    ) -> None:
+        self.output = Path(output)
+        self.partial = self.output.with_name(self.output.name + ".partial.jsonl")
+        self.rows: dict[str, Row] = {}
+        self._row_type = row_type
+        self._resume = resume
+        self._last_sync = time.monotonic()
+        if resume and overwrite:
+            raise InputError("--resume and --overwrite exclude each other")
+        suffix = self.output.suffix.lower()
+        if suffix not in SUFFIXES:
+            raise InputError(f"the output must end in {', '.join(SUFFIXES)}, not {str(output)!r}")
+        if suffix == ".parquet" and not (find_spec("pandas") and find_spec("pyarrow")):
+            raise InputError("parquet needs pandas and pyarrow: install them, or write .csv")
+        if not self.output.parent.is_dir():
+            raise InputError(f"the folder of the output does not exist: {self.output.parent}")
+        if self.output.is_dir():
+            raise InputError(f"the output is a folder: {self.output}")
+        try:
+            self._file: BinaryIO | None = _open_alone(self.partial)
+            self._length = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise OutputError(f"cannot write {self.partial}: {error.strerror}") from error
+        # Only under the lock: a run that has just ended may have made the output.
+        problem = None
+        if self._length:
+            problem = (
+                f"{self.partial} has the rows of an interrupted run: --resume goes on with them, "
+                "--overwrite starts again"
+            )
+        elif self.output.exists():
+            problem = f"{self.output} exists: --resume adds to it, --overwrite replaces it"
+        if problem and not resume and not overwrite:
+            self.close()
+            raise InputError(problem)
+
+    def open(self, metric: str, identity: str) -> ScoreTable[Row]:
+        """Empty the partial file or, with `resume`, read the rows of earlier runs.
+
+        Raises:
+            InputError: Those rows come from another checkpoint or other options, or are not ours.
+            OutputError: The partial file cannot be written.
+        """
+        try:
+            if self._file is None:
+                raise ValueError("the table is closed")
+            self._length = _length_of_whole_lines(self.partial) if self._resume else 0
+            self._file.truncate(self._length)  # what follows is the line that a killed run was writing
+            if self._resume:
+                earlier = read_rows(self.output, self._row_type) if self.output.exists() else []
+                for row in earlier + read_rows(self.partial, self._row_type):
+                    self._check(row, metric, identity)
+                    self.rows[file_key(row.path)] = row
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise OutputError(f"cannot write {self.partial}: {error.strerror}") from error
+            raise
+        return self
+
+    def __enter__(self) -> ScoreTable[Row]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def unfinished(self, paths: Iterable[str]) -> list[str]:
+        """The `paths` that no earlier run has scored, or whose file has changed since."""
+        return [path for path in paths if not self._is_scored(path)]
+
+    def absorb(self, parts: Iterable[Path], metric: str, identity: str) -> None:
+        """Take over the rows of other JSON-lines tables, also of interrupted runs, and remove those files.
+
+        Raises:
+            InputError: Their rows come from another checkpoint or other options, or are not ours.
+            OutputError: They cannot be written here.
+        """
+        for part in parts:
+            for row in read_rows(part, self._row_type):
+                self._check(row, metric, identity)
+                self.add(row)
+            part.unlink()
+
+    def add(self, row: Row) -> None:
+        """Write one row; it survives the end of this process, and within seconds a power cut.
+
+        Raises:
+            OutputError: It cannot be written; the rows before it are kept.
+        """
+        if self._file is None:
+            raise ValueError("the table is closed")
+        line = _json_line(row)
+        try:
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
+            if time.monotonic() - self._last_sync > SECONDS_BETWEEN_SYNCS:
+                os.fsync(self._file.fileno())
+                self._last_sync = time.monotonic()
+        except OSError as error:
+            self._file.truncate(self._length)
+            raise self._write_problem(self.partial, error) from error
+        self._length += len(line)
+        self.rows[file_key(row.path)] = row
+
+    def finish(self, paths: Sequence[str]) -> None:
+        """Write the output and remove the partial file.
+
+        Rows stand in the order of `paths`, after those that earlier runs made of other files.
+
+        Raises:
+            OutputError: The output cannot be written; all rows are kept in the partial file.
+        """
+        chosen = dict.fromkeys(map(file_key, paths))
+        rows = [row for key, row in self.rows.items() if key not in chosen]
+        rows += [self.rows[key] for key in chosen if key in self.rows]
+        try:
+            write_rows(self.output, rows, self._row_type)
+        except OSError as error:
+            raise self._write_problem(self.output, error) from error
+        self._length = 0  # nothing is left that only the partial file has
+        self.close()
+
+    def close(self) -> None:
+        """Close the partial file, and remove it if it has nothing that is needed."""
+        if self._file is None:
+            return
+        file, self._file = self._file, None
+        try:
+            with file:
+                if self._length:
+                    os.fsync(file.fileno())
+                elif HAS_LOCKS:
+                    self.partial.unlink()  # while it is locked: afterwards it may be another run's
+            if not self._length and not HAS_LOCKS:
+                self.partial.unlink()
+        except OSError as error:
+            raise self._write_problem(self.partial, error) from error
+
+    def _write_problem(self, path: Path, error: OSError) -> OutputError:
+        kept = f"{len(self.rows)} finished rows are kept; put it right and resume"
+        return OutputError(f"cannot write {path}: {error.strerror}. {kept}")
+
+    def _check(self, row: Row, metric: str, identity: str) -> None:
+        if row.identity != identity:
+            raise InputError(
+                f"cannot resume {self.output}: its scores were made by {row.metric} with identity "
+                f"{row.identity}, but this run is {metric} with identity {identity} (another "
+                "checkpoint or other options). Use the same options, another output, or --overwrite"
+            )
+
+    def _is_scored(self, path: str) -> bool:
+        row = self.rows.get(file_key(path))
+        return row is not None and row.score is not None and row.is_current()
+
+
+def _open_alone(path: Path) -> BinaryIO:
+    """Open for appending, under a lock that ends with the file. Raises `InputError` if another run has it."""
+    while True:
+        file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by ScoreTable.close)
+        try:
+            if HAS_LOCKS:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                    return file
+        except OSError as error:
+            file.close()
+            if isinstance(error, BlockingIOError):
+                raise InputError(f"another run is writing {path}: wait for it to end") from error
+            raise
+        file.close()  # a run that ended between the two calls has removed it
+
+
+def _length_of_whole_lines(path: Path) -> int:
+    with open(path, "rb") as file:
+        return sum(len(line) for line in file if line.endswith(b"\n"))
+
+
+# --- rows and files ---------------------------------------------------------------------------------------------------
+
+
+@cache
+def columns_of(row_type: type[ScoreRow]) -> dict[str, Callable[[Any], Any]]:
+    """Names of the columns, with what makes the text of a cell a value."""
+    hints = get_type_hints(row_type)
+    return {field.name: (get_args(hints[field.name]) or (hints[field.name],))[0] for field in fields(row_type)}
+
+
+def read_rows(path: Path, row_type: type[Row] = ScoreRow) -> list[Row]:  # type: ignore[assignment]
+    """All rows of a table; of JSON lines those up to the last whole one. Raises `InputError` if it is none."""
+    columns = columns_of(row_type)
+    rows: list[Row] = []
+    try:
+        for cells in _RECORDS[path.suffix.lower()](path):
+            if not isinstance(cells, dict) or set(cells) != set(columns):
+                raise ValueError(f"its columns are not {', '.join(columns)}")
+            values = {name: None if cells[name] in ("", None) else kind(cells[name]) for name, kind in columns.items()}
+            if values["path"] is None:
+                raise ValueError("it has no path")
+            rows.append(row_type(**values))
+    except (csv.Error, TypeError, ValueError) as error:
+        raise InputError(
+            f"cannot resume: row {len(rows) + 1} of {path} is not of a score table ({error}). "
+            "Choose another output, or --overwrite"
+        ) from error
+    return rows
+
+
+def write_rows(path: Path, rows: Sequence[Row], row_type: type[Row] = ScoreRow) -> None:  # type: ignore[assignment]
+    """Write a table in the format that the name of the file says, whole or not at all. Raises `OSError`."""
+    write_bytes(path, _ENCODERS[path.suffix.lower()](rows, columns_of(row_type)))
+
+
+def _csv_records(path: Path) -> Iterator[Any]:
+    with open(path, newline="", encoding="utf-8", errors="surrogateescape") as file:
+        yield from csv.DictReader(file)
+
+
+def _jsonl_records(path: Path) -> Iterator[Any]:
+    with open(path, "rb") as file:
+        yield from (json.loads(line) for line in file if line.endswith(b"\n"))
+
+
+def _parquet_records(path: Path) -> Iterator[Any]:
+    import pandas as pd
+
+    frame = pd.read_parquet(path).astype(object)
+    for cells in frame.where(frame.notna(), None).to_dict("records"):
+        if isinstance(cells.get("path"), str) and not os.path.lexists(cells["path"]):
+            original = _undo_utf_8_only(cells["path"])
+            cells["path"] = original if os.path.lexists(original) else cells["path"]
+        yield cells
+
+
+def _csv(rows: Sequence[ScoreRow], columns: dict[str, Any]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in rows:
+        cells = asdict(row)
+        if row.path.startswith(FORMULA_STARTS):
+            cells["path"] = f"./{row.path}"  # the same file, and no formula
+        writer.writerow(cells.values())
+    return text.getvalue().encode("utf-8", "surrogateescape")  # a file name that is not UTF-8 comes out byte for byte
+
+
+def _jsonl(rows: Sequence[ScoreRow], columns: dict[str, Any]) -> bytes:
+    return b"".join(map(_json_line, rows))
+
+
+def _json_line(row: ScoreRow) -> bytes:
+    return json.dumps(asdict(row)).encode("ascii") + b"\n"
+
+
+def _parquet(rows: Sequence[ScoreRow], columns: dict[str, Any]) -> bytes:
+    import pandas as pd
+
+    cells = [
+        {name: _utf_8_only(cell) if isinstance(cell, str) else cell for name, cell in asdict(row).items()}
+        for row in rows
+    ]
+    dtypes = {name: {float: "float64", int: "Int64", str: "string"}[kind] for name, kind in columns.items()}
+    content: bytes = pd.DataFrame(cells, columns=list(columns)).astype(dtypes).to_parquet(index=False)
+    return content
+
+
+def _utf_8_only(text: str) -> str:
+    r"""`text` for a file that holds UTF-8 only: a byte of a file name that is not becomes \xNN."""
+    return os.fsencode(text).decode("utf-8", "backslashreplace")
+
+
+def _undo_utf_8_only(text: str) -> str:
+    escaped = re.compile(rb"\\x([89a-f][0-9a-f])")
+    return os.fsdecode(escaped.sub(lambda match: bytes.fromhex(match[1].decode()), os.fsencode(text)))
+
+
+_RECORDS = {".csv": _csv_records, ".jsonl": _jsonl_records, ".parquet": _parquet_records}
+_ENCODERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
