@@ -1,9 +1,9 @@
 """`Scorer`: images of any kind and size in, scores out.
 
-Decoding and resizing run in threads ahead of the model (Pillow releases the GIL), and one more
-thread brings the next batch to the device while the model works on this one, so that the device
-waits neither for files nor for copies. Images are read lazily, results come in input order, and at
-most `3 * batch_size + workers` images are held at a time, however long the input.
+Decoding and resizing run in threads ahead of the model (Pillow releases the GIL), and one more thread brings the next
+batch to the device while the model works on this one, so that the device waits neither for files nor for copies. Images
+are read lazily, results come in input order, and at most `3 * batch_size + workers` images are held at a time, however
+long the input.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import math
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -22,11 +22,12 @@ import numpy as np
 import torch
 
 from .data.score_store import ScoreRow, ScoreTable
-from .errors import FailedImagesError, QScorerError
+from .errors import FailedImagesError, QScorerError, UnknownOptionError
 from .files import file_stamp
 from .images.inputs import ImageLike, ImagePreparation, is_single, reason
 from .images.staging import PreparedImage, StagedBatch, Stager
-from .registry import default_metric
+from .prefetch import ordered_prefetch
+from .registry import OPTIONS, default_metric, nearest, resolve_metric_options
 
 if TYPE_CHECKING:
     from .metric import QScorer
@@ -96,6 +97,9 @@ class Scorer:
     ) -> None:
         self.batch_size = _positive("batch_size", batch_size)
         self.workers = _positive("workers", _default_workers() if workers is None else workers)
+        for name in options.keys() - OPTIONS.keys():
+            known = nearest(name, ["device", "batch_size", "workers", *OPTIONS])
+            raise UnknownOptionError(f"Scorer has no option {name!r}; {known}")
         if metric is None:
             metric = default_metric(options.get("checkpoint"))
         if isinstance(metric, str):
@@ -152,41 +156,33 @@ class Scorer:
         return self._score_iter(iter(images))
 
     def _score_iter(self, images: Iterator[ImageLike]) -> Iterator[ScoredImage]:
-        decoders = ThreadPoolExecutor(self.workers, thread_name_prefix="qscorer-decode")
-        staging = ThreadPoolExecutor(1, thread_name_prefix="qscorer-stage")
-        stager = Stager(self.device)
-        pending: deque[Future[PreparedImage]] = deque()
-        batches: deque[Future[StagedBatch]] = deque()  # this one and the next
-        staged = 0  # images in `batches`
         input_error: Exception | None = None
+
+        def taken() -> Iterator[ImageLike]:
+            nonlocal input_error
+            try:
+                yield from images
+            except Exception as error:  # of the caller's iterable; raised after the images before it
+                input_error = error
+
+        decoders = ThreadPoolExecutor(self.workers, thread_name_prefix="qscorer-decode")
+        submitted = (decoders.submit(self._prepare, image) for image in taken())
+        in_batches = iter(lambda: list(islice(submitted, self.batch_size)), [])
+        # Beside the batch in work the next one, and as many as give every decoder an image.
+        ahead = 2 + math.ceil(self.workers / self.batch_size)
+        staged = ordered_prefetch(Stager(self.device).stage, in_batches, 1, ahead)
         index = 0
         try:
-            while True:
-                # Filled up before scoring: the threads prepare the next batch during this one.
-                room = 2 * self.batch_size + self.workers - len(pending) - staged
-                try:
-                    for image in islice(images, room if input_error is None else 0):
-                        pending.append(decoders.submit(self._prepare, image))
-                except Exception as error:  # of the caller's iterable; raised below
-                    input_error = error
-                while pending and len(batches) < 2:
-                    taken = [pending.popleft() for _ in range(min(self.batch_size, len(pending)))]
-                    batches.append(staging.submit(stager.stage, taken))
-                    staged += len(taken)
-                if not batches:
-                    break
+            for batch in staged:
                 with self._advice_on_memory():
-                    batch = batches.popleft().result()
                     scores = iter(self._score_batch(batch))
-                staged -= len(batch.images)
                 for item in batch.images:
                     yield _result(index, item, item.error or next(scores))
                     index += 1
             if input_error is not None:
                 raise input_error
         finally:
-            # The decoders last: a batch on its way needs its images.
-            staging.shutdown(wait=True, cancel_futures=True)
+            staged.close()  # first: a batch on its way needs its images
             decoders.shutdown(wait=True, cancel_futures=True)
 
     def _score_batch(self, batch: StagedBatch) -> list[float | str]:
@@ -230,7 +226,6 @@ class Scorer:
 def build_metric(name: str, options: dict[str, Any], device: torch.device) -> QScorer:
     """The `QScorer` of a metric name, with `options` over those of the name, loaded for `device`."""
     from .metric import QScorer
-    from .registry import resolve_metric_options
 
     return QScorer(**resolve_metric_options(name, options), device=device)
 
@@ -247,12 +242,18 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise QScorerError(f"device must be like 'cpu', 'cuda' or 'cuda:1', not {device!r}") from error
-    if resolved.type == "cuda":
+    if resolved.type == "cuda":  # not tried out: of several processes, each would take memory of the first GPU
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (resolved.index or 0) >= count:
             raise QScorerError(f"device {str(resolved)!r} does not exist: torch sees {count} CUDA devices")
-    elif resolved.type == "mps" and not torch.backends.mps.is_available():
-        raise QScorerError("device 'mps' does not exist: torch sees no Apple GPU")
+    elif resolved.type != "cpu":
+        try:
+            torch.zeros(1, device=resolved).cpu()
+        except (RuntimeError, AssertionError, ImportError) as error:
+            reason = str(error).partition(". ")[0]
+            raise QScorerError(
+                f"device {str(resolved)!r} cannot be used here ({reason}): use 'cpu' or 'cuda'"
+            ) from error
     return resolved
 
 

@@ -221,6 +221,9 @@ def faulty(tmp_path: Path) -> dict[str, tuple[object, str]]:
         "channels": (torch.zeros(2, 4, 4), "channels"),
         "nan": (nan, "finite"),
         "8-bit values": (as_tensor(picture(0)) * 255, "divide by 255"),
+        "sparse tensor": (as_tensor(picture(0)).to_sparse(), "dense .* torch.sparse_coo: give"),
+        "meta tensor": (torch.zeros(3, 4, 4, device="meta"), "hold values.* meta"),
+        "mkldnn tensor": (as_tensor(picture(0)).to_mkldnn(), "dense .*mkldnn"),
         "integer tensor": (torch.zeros(3, 4, 4, dtype=torch.uint8), "uint8"),
         "float array": (np.zeros((4, 4, 3), np.float32), "uint8"),
         "nothing": (np.zeros((0, 4, 3), np.uint8), "uint8"),
@@ -268,14 +271,20 @@ def test_wrong_arguments_are_named(scorer: Scorer) -> None:
         Scorer(FakeMetric(), dtype="float32")
     with pytest.raises(QScorerError, match="no metric 'qscorrer'; did you mean 'qscorer'"):
         Scorer("qscorrer")
-    with pytest.raises(QScorerError, match="no option 'chekpoint'"):
-        Scorer("qscorer", chekpoint="x")
+    for option, near in (("chekpoint", "checkpoint"), ("devise", "device"), ("worker", "workers")):
+        for metric in ("qscorer", FakeMetric()):
+            with pytest.raises(TypeError, match=f"no option '{option}'; did you mean '{near}'"):
+                Scorer(metric, **{option: "x"})
 
 
 def test_devices() -> None:
     assert Scorer(FakeMetric()).device == torch.device("cpu")
     assert scoring.resolve_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for device, words in (("gpu", "must be like 'cpu'"), ("cuda:99", "does not exist")):
+    cannot = "cannot be used here .*: use 'cpu' or 'cuda'"
+    for device, words in (
+        *(("gpu", "must be like 'cpu'"), ("cuda:99", "does not exist")),
+        *(("meta", cannot), ("ipu", cannot)),
+    ):
         with pytest.raises(QScorerError, match=words):
             Scorer(FakeMetric(), device=device)
 
