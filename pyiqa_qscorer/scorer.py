@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 
-from .data.score_store import ScoreRow, ScoreTable
+from .data.score_rows import ScoreRow
+from .data.score_store import ScoreTable
 from .errors import FailedImagesError, QScorerError, UnknownOptionError
 from .files import file_stamp
 from .images.inputs import ImageLike, ImagePreparation, is_single, reason

@@ -23,7 +23,7 @@ from typer.testing import CliRunner
 
 from pyiqa_qscorer.cli import app as cli
 from pyiqa_qscorer.cli.benchmark import dataset_specs, metric_specs, with_split
-from pyiqa_qscorer.data.score_store import ScoreRow, read_rows, write_rows
+from pyiqa_qscorer.data.score_rows import ScoreRow, read_rows, write_rows
 from pyiqa_qscorer.errors import InputError, QScorerError
 from pyiqa_qscorer.evaluation import runner
 from pyiqa_qscorer.evaluation.leaderboard_report import terminal_tables

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from pyiqa_qscorer.analysis.measured import LABEL_OF, MeasuredModel, measure
 from pyiqa_qscorer.cli import app as cli
 from pyiqa_qscorer.data.labels import gaussian_soft_label, level_centers, one_hot, restore
-from pyiqa_qscorer.data.score_store import ScoreRow, write_rows
+from pyiqa_qscorer.data.score_rows import ScoreRow, write_rows
 from pyiqa_qscorer.errors import QScorerError
 from pyiqa_qscorer.images.preprocessing import pixels_from_pil
 from pyiqa_qscorer.images.reading import open_image

@@ -25,7 +25,8 @@ from PIL import Image
 
 from pyiqa_qscorer import scorer as scoring
 from pyiqa_qscorer.data.find_images import find_images
-from pyiqa_qscorer.data.score_store import ScoreRow, ScoreTable, columns_of, read_rows
+from pyiqa_qscorer.data.score_rows import ScoreRow, columns_of, read_rows
+from pyiqa_qscorer.data.score_store import ScoreTable
 from pyiqa_qscorer.errors import FailedImagesError, ImageError, InputError, OutputError, QScorerError
 from pyiqa_qscorer.files import file_key
 from pyiqa_qscorer.images.inputs import ImageLike

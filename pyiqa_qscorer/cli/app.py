@@ -16,12 +16,12 @@ import typer
 from .. import __version__
 from .benchmark import benchmark
 from .doctor import doctor
+from .download import download, merge
 from .error_analysis import errors
 from .options import option
 from .render import render
 from .score import score
 from .train import train
-from .weights import download, merge
 
 app = typer.Typer(
     name="pyiqa-qscorer",
@@ -59,7 +59,11 @@ def _main(
     pass
 
 
-for command in (score, benchmark, errors, train, render, merge):
-    app.command(no_args_is_help=True)(command)
-for command in (download, doctor):  # which need no arguments
-    app.command()(command)
+app.command(no_args_is_help=True)(score)
+app.command(no_args_is_help=True)(benchmark)
+app.command(no_args_is_help=True)(errors)
+app.command(no_args_is_help=True)(train)
+app.command(no_args_is_help=True)(render)
+app.command()(download)
+app.command(no_args_is_help=True)(merge)
+app.command()(doctor)

@@ -28,7 +28,7 @@ from ..report import printable
 
 if TYPE_CHECKING:
     from ..checkpoints.hub import DownloadPlan
-    from ..data.score_store import ScoreRow
+    from ..data.score_rows import ScoreRow
     from ..training.run import TrainingResult
 
 MAX_LISTED_FAILURES = 20  # in a terminal, or beside a table on disk, whose error column has them all

@@ -36,7 +36,8 @@ from .options import (
 )
 
 if TYPE_CHECKING:
-    from ..data.score_store import ScoreRow, ScoreTable
+    from ..data.score_rows import ScoreRow
+    from ..data.score_store import ScoreTable
 
 LIST = "-"
 """Stands for a list of inputs on standard input."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.opinions import OpinionRow, Transform, read_opinions
-from ..data.score_store import ScoreRow, columns_of
+from ..data.score_rows import ScoreRow, columns_of
 from ..errors import OpinionTableError
 from ..files import file_key
 from ..host.pyiqa_datasets import pyiqa_dataset

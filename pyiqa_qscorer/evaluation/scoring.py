@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.opinions import OpinionRow, Transform
-from ..data.score_store import ScoreRow
+from ..data.score_rows import ScoreRow
 from ..errors import ImageError, QScorerError
 from ..files import file_stamp
 from ..host.pyiqa_metrics import PyiqaMetric
