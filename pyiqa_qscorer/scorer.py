@@ -11,11 +11,10 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -26,7 +25,7 @@ from .data.score_store import ScoreTable
 from .errors import FailedImagesError, QScorerError, UnknownOptionError
 from .files import file_stamp
 from .images.inputs import ImageLike, ImagePreparation, is_single, reason
-from .images.staging import PreparedImage, StagedBatch, Stager
+from .images.staging import Stager
 from .prefetch import ordered_prefetch
 from .registry import OPTIONS, default_metric, nearest, resolve_metric_options
 
@@ -110,7 +109,8 @@ class Scorer:
         else:
             _check_built(metric, options)
             self.name = str(getattr(metric, "name", type(metric).__name__))
-            self.device = _device_of(metric) if device is None else resolve_device(device)
+            tensors = chain(metric.parameters(), metric.buffers(), [torch.empty(0)])
+            self.device = next(tensors).device if device is None else resolve_device(device)
             built = metric
         self.metric = cast("QScorer", built.to(self.device).eval())
         self._prepare = ImagePreparation(self.metric.image_size, getattr(self.metric, "image_fit", "pad"))
@@ -175,53 +175,37 @@ class Scorer:
         index = 0
         try:
             for batch in staged:
-                with self._advice_on_memory():
-                    scores = iter(self._score_batch(batch))
+                sources = [image.source for image in batch.images if image.error is None]
+                pixels = batch.wait()
+                scores = iter([] if pixels is None else self._scores(pixels, sources))
                 for item in batch.images:
-                    yield _result(index, item, item.error or next(scores))
+                    found = item.error or next(scores)
+                    # As the shortest decimal: 3.302386, not 3.30238604545593.
+                    score, error = (None, found) if isinstance(found, str) else (float(str(np.float32(found))), None)
+                    yield ScoredImage(index, item.source, score, error, item.width, item.height)
                     index += 1
             if input_error is not None:
                 raise input_error
+        except torch.cuda.OutOfMemoryError as full:
+            advice = f"lower batch_size (now {self.batch_size})"
+            if self.batch_size == 1:
+                advice = "batch_size is 1 already: use a smaller dtype or another device"
+            raise QScorerError(f"CUDA ran out of memory with a batch of {self.batch_size} images: {advice}") from full
         finally:
             staged.close()  # first: a batch on its way needs its images
             decoders.shutdown(wait=True, cancel_futures=True)
 
-    def _score_batch(self, batch: StagedBatch) -> list[float | str]:
-        """Score of every image without an error, or why there is none."""
-        pixels = batch.wait()
-        if pixels is None:
-            return []
-        sources = [image.source for image in batch.images if image.error is None]
+    def _scores(self, pixels: torch.Tensor, sources: Sequence[str]) -> list[float | str]:
+        """Score of every image, or why there is none."""
         try:
-            scores = self._scores_of(pixels)
+            with torch.no_grad():  # not inference_mode: what the metric caches may be needed by a loss later
+                scores: list[float] = self.metric.score_pixels(pixels).tolist()
         except QScorerError as error:
-            # The metric refuses a batch with a score that is not finite. Its neighbours have one.
             if len(sources) == 1:
                 return [reason(error, sources[0])]
-            scores = [self._score_or_reason(pixels[row : row + 1], source) for row, source in enumerate(sources)]
-        return [f"the model's score is {s}" if isinstance(s, float) and not math.isfinite(s) else s for s in scores]
-
-    def _score_or_reason(self, pixels: torch.Tensor, source: str) -> float | str:
-        try:
-            return self._scores_of(pixels)[0]
-        except QScorerError as error:
-            return reason(error, source)
-
-    def _scores_of(self, pixels: torch.Tensor) -> list[float | str]:
-        # Not inference_mode: what the metric caches may be needed by a loss later.
-        with torch.no_grad():
-            scores: list[float | str] = self.metric.score_pixels(pixels).tolist()
-        return scores
-
-    @contextmanager
-    def _advice_on_memory(self) -> Iterator[None]:
-        try:
-            yield
-        except torch.cuda.OutOfMemoryError as error:
-            advice = f"lower batch_size (now {self.batch_size})"
-            if self.batch_size == 1:
-                advice = "batch_size is 1 already: use a smaller dtype or another device"
-            raise QScorerError(f"CUDA ran out of memory with a batch of {self.batch_size} images: {advice}") from error
+            # The metric refuses a batch with a score that is not finite. Its neighbours have one.
+            return [self._scores(pixels[row : row + 1], [source])[0] for row, source in enumerate(sources)]
+        return [score if math.isfinite(score) else f"the model's score is {score}" for score in scores]
 
 
 def build_metric(name: str, options: dict[str, Any], device: torch.device) -> QScorer:
@@ -258,13 +242,6 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     return resolved
 
 
-def _result(index: int, item: PreparedImage, result: float | str) -> ScoredImage:
-    if isinstance(result, str):
-        return ScoredImage(index, item.source, None, result, item.width, item.height)
-    score = float(str(np.float32(result)))  # the shortest decimal: 3.302386, not 3.30238604545593
-    return ScoredImage(index, item.source, score, None, item.width, item.height)
-
-
 def _check_built(metric: object, options: dict[str, Any]) -> None:
     needed = ("score_pixels", "image_size", "identity")
     missing = [name for name in needed if not hasattr(metric, name)]
@@ -278,12 +255,6 @@ def _check_built(metric: object, options: dict[str, Any]) -> None:
             f"{', '.join(sorted(options))}: options go with a metric name; this metric is built, "
             "give them to QScorer(...)"
         )
-
-
-def _device_of(module: torch.nn.Module) -> torch.device:
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def _positive(name: str, value: object) -> int:
@@ -311,13 +282,7 @@ def score_files(scorer: Scorer, paths: Iterable[str], table: ScoreTable | None =
             yield path
 
     for item in scorer.score_iter(read()):
-        row = replace(
-            rows.popleft(),
-            score=item.score,
-            error=item.error,
-            width=item.width,
-            height=item.height,
-        )
+        row = replace(rows.popleft(), score=item.score, error=item.error, width=item.width, height=item.height)
         if table is not None:
             table.add(row)
         yield row

@@ -129,9 +129,7 @@ def test_both_start_up_files_call_install() -> None:
     assert start == "_pyiqa_qscorer_boot:install\n"
 
 
-def test_start_up_imports_one_small_module_and_takes_under_a_millisecond(
-    wheel_environment: Environment,
-) -> None:
+def test_start_up_imports_one_small_module_and_takes_under_a_millisecond(wheel_environment: Environment) -> None:
     code = "import sys, json; print(json.dumps([m for m in sys.modules if 'qscorer' in m]))"
     python = wheel_environment.python
     assert answer(run_python(code, python=python)) == ["_pyiqa_qscorer_boot"]

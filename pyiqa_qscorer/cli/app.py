@@ -52,8 +52,7 @@ def _show_version(asked: bool) -> None:
 @app.callback()
 def _main(
     version: Annotated[
-        bool,
-        option("show the version and exit", "--version", callback=_show_version, is_eager=True),
+        bool, option("show the version and exit", "--version", callback=_show_version, is_eager=True)
     ] = False,
 ) -> None:
     pass

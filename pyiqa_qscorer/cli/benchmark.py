@@ -239,12 +239,7 @@ def dataset_specs(
             label = Path(name).stem if label == name else label
             specs.append(
                 DatasetSpec(
-                    label,
-                    csv=Path(name),
-                    images=images,
-                    references=references,
-                    columns=roles,
-                    lower_better=dmos,
+                    label, csv=Path(name), images=images, references=references, columns=roles, lower_better=dmos
                 )
             )
         else:

@@ -53,10 +53,7 @@ def download(
 
 def merge(
     context: typer.Context,
-    output: Annotated[
-        Path,
-        option("new or empty folder", "--output", "-o", metavar="DIR"),
-    ],
+    output: Annotated[Path, option("new or empty folder", "--output", "-o", metavar="DIR")],
     layout: Annotated[
         SavedLayout, option("for this package, or for the published code", metavar="qscorer|published")
     ] = SavedLayout.QSCORER,

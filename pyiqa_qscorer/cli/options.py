@@ -19,10 +19,7 @@ def _model_option(name: str, metavar: str = "", *flags: str) -> Any:
     return option(OPTIONS[name], *flags, metavar=metavar, **panel)
 
 
-Metric = Annotated[
-    str,
-    option(", ".join(METRICS), "--metric", "-m", metavar="NAME", rich_help_panel="Model"),
-]
+Metric = Annotated[str, option(", ".join(METRICS), "--metric", "-m", metavar="NAME", rich_help_panel="Model")]
 ScoreMetric = Annotated[
     str | None,
     option(

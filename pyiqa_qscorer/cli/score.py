@@ -65,8 +65,7 @@ def score(
     device: Device = None,
     batch_size: Annotated[int, option("images per pass of the model", min=1, metavar="N")] = 16,
     workers: Annotated[
-        int | None,
-        option("threads that read images", min=1, metavar="N", show_default="one per core, at most 16"),
+        int | None, option("threads that read images", min=1, metavar="N", show_default="one per core, at most 16")
     ] = None,
     checkpoint: Checkpoint = None,
     base: Base = None,
