@@ -164,18 +164,17 @@ print(json.dumps([before, finders(), len(ours()), light, state.started_by, state
     assert answer(done) == [1, 0, 3, True, "startup file", True]
 
 
-def test_off_switch_in_the_environment(wheel_environment: Environment, toy: Path) -> None:
-    code = f"{TOY_STATE}\nbefore = finders()\nimport pyiqa\n"
-    code += "print(json.dumps([before, ours(), 'pyiqa_qscorer' in sys.modules]))"
-    python = wheel_environment.python
-    done = run_python(code, python=python, path=(toy,), PYIQA_QSCORER_AUTOLOAD="0")
-    assert answer(done) == [0, [], False]
-
-
-def test_off_switch_set_before_pyiqa_is_imported(wheel_environment: Environment, toy: Path) -> None:
-    code = f"{TOY_STATE}\nos.environ['PYIQA_QSCORER_AUTOLOAD'] = '0'\nimport pyiqa\n"
-    code += "print(json.dumps([ours(), 'pyiqa_qscorer' in sys.modules]))"
-    assert answer(run_python(code, python=wheel_environment.python, path=(toy,))) == [[], False]
+@pytest.mark.parametrize("when", ["before Python starts", "before pyiqa is imported"])
+def test_off_switch(wheel_environment: Environment, toy: Path, when: str) -> None:
+    early = {"PYIQA_QSCORER_AUTOLOAD": "0"} if when == "before Python starts" else {}
+    code = f"""{TOY_STATE}
+before = finders()
+os.environ["PYIQA_QSCORER_AUTOLOAD"] = "0"
+import pyiqa
+print(json.dumps([before, ours(), "pyiqa_qscorer" in sys.modules]))
+"""
+    done = run_python(code, python=wheel_environment.python, path=(toy,), **early)
+    assert answer(done) == [0 if early else 1, [], False]
 
 
 def test_broken_package_warns_and_pyiqa_imports(wheel_environment: Environment, toy: Path) -> None:

@@ -14,7 +14,7 @@ import re
 import threading
 import time
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import pandas as pd
@@ -28,7 +28,6 @@ from pyiqa_qscorer.data.find_images import find_images
 from pyiqa_qscorer.data.score_rows import ScoreRow, columns_of, read_rows
 from pyiqa_qscorer.data.score_store import ScoreTable
 from pyiqa_qscorer.errors import FailedImagesError, ImageError, InputError, OutputError, QScorerError
-from pyiqa_qscorer.files import file_key
 from pyiqa_qscorer.images.inputs import ImageLike
 from pyiqa_qscorer.images.preprocessing import pixels_from_pil
 from pyiqa_qscorer.images.staging import Stager
@@ -89,9 +88,6 @@ def test_every_kind_of_image_has_the_same_score(scorer: Scorer, tmp_path: Path) 
     assert np.all(scores == scores[0])
     for kind in kinds:
         assert scorer.score(kind).tolist() == [scores[0]]
-
-
-def test_gray_kinds_agree(scorer: Scorer) -> None:
     gray = picture(2).convert("L")
     values = np.asarray(gray)
     scores = scorer.score([gray, values, values[:, :, None], torch.from_numpy(values.copy())[None] / 255])
@@ -290,27 +286,15 @@ def test_devices() -> None:
             Scorer(FakeMetric(), device=device)
 
 
-def test_options_reach_the_metric(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def build(name: str, options: dict, device: torch.device) -> FakeMetric:
-        calls.append((name, options))
-        return FakeMetric()
-
-    monkeypatch.setattr(scoring, "build_metric", build)
-    scorer = Scorer("qscorer", "cpu", checkpoint="x", clamp=False)
-    assert calls == [("qscorer", {"checkpoint": "x", "clamp": False})]
-    assert repr(scorer).startswith("Scorer('qscorer', device='cpu', batch_size=16, workers=")
-    assert scorer.identity == "0123456789abcdef"
-
-
 @pytest.mark.parametrize(
     ("given", "name"),
-    [({}, "qscorer-mini"), ({"checkpoint": "x"}, "qscorer"), ({"metric": "qscorer_4bit", "checkpoint": "x"}, None)],
+    [
+        ({}, "qscorer-mini"),
+        ({"checkpoint": "x"}, "qscorer"),  # not taken for one of the small model
+        ({"metric": "qscorer_4bit", "checkpoint": "x", "clamp": False}, "qscorer_4bit"),
+    ],
 )
-def test_a_checkpoint_alone_is_not_taken_for_the_small_model(
-    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], name: str | None
-) -> None:
+def test_name_and_options_reach_the_metric(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], name: str) -> None:
     built = []
 
     def build(name: str, options: dict, device: torch.device) -> FakeMetric:
@@ -318,9 +302,10 @@ def test_a_checkpoint_alone_is_not_taken_for_the_small_model(
         return FakeMetric()
 
     monkeypatch.setattr(scoring, "build_metric", build)
-    name = name or given["metric"]
-    assert Scorer(device="cpu", **given).name == name
+    scorer = Scorer(device="cpu", **given)
     assert built == [METRICS[name].options | {key: value for key, value in given.items() if key != "metric"}]
+    assert repr(scorer).startswith(f"Scorer({name!r}, device='cpu', batch_size=16, workers=")
+    assert scorer.identity == "0123456789abcdef"
 
 
 # --- what the model does ------------------------------------------------------------------------------------------
@@ -378,42 +363,33 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_folders_are_searched_by_name(tree: Path) -> None:
-    found = find_images(["."])
-    assert found.paths == ["./Z/e.bmp", "./a.JPG", "./b.png", "./deep/d.tif", "./deep/er/c.webp", "./x[1].png"]
-    assert found.repeated == 0
+ALL = ["Z/e.bmp", "a.JPG", "b.png", "deep/d.tif", "deep/er/c.webp", "x[1].png"]
 
 
 @pytest.mark.parametrize(
-    ("pattern", "expected"),
+    ("given", "expected"),
     [
-        ("*.png", ["b.png", "x[1].png"]),
-        ("*", ["Z/e.bmp", "a.JPG", "b.png", "deep/d.tif", "deep/er/c.webp", "x[1].png"]),
-        ("**", ["Z/e.bmp", "a.JPG", "b.png", "deep/d.tif", "deep/er/c.webp", "x[1].png"]),
-        ("**/*.tif", ["deep/d.tif"]),
-        ("deep/**/*.webp", ["deep/er/c.webp"]),
-        ("**/er", ["deep/er/c.webp"]),
-        ("./de*/d.???", ["./deep/d.tif"]),
-        ("[ab].*", ["a.JPG", "b.png"]),
-        ("x[1].png", ["x[1].png"]),  # a file of that very name wins
-        (".git/*.png", [".git/f.png"]),
+        (["."], [f"./{path}" for path in ALL]),
+        (["*.png"], ["b.png", "x[1].png"]),
+        (["*"], ALL),
+        (["**"], ALL),
+        (["**/*.tif"], ["deep/d.tif"]),
+        (["deep/**/*.webp"], ["deep/er/c.webp"]),
+        (["**/er"], ["deep/er/c.webp"]),
+        (["./de*/d.???"], ["./deep/d.tif"]),
+        (["[ab].*"], ["a.JPG", "b.png"]),
+        (["x[1].png"], ["x[1].png"]),  # a file of that very name wins
+        ([".git/*.png"], [".git/f.png"]),
+        # A named file is taken whatever its name; each file once.
+        (["notes.txt", ".hidden.png", "missing.png"], ["notes.txt", ".hidden.png", "missing.png"]),
+        (["b.png", "./b.png", "*.png", Path("deep")], ["b.png", "x[1].png", "deep/d.tif", "deep/er/c.webp"]),
     ],
 )
-def test_patterns(tree: Path, pattern: str, expected: list[str]) -> None:
-    assert find_images([pattern]).paths == expected
-    if "**" in pattern:
-        absolute = find_images([f"{tree}/{pattern}"]).paths
-        assert absolute == [f"{tree}/{path}" for path in expected]
-
-
-def test_a_named_file_is_taken_whatever_its_name(tree: Path) -> None:
-    assert find_images(["notes.txt", ".hidden.png", "missing.png"]).paths == ["notes.txt", ".hidden.png", "missing.png"]
-
-
-def test_each_file_once(tree: Path) -> None:
-    found = find_images(["b.png", "./b.png", str(tree / "b.png"), "*.png", Path("deep")])
-    assert found.paths == ["b.png", "x[1].png", "deep/d.tif", "deep/er/c.webp"]
-    assert found.repeated == 3
+def test_files_folders_and_patterns(tree: Path, given: list[str | Path], expected: list[str]) -> None:
+    found = find_images(given)
+    assert found.paths == expected and found.repeated == 2 * ("./b.png" in given)
+    if "**" in str(given[0]):
+        assert find_images([f"{tree}/{given[0]}"]).paths == [f"{tree}/{path}" for path in expected]
 
 
 def test_links(tree: Path) -> None:
@@ -497,7 +473,9 @@ def test_csv_looks_as_documented(scorer: Scorer, photos: Path, tmp_path: Path) -
     assert failed.startswith("missing.png,,") and failed.endswith(",FakeMetric,0123456789abcdef,,,,")
 
 
-def test_changed_files_are_scored_again_and_others_kept(scorer: Scorer, photos: Path, tmp_path: Path) -> None:
+def test_changed_files_are_scored_again_and_others_kept(
+    scorer: Scorer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "scores.csv"
     paths = [str(photos / f"{n}.png") for n in range(4)]
     write(scorer, output, paths[:3])
@@ -508,41 +486,29 @@ def test_changed_files_are_scored_again_and_others_kept(scorer: Scorer, photos: 
     assert [line.split(",")[0] for line in after[1:]] == [paths[0], paths[1], paths[3], paths[2]]
     assert after[1] == before[1] and after[4] == before[3]
     assert after[2] != before[2]
-
-
-def test_the_same_file_by_another_spelling(scorer: Scorer, photos: Path, tmp_path: Path, monkeypatch) -> None:
-    write(scorer, tmp_path / "scores.csv", [str(photos / "0.png")])
-    monkeypatch.chdir(photos)
-    assert write(scorer, tmp_path / "scores.csv", ["./0.png"], resume=True) == 0
-    assert file_key("0.png") == file_key(str(photos / "0.png"))
-
-
-def test_existing_outputs_are_not_touched_by_accident(scorer: Scorer, photos: Path, tmp_path: Path) -> None:
-    output, paths = tmp_path / "scores.csv", [str(photos / "0.png")]
-    write(scorer, output, paths)
-    with pytest.raises(InputError, match=r"scores.csv exists: --resume adds to it, --overwrite"):
-        ScoreTable(output)
-    (tmp_path / "new.csv.partial.jsonl").write_bytes(b"{")
-    with pytest.raises(InputError, match="has the rows of an interrupted run: --resume"):
-        ScoreTable(tmp_path / "new.csv")
-    assert write(scorer, output, paths, overwrite=True) == 1
+    monkeypatch.chdir(photos)  # another spelling is the same file
+    assert write(scorer, output, ["./0.png"], resume=True) == 0
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "flags", "words"),
     [
-        ("scores.txt", "must end in .csv, .jsonl, .parquet, not '.*scores.txt'"),
-        ("nowhere/scores.csv", "the folder of the output does not exist"),
-        ("folder.csv", "the output is a folder"),
+        ("old.csv", {}, r"old.csv exists: --resume adds to it, --overwrite"),
+        ("new.csv", {}, "has the rows of an interrupted run: --resume"),
+        ("scores.txt", {}, "must end in .csv, .jsonl, .parquet, not '.*scores.txt'"),
+        ("nowhere/scores.csv", {}, "the folder of the output does not exist"),
+        ("folder.csv", {}, "the output is a folder"),
+        ("scores.csv", {"resume": True, "overwrite": True}, "exclude each other"),
     ],
 )
-def test_impossible_outputs(tmp_path: Path, name: str, words: str) -> None:
+def test_impossible_outputs(tmp_path: Path, name: str, flags: dict[str, bool], words: str) -> None:
     (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "old.csv").write_bytes(b"old")
+    (tmp_path / "new.csv.partial.jsonl").write_bytes(b"{")
+    before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match=words):
-        ScoreTable(tmp_path / name)
-    with pytest.raises(InputError, match="exclude each other"):
-        ScoreTable(tmp_path / "scores.csv", resume=True, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.csv"]
+        ScoreTable(tmp_path / name, **flags)
+    assert sorted(tmp_path.iterdir()) == before and (tmp_path / "old.csv").read_bytes() == b"old"
 
 
 def test_parquet_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
