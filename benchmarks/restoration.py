@@ -43,7 +43,7 @@ from source_commit import source_commit
 from torch import Tensor, nn
 
 from pyiqa_qscorer import QScorerLoss
-from pyiqa_qscorer.data.score_files import find_images
+from pyiqa_qscorer.data.find_images import find_images
 from pyiqa_qscorer.files import write_bytes
 from pyiqa_qscorer.images.reading import open_image
 

@@ -261,7 +261,7 @@ def folder(
     from speed_cases import interleaved
 
     from pyiqa_qscorer import Scorer
-    from pyiqa_qscorer.data.score_files import find_images
+    from pyiqa_qscorer.data.find_images import find_images
 
     torch.set_num_threads(threads)
     facts = describe_run()

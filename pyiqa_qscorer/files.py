@@ -1,11 +1,14 @@
-"""Files that appear whole or not at all, and sizes of files in words."""
+"""Files: written whole or not at all, told apart, and their sizes in words."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import uuid
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
+
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -33,6 +36,21 @@ def write_bytes(path: Path, content: bytes) -> None:
 def write_text(path: Path, text: str, errors: str = "strict") -> None:
     """The same for text in UTF-8; `errors` as for `str.encode`. Line ends stay as they are."""
     write_bytes(path, text.encode("utf-8", errors))
+
+
+def file_key(path: str) -> str:
+    """Equal for all spellings of a path (`a.png`, `./a.png`, absolute); links are not resolved."""
+    return os.path.normcase(os.path.abspath(path))
+
+
+def file_stamp(path: str) -> tuple[int | None, str | None]:
+    """Size in bytes and time of last change (ISO 8601, UTC); None, None for a file that cannot be looked at."""
+    try:
+        status = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a path with a null character
+        return None, None
+    changed = EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
+    return status.st_size, changed.isoformat(timespec="microseconds")
 
 
 def free_bytes(folder: Path) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -13,7 +13,7 @@ Result = TypeVar("Result")
 
 def ordered_prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int | Executor, ahead: int
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """`map(function, items)` with several calls under way.
 
     Args:
@@ -33,7 +33,7 @@ def ordered_prefetch(
     """
     if ahead < 1 or (not isinstance(workers, Executor) and workers < 1):
         raise ValueError(f"workers and ahead must be >= 1, got {workers} and {ahead}")
-    pool = workers if isinstance(workers, Executor) else ThreadPoolExecutor(workers)
+    pool = workers if isinstance(workers, Executor) else ThreadPoolExecutor(workers, thread_name_prefix="qscorer-ahead")
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:

@@ -1,9 +1,9 @@
 """`Scorer`: images of any kind and size in, scores out.
 
-Decoding and resizing run in threads ahead of the model (Pillow releases the GIL), and one more
-thread brings the next batch to the device while the model works on this one, so that the device
-waits neither for files nor for copies. Images are read lazily, results come in input order, and at
-most `3 * batch_size + workers` images are held at a time, however long the input.
+Decoding and resizing run in threads ahead of the model (Pillow releases the GIL), and one more thread brings the next
+batch to the device while the model works on this one, so that the device waits neither for files nor for copies. Images
+are read lazily, results come in input order, and at most `3 * batch_size + workers` images are held at a time, however
+long the input.
 """
 
 from __future__ import annotations
@@ -11,22 +11,23 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 
-from .data.score_files import ScoreRow, file_stamp
-from .data.score_table import ScoreTable
-from .errors import FailedImagesError, QScorerError
+from .data.score_rows import ScoreRow
+from .data.score_store import ScoreTable
+from .errors import FailedImagesError, QScorerError, UnknownOptionError
+from .files import file_stamp
 from .images.inputs import ImageLike, ImagePreparation, is_single, reason
-from .images.staging import PreparedImage, StagedBatch, Stager
-from .registry import default_metric
+from .images.staging import Stager
+from .prefetch import ordered_prefetch
+from .registry import OPTIONS, default_metric, nearest, resolve_metric_options
 
 if TYPE_CHECKING:
     from .metric import QScorer
@@ -96,6 +97,9 @@ class Scorer:
     ) -> None:
         self.batch_size = _positive("batch_size", batch_size)
         self.workers = _positive("workers", _default_workers() if workers is None else workers)
+        for name in options.keys() - OPTIONS.keys():
+            known = nearest(name, ["device", "batch_size", "workers", *OPTIONS])
+            raise UnknownOptionError(f"Scorer has no option {name!r}; {known}")
         if metric is None:
             metric = default_metric(options.get("checkpoint"))
         if isinstance(metric, str):
@@ -105,7 +109,8 @@ class Scorer:
         else:
             _check_built(metric, options)
             self.name = str(getattr(metric, "name", type(metric).__name__))
-            self.device = _device_of(metric) if device is None else resolve_device(device)
+            tensors = chain(metric.parameters(), metric.buffers(), [torch.empty(0)])
+            self.device = next(tensors).device if device is None else resolve_device(device)
             built = metric
         self.metric = cast("QScorer", built.to(self.device).eval())
         self._prepare = ImagePreparation(self.metric.image_size, getattr(self.metric, "image_fit", "pad"))
@@ -152,85 +157,60 @@ class Scorer:
         return self._score_iter(iter(images))
 
     def _score_iter(self, images: Iterator[ImageLike]) -> Iterator[ScoredImage]:
-        decoders = ThreadPoolExecutor(self.workers, thread_name_prefix="qscorer-decode")
-        staging = ThreadPoolExecutor(1, thread_name_prefix="qscorer-stage")
-        stager = Stager(self.device)
-        pending: deque[Future[PreparedImage]] = deque()
-        batches: deque[Future[StagedBatch]] = deque()  # this one and the next
-        staged = 0  # images in `batches`
         input_error: Exception | None = None
+
+        def taken() -> Iterator[ImageLike]:
+            nonlocal input_error
+            try:
+                yield from images
+            except Exception as error:  # of the caller's iterable; raised after the images before it
+                input_error = error
+
+        decoders = ThreadPoolExecutor(self.workers, thread_name_prefix="qscorer-decode")
+        submitted = (decoders.submit(self._prepare, image) for image in taken())
+        in_batches = iter(lambda: list(islice(submitted, self.batch_size)), [])
+        # Beside the batch in work the next one, and as many as give every decoder an image.
+        ahead = 2 + math.ceil(self.workers / self.batch_size)
+        staged = ordered_prefetch(Stager(self.device).stage, in_batches, 1, ahead)
         index = 0
         try:
-            while True:
-                # Filled up before scoring: the threads prepare the next batch during this one.
-                room = 2 * self.batch_size + self.workers - len(pending) - staged
-                try:
-                    for image in islice(images, room if input_error is None else 0):
-                        pending.append(decoders.submit(self._prepare, image))
-                except Exception as error:  # of the caller's iterable; raised below
-                    input_error = error
-                while pending and len(batches) < 2:
-                    taken = [pending.popleft() for _ in range(min(self.batch_size, len(pending)))]
-                    batches.append(staging.submit(stager.stage, taken))
-                    staged += len(taken)
-                if not batches:
-                    break
-                with self._advice_on_memory():
-                    batch = batches.popleft().result()
-                    scores = iter(self._score_batch(batch))
-                staged -= len(batch.images)
+            for batch in staged:
+                sources = [image.source for image in batch.images if image.error is None]
+                pixels = batch.wait()
+                scores = iter([] if pixels is None else self._scores(pixels, sources))
                 for item in batch.images:
-                    yield _result(index, item, item.error or next(scores))
+                    found = item.error or next(scores)
+                    # As the shortest decimal: 3.302386, not 3.30238604545593.
+                    score, error = (None, found) if isinstance(found, str) else (float(str(np.float32(found))), None)
+                    yield ScoredImage(index, item.source, score, error, item.width, item.height)
                     index += 1
             if input_error is not None:
                 raise input_error
-        finally:
-            # The decoders last: a batch on its way needs its images.
-            staging.shutdown(wait=True, cancel_futures=True)
-            decoders.shutdown(wait=True, cancel_futures=True)
-
-    def _score_batch(self, batch: StagedBatch) -> list[float | str]:
-        """Score of every image without an error, or why there is none."""
-        pixels = batch.wait()
-        if pixels is None:
-            return []
-        sources = [image.source for image in batch.images if image.error is None]
-        try:
-            scores = self._scores_of(pixels)
-        except QScorerError as error:
-            # The metric refuses a batch with a score that is not finite. Its neighbours have one.
-            if len(sources) == 1:
-                return [reason(error, sources[0])]
-            scores = [self._score_or_reason(pixels[row : row + 1], source) for row, source in enumerate(sources)]
-        return [f"the model's score is {s}" if isinstance(s, float) and not math.isfinite(s) else s for s in scores]
-
-    def _score_or_reason(self, pixels: torch.Tensor, source: str) -> float | str:
-        try:
-            return self._scores_of(pixels)[0]
-        except QScorerError as error:
-            return reason(error, source)
-
-    def _scores_of(self, pixels: torch.Tensor) -> list[float | str]:
-        # Not inference_mode: what the metric caches may be needed by a loss later.
-        with torch.no_grad():
-            scores: list[float | str] = self.metric.score_pixels(pixels).tolist()
-        return scores
-
-    @contextmanager
-    def _advice_on_memory(self) -> Iterator[None]:
-        try:
-            yield
-        except torch.cuda.OutOfMemoryError as error:
+        except torch.cuda.OutOfMemoryError as full:
             advice = f"lower batch_size (now {self.batch_size})"
             if self.batch_size == 1:
                 advice = "batch_size is 1 already: use a smaller dtype or another device"
-            raise QScorerError(f"CUDA ran out of memory with a batch of {self.batch_size} images: {advice}") from error
+            raise QScorerError(f"CUDA ran out of memory with a batch of {self.batch_size} images: {advice}") from full
+        finally:
+            staged.close()  # first: a batch on its way needs its images
+            decoders.shutdown(wait=True, cancel_futures=True)
+
+    def _scores(self, pixels: torch.Tensor, sources: Sequence[str]) -> list[float | str]:
+        """Score of every image, or why there is none."""
+        try:
+            with torch.no_grad():  # not inference_mode: what the metric caches may be needed by a loss later
+                scores: list[float] = self.metric.score_pixels(pixels).tolist()
+        except QScorerError as error:
+            if len(sources) == 1:
+                return [reason(error, sources[0])]
+            # The metric refuses a batch with a score that is not finite. Its neighbours have one.
+            return [self._scores(pixels[row : row + 1], [source])[0] for row, source in enumerate(sources)]
+        return [score if math.isfinite(score) else f"the model's score is {score}" for score in scores]
 
 
 def build_metric(name: str, options: dict[str, Any], device: torch.device) -> QScorer:
     """The `QScorer` of a metric name, with `options` over those of the name, loaded for `device`."""
     from .metric import QScorer
-    from .registry import resolve_metric_options
 
     return QScorer(**resolve_metric_options(name, options), device=device)
 
@@ -247,20 +227,19 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         resolved = torch.device(device)
     except RuntimeError as error:
         raise QScorerError(f"device must be like 'cpu', 'cuda' or 'cuda:1', not {device!r}") from error
-    if resolved.type == "cuda":
+    if resolved.type == "cuda":  # not tried out: of several processes, each would take memory of the first GPU
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (resolved.index or 0) >= count:
             raise QScorerError(f"device {str(resolved)!r} does not exist: torch sees {count} CUDA devices")
-    elif resolved.type == "mps" and not torch.backends.mps.is_available():
-        raise QScorerError("device 'mps' does not exist: torch sees no Apple GPU")
+    elif resolved.type != "cpu":
+        try:
+            torch.zeros(1, device=resolved).cpu()
+        except (RuntimeError, AssertionError, ImportError) as error:
+            reason = str(error).partition(". ")[0]
+            raise QScorerError(
+                f"device {str(resolved)!r} cannot be used here ({reason}): use 'cpu' or 'cuda'"
+            ) from error
     return resolved
-
-
-def _result(index: int, item: PreparedImage, result: float | str) -> ScoredImage:
-    if isinstance(result, str):
-        return ScoredImage(index, item.source, None, result, item.width, item.height)
-    score = float(str(np.float32(result)))  # the shortest decimal: 3.302386, not 3.30238604545593
-    return ScoredImage(index, item.source, score, None, item.width, item.height)
 
 
 def _check_built(metric: object, options: dict[str, Any]) -> None:
@@ -276,12 +255,6 @@ def _check_built(metric: object, options: dict[str, Any]) -> None:
             f"{', '.join(sorted(options))}: options go with a metric name; this metric is built, "
             "give them to QScorer(...)"
         )
-
-
-def _device_of(module: torch.nn.Module) -> torch.device:
-    for tensor in (*module.parameters(), *module.buffers()):
-        return tensor.device
-    return torch.device("cpu")
 
 
 def _positive(name: str, value: object) -> int:
@@ -309,13 +282,7 @@ def score_files(scorer: Scorer, paths: Iterable[str], table: ScoreTable | None =
             yield path
 
     for item in scorer.score_iter(read()):
-        row = replace(
-            rows.popleft(),
-            score=item.score,
-            error=item.error,
-            width=item.width,
-            height=item.height,
-        )
+        row = replace(rows.popleft(), score=item.score, error=item.error, width=item.width, height=item.height)
         if table is not None:
             table.add(row)
         yield row

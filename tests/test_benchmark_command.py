@@ -23,8 +23,7 @@ from typer.testing import CliRunner
 
 from pyiqa_qscorer.cli import app as cli
 from pyiqa_qscorer.cli.benchmark import dataset_specs, metric_specs, with_split
-from pyiqa_qscorer.data.row_files import read_rows, write_rows
-from pyiqa_qscorer.data.score_files import ScoreRow
+from pyiqa_qscorer.data.score_rows import ScoreRow, read_rows, write_rows
 from pyiqa_qscorer.errors import InputError, QScorerError
 from pyiqa_qscorer.evaluation import runner
 from pyiqa_qscorer.evaluation.leaderboard_report import terminal_tables
@@ -153,7 +152,7 @@ def test_opinions_turned_the_wrong_way_are_said_loudly(quick_metrics: None, tabl
 
 def test_our_own_scores_are_no_opinions(quick_metrics: None, table: Path) -> None:
     row = ScoreRow("data/images/0000.png", 3.1, metric="qscorer-mini", identity="0" * 16)
-    write_rows(Path("scores.csv"), [row, dataclasses.replace(row, path="data/images/0001.png")], ScoreRow, ".csv")
+    write_rows(Path("scores.csv"), [row, dataclasses.replace(row, path="data/images/0001.png")])
     result = Result("-m", "brightness", "-d", "scores.csv", "--images", ".")
     assert result.code == 2 and "column 'score' holds scores that pyiqa-qscorer predicted" in result.err
     # A table of a leaderboard holds both; the opinions are used if they are named.

@@ -56,11 +56,12 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 class Result:
-    def __init__(self, *arguments: str | Path) -> None:
-        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    def __init__(self, *arguments: str | Path, stdin: bytes | None = None) -> None:
+        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], input=stdin)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         self.code, self.out, self.err = result.exit_code, result.stdout, result.stderr
+        self.out_bytes = result.stdout_bytes
 
 
 def program(**environment: object) -> dict:
@@ -80,6 +81,44 @@ def test_in_a_pipe_lines_of_score_and_path(photos: Path) -> None:
     expected = Scorer(FakeMetric()).score([path for _, path in lines])
     assert [float(score) for score, _ in lines] == pytest.approx(expected.tolist(), abs=1e-6)
     assert "8 images scored, mean 2." in result.err and "images/s" in result.err
+    failed = Result("score", "gone.png")
+    assert failed.code == 1 and failed.out == "" and "0 images scored, 1 failed\n" in failed.err
+
+
+def test_a_line_break_in_a_name_forges_no_line(photos: Path) -> None:
+    names = ["1.png\n9.999\t0.png", "a\rb.png", "a\u2028b.png", "back\\slash.png", "\udce9.png"]
+    for name in names:
+        (photos / name).write_bytes((photos / "5.png").read_bytes())
+    lines = Result("score", *(f"photos/{name}" for name in names)).out_bytes.split(b"\n")
+    assert [line.partition(b"\t")[2] for line in lines] == [
+        b"photos/1.png\\n9.999\t0.png",
+        b"photos/a\\rb.png",
+        b"photos/a\\u2028b.png",
+        b"photos/back\\slash.png",
+        b"photos/\xe9.png",
+        b"",
+    ]
+
+
+def test_the_worst_only(photos: Path) -> None:
+    (photos / "broken.png").write_bytes(b"")
+    lowest_first = [f"photos/{level}.png" for level in range(3)]
+    for table in ([], ["-o", "s.csv"], ["-o", "s.csv", "--resume"]):
+        result = Result("score", "photos", "--worst", "3", *table)
+        assert [line.split("\t")[1] for line in result.out.splitlines()] == lowest_first
+        assert "8 images scored, 1 failed" in result.err and result.code == 1
+    assert len(Path("s.csv").read_text().splitlines()) == 10
+
+
+def test_a_list_of_inputs_on_standard_input(photos: Path) -> None:
+    (photos / "a b.png").write_bytes((photos / "7.png").read_bytes())
+    result = Result("score", "photos/3.png", "-", stdin=b"photos/1.png\r\n\nphotos/a b.png\nphotos/[67].png\nx.png")
+    assert [line.split("\t")[1] for line in result.out.splitlines()] == [
+        f"photos/{name}.png" for name in ("3", "1", "a b", "6", "7")
+    ]
+    assert "failed x.png" in result.err
+    empty = Result("score", "-", stdin=b"\n")
+    assert empty.code == 2 and "nothing to score" in empty.err
 
 
 def test_in_a_terminal_a_table_best_first(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,6 +134,11 @@ def test_in_a_terminal_a_table_best_first(photos: Path, monkeypatch: pytest.Monk
     assert scores == sorted(scores, reverse=True)
     assert rows[0].split()[2:] == ["32x24", "photos/7.png"]
     assert any(row.rstrip().endswith(r"photos/a [bold]name[red]\x1b[2J.png") for row in rows)
+    assert Result("score", "photos", "--worst", "2").code == 0
+    header, *rows = screen.getvalue().splitlines()[10:]
+    assert [row.split()[-1] for row in rows] == ["photos/0.png", "photos/1.png"]
+    monkeypatch.setattr(cli_output, "LONG_TABLE", 8)
+    assert "--worst N shows the lowest scores only" in Result("score", "photos").err
 
 
 def test_failed_images_go_to_stderr(photos: Path) -> None:
@@ -144,6 +188,8 @@ def test_repeated_images_are_scored_once(photos: Path) -> None:
         (["photos", "--resume"], "--resume and --overwrite go with --output"),
         (["photos", "-o", "s.csv", "--resume", "--overwrite"], "exclude each other"),
         (["photos", "--device", "gpu"], "device must be like 'cpu'"),
+        (["photos", "--device", "meta"], "device 'meta' cannot be used here"),
+        (["photos", "-o", "/dev/null/s.csv"], "the folder of the output does not exist"),
         (["photos", "--batch-size", "0"], "batch-size"),
         (["photos", "--colour", "red"], "No such option"),
         ([], "Usage: pyiqa-qscorer score"),
@@ -168,7 +214,7 @@ def test_a_bug_is_not_taken_for_failed_images(
     def wrong(cache_dir: str | None) -> None:
         raise RuntimeError("not foreseen")
 
-    monkeypatch.setattr("pyiqa_qscorer.cli.doctor_facts.examine", wrong)
+    monkeypatch.setattr("pyiqa_qscorer.cli.doctor.examine", wrong)
     monkeypatch.setattr(sys, "argv", ["pyiqa-qscorer", "doctor"])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -280,7 +326,28 @@ def test_full_disk_keeps_finished_rows(photos: Path) -> None:
     assert resumed.code == 0 and f"{len(rows)} images of 8 scored before" in resumed.err
 
 
-def test_a_closed_pipe_ends_quietly(photos: Path) -> None:
+def test_two_runs_on_one_output(photos: Path) -> None:
+    """The second is refused before it loads its model, whether the first still runs or has just ended."""
+    command = [*PROGRAM, "score", "photos", "-o", "s.csv", "--batch-size", "1"]
+    run = subprocess.Popen(command, stderr=subprocess.DEVNULL, **program(FAKE_SECONDS_PER_IMAGE=0.2))
+    wait_for_rows(Path("s.csv"), 1, run)
+    refused = Result("score", "photos/1.png", "-o", "s.csv")
+    assert refused.code == 2 and refused.err.startswith("error: another run is writing s.csv.partial.jsonl")
+    assert run.wait(timeout=60) == 0
+    assert Result("score", "photos/1.png", "-o", "s.csv").err.startswith("error: s.csv exists")
+    assert len(Path("s.csv").read_text().splitlines()) == 9
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", [["score", "photos"], ["score", "photos", "--worst", "1"], ["doctor", "--json"]])
+def test_standard_output_that_cannot_be_written(photos: Path, arguments: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        run = subprocess.run([*PROGRAM, *arguments], stdout=full, stderr=subprocess.PIPE, timeout=120, **program())
+    assert run.returncode == 2 and "Traceback" not in run.stderr and "Exception" not in run.stderr
+    assert "error: standard output cannot be written: No space left on device" in run.stderr
+
+
+def test_a_closed_pipe_is_an_error(photos: Path) -> None:
     run = subprocess.Popen(
         [*PROGRAM, "score", "photos", "--batch-size", "1"],
         stdout=subprocess.PIPE,
@@ -291,7 +358,8 @@ def test_a_closed_pipe_ends_quietly(photos: Path) -> None:
     run.stdout.close()
     assert run.stderr is not None
     message = run.stderr.read()
-    assert run.wait(timeout=60) != 0 and "Traceback" not in message and "Exception" not in message
+    assert run.wait(timeout=60) == 2 and "Traceback" not in message and "Exception" not in message
+    assert "error: standard output cannot be written: Broken pipe" in message
 
 
 # --- the other commands ---------------------------------------------------------------------------------------------
@@ -346,6 +414,8 @@ def test_score_download_merge_with_a_real_checkpoint(real_metric: None, tmp_path
 
     again = Result("merge", "-o", merged, *source)
     assert again.code == 2 and "empty folder" in again.err
+    refused = Result("merge", "-o", "/dev/null/folder", *source)
+    assert refused.code == 2 and re.search("error: [A-Z].*: /dev/null", refused.err)
     nonsense = Result("merge", "-o", tmp_path / "x", *source, "--layout", "nonsense")
     assert nonsense.code == 2
 

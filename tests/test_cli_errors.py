@@ -20,8 +20,7 @@ from typer.testing import CliRunner
 from pyiqa_qscorer.analysis.measured import LABEL_OF, MeasuredModel, measure
 from pyiqa_qscorer.cli import app as cli
 from pyiqa_qscorer.data.labels import gaussian_soft_label, level_centers, one_hot, restore
-from pyiqa_qscorer.data.row_files import write_rows
-from pyiqa_qscorer.data.score_files import ScoreRow
+from pyiqa_qscorer.data.score_rows import ScoreRow, write_rows
 from pyiqa_qscorer.errors import QScorerError
 from pyiqa_qscorer.images.preprocessing import pixels_from_pil
 from pyiqa_qscorer.images.reading import open_image
@@ -78,9 +77,7 @@ def test_vote_columns_take_any_number_of_names(tmp_path: Path) -> None:
 
 def test_our_own_scores_are_no_opinions(tmp_path: Path) -> None:
     path = tmp_path / "scores.csv"
-    write_rows(
-        path, [ScoreRow(f"{n}.png", n / 2, metric="qscorer-mini", identity="0") for n in range(6)], ScoreRow, ".csv"
-    )
+    write_rows(path, [ScoreRow(f"{n}.png", n / 2, metric="qscorer-mini", identity="0") for n in range(6)])
     result = Result("--mos", path, "--mos-column", "score", "--levels", "5")
     assert result.code == 2 and "column 'score' holds scores that pyiqa-qscorer predicted" in result.err
     assert Result("--mos", path, "--levels", "5").code == 2  # says with which option the MOS is named

@@ -14,7 +14,7 @@ import pytest
 import torch
 from benchmark_world import FakeMetric, FakeMetrics, picture, write_csv, write_dataset
 
-from pyiqa_qscorer.data.row_files import read_rows
+from pyiqa_qscorer.data.score_rows import read_rows
 from pyiqa_qscorer.errors import InputError, QScorerError
 from pyiqa_qscorer.evaluation import cost
 from pyiqa_qscorer.evaluation.correlation import correlations

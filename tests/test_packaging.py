@@ -129,9 +129,7 @@ def test_both_start_up_files_call_install() -> None:
     assert start == "_pyiqa_qscorer_boot:install\n"
 
 
-def test_start_up_imports_one_small_module_and_takes_under_a_millisecond(
-    wheel_environment: Environment,
-) -> None:
+def test_start_up_imports_one_small_module_and_takes_under_a_millisecond(wheel_environment: Environment) -> None:
     code = "import sys, json; print(json.dumps([m for m in sys.modules if 'qscorer' in m]))"
     python = wheel_environment.python
     assert answer(run_python(code, python=python)) == ["_pyiqa_qscorer_boot"]
@@ -166,18 +164,17 @@ print(json.dumps([before, finders(), len(ours()), light, state.started_by, state
     assert answer(done) == [1, 0, 3, True, "startup file", True]
 
 
-def test_off_switch_in_the_environment(wheel_environment: Environment, toy: Path) -> None:
-    code = f"{TOY_STATE}\nbefore = finders()\nimport pyiqa\n"
-    code += "print(json.dumps([before, ours(), 'pyiqa_qscorer' in sys.modules]))"
-    python = wheel_environment.python
-    done = run_python(code, python=python, path=(toy,), PYIQA_QSCORER_AUTOLOAD="0")
-    assert answer(done) == [0, [], False]
-
-
-def test_off_switch_set_before_pyiqa_is_imported(wheel_environment: Environment, toy: Path) -> None:
-    code = f"{TOY_STATE}\nos.environ['PYIQA_QSCORER_AUTOLOAD'] = '0'\nimport pyiqa\n"
-    code += "print(json.dumps([ours(), 'pyiqa_qscorer' in sys.modules]))"
-    assert answer(run_python(code, python=wheel_environment.python, path=(toy,))) == [[], False]
+@pytest.mark.parametrize("when", ["before Python starts", "before pyiqa is imported"])
+def test_off_switch(wheel_environment: Environment, toy: Path, when: str) -> None:
+    early = {"PYIQA_QSCORER_AUTOLOAD": "0"} if when == "before Python starts" else {}
+    code = f"""{TOY_STATE}
+before = finders()
+os.environ["PYIQA_QSCORER_AUTOLOAD"] = "0"
+import pyiqa
+print(json.dumps([before, ours(), "pyiqa_qscorer" in sys.modules]))
+"""
+    done = run_python(code, python=wheel_environment.python, path=(toy,), **early)
+    assert answer(done) == [0 if early else 1, [], False]
 
 
 def test_broken_package_warns_and_pyiqa_imports(wheel_environment: Environment, toy: Path) -> None:

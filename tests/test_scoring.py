@@ -14,16 +14,19 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from fake_metric import FakeMetric
 from PIL import Image
 
 from pyiqa_qscorer import scorer as scoring
-from pyiqa_qscorer.data.score_files import file_key, find_images
-from pyiqa_qscorer.data.score_table import COLUMNS, ScoreTable
+from pyiqa_qscorer.data.find_images import find_images
+from pyiqa_qscorer.data.score_rows import ScoreRow, columns_of, read_rows
+from pyiqa_qscorer.data.score_store import ScoreTable
 from pyiqa_qscorer.errors import FailedImagesError, ImageError, InputError, OutputError, QScorerError
 from pyiqa_qscorer.images.inputs import ImageLike
 from pyiqa_qscorer.images.preprocessing import pixels_from_pil
@@ -85,9 +88,6 @@ def test_every_kind_of_image_has_the_same_score(scorer: Scorer, tmp_path: Path) 
     assert np.all(scores == scores[0])
     for kind in kinds:
         assert scorer.score(kind).tolist() == [scores[0]]
-
-
-def test_gray_kinds_agree(scorer: Scorer) -> None:
     gray = picture(2).convert("L")
     values = np.asarray(gray)
     scores = scorer.score([gray, values, values[:, :, None], torch.from_numpy(values.copy())[None] / 255])
@@ -218,6 +218,9 @@ def faulty(tmp_path: Path) -> dict[str, tuple[object, str]]:
         "channels": (torch.zeros(2, 4, 4), "channels"),
         "nan": (nan, "finite"),
         "8-bit values": (as_tensor(picture(0)) * 255, "divide by 255"),
+        "sparse tensor": (as_tensor(picture(0)).to_sparse(), "dense .* torch.sparse_coo: give"),
+        "meta tensor": (torch.zeros(3, 4, 4, device="meta"), "hold values.* meta"),
+        "mkldnn tensor": (as_tensor(picture(0)).to_mkldnn(), "dense .*mkldnn"),
         "integer tensor": (torch.zeros(3, 4, 4, dtype=torch.uint8), "uint8"),
         "float array": (np.zeros((4, 4, 3), np.float32), "uint8"),
         "nothing": (np.zeros((0, 4, 3), np.uint8), "uint8"),
@@ -265,39 +268,33 @@ def test_wrong_arguments_are_named(scorer: Scorer) -> None:
         Scorer(FakeMetric(), dtype="float32")
     with pytest.raises(QScorerError, match="no metric 'qscorrer'; did you mean 'qscorer'"):
         Scorer("qscorrer")
-    with pytest.raises(QScorerError, match="no option 'chekpoint'"):
-        Scorer("qscorer", chekpoint="x")
+    for option, near in (("chekpoint", "checkpoint"), ("devise", "device"), ("worker", "workers")):
+        for metric in ("qscorer", FakeMetric()):
+            with pytest.raises(TypeError, match=f"no option '{option}'; did you mean '{near}'"):
+                Scorer(metric, **{option: "x"})
 
 
 def test_devices() -> None:
     assert Scorer(FakeMetric()).device == torch.device("cpu")
     assert scoring.resolve_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
-    for device, words in (("gpu", "must be like 'cpu'"), ("cuda:99", "does not exist")):
+    cannot = "cannot be used here .*: use 'cpu' or 'cuda'"
+    for device, words in (
+        *(("gpu", "must be like 'cpu'"), ("cuda:99", "does not exist")),
+        *(("meta", cannot), ("ipu", cannot)),
+    ):
         with pytest.raises(QScorerError, match=words):
             Scorer(FakeMetric(), device=device)
 
 
-def test_options_reach_the_metric(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-
-    def build(name: str, options: dict, device: torch.device) -> FakeMetric:
-        calls.append((name, options))
-        return FakeMetric()
-
-    monkeypatch.setattr(scoring, "build_metric", build)
-    scorer = Scorer("qscorer", "cpu", checkpoint="x", clamp=False)
-    assert calls == [("qscorer", {"checkpoint": "x", "clamp": False})]
-    assert repr(scorer).startswith("Scorer('qscorer', device='cpu', batch_size=16, workers=")
-    assert scorer.identity == "0123456789abcdef"
-
-
 @pytest.mark.parametrize(
     ("given", "name"),
-    [({}, "qscorer-mini"), ({"checkpoint": "x"}, "qscorer"), ({"metric": "qscorer_4bit", "checkpoint": "x"}, None)],
+    [
+        ({}, "qscorer-mini"),
+        ({"checkpoint": "x"}, "qscorer"),  # not taken for one of the small model
+        ({"metric": "qscorer_4bit", "checkpoint": "x", "clamp": False}, "qscorer_4bit"),
+    ],
 )
-def test_a_checkpoint_alone_is_not_taken_for_the_small_model(
-    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], name: str | None
-) -> None:
+def test_name_and_options_reach_the_metric(monkeypatch: pytest.MonkeyPatch, given: dict[str, Any], name: str) -> None:
     built = []
 
     def build(name: str, options: dict, device: torch.device) -> FakeMetric:
@@ -305,9 +302,10 @@ def test_a_checkpoint_alone_is_not_taken_for_the_small_model(
         return FakeMetric()
 
     monkeypatch.setattr(scoring, "build_metric", build)
-    name = name or given["metric"]
-    assert Scorer(device="cpu", **given).name == name
+    scorer = Scorer(device="cpu", **given)
     assert built == [METRICS[name].options | {key: value for key, value in given.items() if key != "metric"}]
+    assert repr(scorer).startswith(f"Scorer({name!r}, device='cpu', batch_size=16, workers=")
+    assert scorer.identity == "0123456789abcdef"
 
 
 # --- what the model does ------------------------------------------------------------------------------------------
@@ -365,42 +363,33 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_folders_are_searched_by_name(tree: Path) -> None:
-    found = find_images(["."])
-    assert found.paths == ["./Z/e.bmp", "./a.JPG", "./b.png", "./deep/d.tif", "./deep/er/c.webp", "./x[1].png"]
-    assert found.repeated == 0
+ALL = ["Z/e.bmp", "a.JPG", "b.png", "deep/d.tif", "deep/er/c.webp", "x[1].png"]
 
 
 @pytest.mark.parametrize(
-    ("pattern", "expected"),
+    ("given", "expected"),
     [
-        ("*.png", ["b.png", "x[1].png"]),
-        ("*", ["Z/e.bmp", "a.JPG", "b.png", "deep/d.tif", "deep/er/c.webp", "x[1].png"]),
-        ("**", ["Z/e.bmp", "a.JPG", "b.png", "deep/d.tif", "deep/er/c.webp", "x[1].png"]),
-        ("**/*.tif", ["deep/d.tif"]),
-        ("deep/**/*.webp", ["deep/er/c.webp"]),
-        ("**/er", ["deep/er/c.webp"]),
-        ("./de*/d.???", ["./deep/d.tif"]),
-        ("[ab].*", ["a.JPG", "b.png"]),
-        ("x[1].png", ["x[1].png"]),  # a file of that very name wins
-        (".git/*.png", [".git/f.png"]),
+        (["."], [f"./{path}" for path in ALL]),
+        (["*.png"], ["b.png", "x[1].png"]),
+        (["*"], ALL),
+        (["**"], ALL),
+        (["**/*.tif"], ["deep/d.tif"]),
+        (["deep/**/*.webp"], ["deep/er/c.webp"]),
+        (["**/er"], ["deep/er/c.webp"]),
+        (["./de*/d.???"], ["./deep/d.tif"]),
+        (["[ab].*"], ["a.JPG", "b.png"]),
+        (["x[1].png"], ["x[1].png"]),  # a file of that very name wins
+        ([".git/*.png"], [".git/f.png"]),
+        # A named file is taken whatever its name; each file once.
+        (["notes.txt", ".hidden.png", "missing.png"], ["notes.txt", ".hidden.png", "missing.png"]),
+        (["b.png", "./b.png", "*.png", Path("deep")], ["b.png", "x[1].png", "deep/d.tif", "deep/er/c.webp"]),
     ],
 )
-def test_patterns(tree: Path, pattern: str, expected: list[str]) -> None:
-    assert find_images([pattern]).paths == expected
-    if "**" in pattern:
-        absolute = find_images([f"{tree}/{pattern}"]).paths
-        assert absolute == [f"{tree}/{path}" for path in expected]
-
-
-def test_a_named_file_is_taken_whatever_its_name(tree: Path) -> None:
-    assert find_images(["notes.txt", ".hidden.png", "missing.png"]).paths == ["notes.txt", ".hidden.png", "missing.png"]
-
-
-def test_each_file_once(tree: Path) -> None:
-    found = find_images(["b.png", "./b.png", str(tree / "b.png"), "*.png", Path("deep")])
-    assert found.paths == ["b.png", "x[1].png", "deep/d.tif", "deep/er/c.webp"]
-    assert found.repeated == 3
+def test_files_folders_and_patterns(tree: Path, given: list[str | Path], expected: list[str]) -> None:
+    found = find_images(given)
+    assert found.paths == expected and found.repeated == 2 * ("./b.png" in given)
+    if "**" in str(given[0]):
+        assert find_images([f"{tree}/{given[0]}"]).paths == [f"{tree}/{path}" for path in expected]
 
 
 def test_links(tree: Path) -> None:
@@ -412,6 +401,9 @@ def test_links(tree: Path) -> None:
     expected = ["deep/broken.png", "deep/d.tif", "deep/er/c.webp", "deep/loop.png", "deep/other/e.bmp"]
     assert find_images(["deep"]).paths == expected
     assert find_images(["deep/**"]).paths == expected
+    (tree / "Z/loop").symlink_to(".")  # and back
+    for pattern in ("Z/*", "Z/**", "Z"):
+        assert find_images([pattern]).paths == ["Z/e.bmp"]
 
 
 @pytest.mark.parametrize(
@@ -474,14 +466,16 @@ def test_csv_looks_as_documented(scorer: Scorer, photos: Path, tmp_path: Path) -
     os.utime(path, ns=(0, 1_700_000_000_123_456_789))
     write(scorer, output, [str(path), "missing.png"])
     header, row, failed = output.read_text().splitlines()
-    assert header == "path,score,error,metric,identity,width,height,bytes,modified" == ",".join(COLUMNS)
+    assert header == "path,score,error,metric,identity,width,height,bytes,modified" == ",".join(columns_of(ScoreRow))
     score = next(iter(scorer.score_iter([path]))).score
     size = path.stat().st_size
     assert row == f"{path},{score},,FakeMetric,0123456789abcdef,20,30,{size},2023-11-14T22:13:20.123456+00:00"
     assert failed.startswith("missing.png,,") and failed.endswith(",FakeMetric,0123456789abcdef,,,,")
 
 
-def test_changed_files_are_scored_again_and_others_kept(scorer: Scorer, photos: Path, tmp_path: Path) -> None:
+def test_changed_files_are_scored_again_and_others_kept(
+    scorer: Scorer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     output = tmp_path / "scores.csv"
     paths = [str(photos / f"{n}.png") for n in range(4)]
     write(scorer, output, paths[:3])
@@ -492,45 +486,33 @@ def test_changed_files_are_scored_again_and_others_kept(scorer: Scorer, photos: 
     assert [line.split(",")[0] for line in after[1:]] == [paths[0], paths[1], paths[3], paths[2]]
     assert after[1] == before[1] and after[4] == before[3]
     assert after[2] != before[2]
-
-
-def test_the_same_file_by_another_spelling(scorer: Scorer, photos: Path, tmp_path: Path, monkeypatch) -> None:
-    write(scorer, tmp_path / "scores.csv", [str(photos / "0.png")])
-    monkeypatch.chdir(photos)
-    assert write(scorer, tmp_path / "scores.csv", ["./0.png"], resume=True) == 0
-    assert file_key("0.png") == file_key(str(photos / "0.png"))
-
-
-def test_existing_outputs_are_not_touched_by_accident(scorer: Scorer, photos: Path, tmp_path: Path) -> None:
-    output, paths = tmp_path / "scores.csv", [str(photos / "0.png")]
-    write(scorer, output, paths)
-    with pytest.raises(InputError, match=r"scores.csv exists: --resume adds to it, --overwrite"):
-        ScoreTable(output)
-    (tmp_path / "new.csv.partial.jsonl").write_bytes(b"")
-    with pytest.raises(InputError, match="has the rows of an interrupted run: --resume"):
-        ScoreTable(tmp_path / "new.csv")
-    assert write(scorer, output, paths, overwrite=True) == 1
+    monkeypatch.chdir(photos)  # another spelling is the same file
+    assert write(scorer, output, ["./0.png"], resume=True) == 0
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "flags", "words"),
     [
-        ("scores.txt", "must end in .csv, .jsonl, .parquet, not '.*scores.txt'"),
-        ("nowhere/scores.csv", "the folder of the output does not exist"),
-        ("folder.csv", "the output is a folder"),
+        ("old.csv", {}, r"old.csv exists: --resume adds to it, --overwrite"),
+        ("new.csv", {}, "has the rows of an interrupted run: --resume"),
+        ("scores.txt", {}, "must end in .csv, .jsonl, .parquet, not '.*scores.txt'"),
+        ("nowhere/scores.csv", {}, "the folder of the output does not exist"),
+        ("folder.csv", {}, "the output is a folder"),
+        ("scores.csv", {"resume": True, "overwrite": True}, "exclude each other"),
     ],
 )
-def test_impossible_outputs(tmp_path: Path, name: str, words: str) -> None:
+def test_impossible_outputs(tmp_path: Path, name: str, flags: dict[str, bool], words: str) -> None:
     (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "old.csv").write_bytes(b"old")
+    (tmp_path / "new.csv.partial.jsonl").write_bytes(b"{")
+    before = sorted(tmp_path.iterdir())
     with pytest.raises(InputError, match=words):
-        ScoreTable(tmp_path / name)
-    with pytest.raises(InputError, match="exclude each other"):
-        ScoreTable(tmp_path / "scores.csv", resume=True, overwrite=True)
-    assert [path.name for path in tmp_path.iterdir()] == ["folder.csv"]
+        ScoreTable(tmp_path / name, **flags)
+    assert sorted(tmp_path.iterdir()) == before and (tmp_path / "old.csv").read_bytes() == b"old"
 
 
 def test_parquet_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pyiqa_qscorer.data.score_table.find_spec", lambda name: None)
+    monkeypatch.setattr("pyiqa_qscorer.data.score_store.find_spec", lambda name: None)
     with pytest.raises(InputError, match="parquet needs pandas and pyarrow"):
         ScoreTable(tmp_path / "scores.parquet")
 
@@ -551,12 +533,12 @@ def test_resume_with_another_identity_is_refused(photos: Path, tmp_path: Path) -
     ("name", "content", "words"),
     [
         ("s.csv", "file,mos\na.png,3\n", "row 1 of .* is not of a score table .*columns"),
-        ("s.csv", ",".join(COLUMNS) + "\na.png,good,,m,i,1,1,1,x\n", "row 1 .*could not convert"),
-        ("s.csv", ",".join(COLUMNS) + "\n,1.0,,m,i,1,1,1,x\n", "it has no path"),
+        ("s.csv", ",".join(columns_of(ScoreRow)) + "\na.png,good,,m,i,1,1,1,x\n", "row 1 .*could not convert"),
+        ("s.csv", ",".join(columns_of(ScoreRow)) + "\n,1.0,,m,i,1,1,1,x\n", "it has no path"),
         ("s.jsonl", "[1, 2]\n", "row 1 of .* is not of a score table"),
-        ("s.jsonl", "{]\n", "line 1 of .* is not JSON"),
-        ("s.csv", ",".join(COLUMNS) + "\n" + "a" * 200_000 + "\n", "is not a CSV file .*field larger"),
-        ("s.parquet", "not parquet", "is not a parquet file"),
+        ("s.jsonl", "{]\n", "row 1 of .* is not of a score table .*Expecting"),
+        ("s.csv", ",".join(columns_of(ScoreRow)) + "\n" + "a" * 200_000 + "\n", "row 1 of .*field larger"),
+        ("s.parquet", "not parquet", "row 1 of .*arquet"),
     ],
 )
 def test_foreign_tables_are_refused(tmp_path: Path, name: str, content: str, words: str) -> None:
@@ -585,11 +567,45 @@ def test_a_torn_last_line_is_dropped(scorer: Scorer, photos: Path, tmp_path: Pat
 
 
 def test_two_runs_cannot_write_one_table(tmp_path: Path) -> None:
-    with ScoreTable(tmp_path / "s.csv", resume=True).open("m", "i"):
-        with pytest.raises(InputError, match="another run is writing"):
-            ScoreTable(tmp_path / "s.csv", resume=True).open("m", "i")
-        with pytest.raises(InputError, match="another run is writing"):
-            ScoreTable(tmp_path / "s.csv", overwrite=True).open("m", "i")
+    output = tmp_path / "s.csv"
+    with ScoreTable(output) as table:  # before the model is loaded
+        for flags in ({}, {"resume": True}, {"overwrite": True}):
+            with pytest.raises(InputError, match="another run is writing"):
+                ScoreTable(output, **flags)
+        table.open("m", "i").add(ScoreRow("a.png", 1.0, metric="m", identity="i"))
+        table.finish(["a.png"])
+    with pytest.raises(InputError, match=r"s.csv exists"):
+        ScoreTable(output)
+    with ScoreTable(output, resume=True) as table:
+        assert len(table.open("m", "i").rows) == 1
+    assert list(tmp_path.iterdir()) == [output]
+
+
+def test_a_run_that_never_began_leaves_all_as_it_was(tmp_path: Path) -> None:
+    output, partial = tmp_path / "s.csv", tmp_path / "s.csv.partial.jsonl"
+    for flags in ({}, {"resume": True}, {"overwrite": True}):
+        ScoreTable(output, **flags).close()
+        assert not list(tmp_path.iterdir())
+    partial.write_bytes(b'{"path": "torn')
+    for flags in ({"resume": True}, {"overwrite": True}):
+        ScoreTable(output, **flags).close()
+        assert partial.read_bytes() == b'{"path": "torn'
+
+
+def test_a_lock_on_a_file_that_its_owner_has_removed_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fcntl, calls = pytest.importorskip("fcntl"), []
+    flock = fcntl.flock
+
+    def slow(file: BinaryIO, operation: int) -> None:
+        calls.append(operation)
+        if len(calls) == 1:  # the other run ends between opening and locking
+            (tmp_path / "s.csv.partial.jsonl").unlink()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with ScoreTable(tmp_path / "s.csv") as table:
+        table.open("m", "i").add(ScoreRow("a.png", 1.0, metric="m", identity="i"))
+        assert table.partial.read_bytes().count(b"\n") == 1 and len(calls) == 2
 
 
 def test_an_output_that_cannot_be_written_keeps_the_rows(
@@ -621,11 +637,27 @@ def test_file_names_that_are_not_utf8(scorer: Scorer, tmp_path: Path) -> None:
         pytest.skip("this file system takes UTF-8 names only")
     paths = find_images([tmp_path]).paths
     assert paths == [os.fsdecode(name)]
-    for output in (tmp_path / "scores.csv", tmp_path / "scores.jsonl"):
+    for suffix in (".csv", ".jsonl", ".parquet"):
+        output = tmp_path / f"scores{suffix}"
         assert write(scorer, output, paths) == 1
         assert write(scorer, output, paths, resume=True) == 0
+        assert [row.path for row in read_rows(output)] == paths
     assert name in (tmp_path / "scores.csv").read_bytes()
     assert json.loads((tmp_path / "scores.jsonl").read_text())["path"] == paths[0]
+    in_parquet = paths[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    assert pd.read_parquet(tmp_path / "scores.parquet")["path"].tolist() == [in_parquet]
+
+
+def test_a_path_is_no_formula_of_a_spreadsheet(
+    scorer: Scorer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(photos)
+    paths = [f"{sign}1.png" for sign in "=+-@"]
+    for path in paths:
+        picture(3).save(path, "PNG")
+    assert write(scorer, tmp_path / "s.csv", [*paths, "1.png"]) == 5
+    assert [row.path for row in read_rows(tmp_path / "s.csv")] == [*(f"./{path}" for path in paths), "1.png"]
+    assert write(scorer, tmp_path / "s.csv", [*paths, "1.png"], resume=True) == 0
 
 
 def test_a_thousand_images_ten_of_them_broken(scorer: Scorer, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import typer
 from ..errors import InputError
 from . import console as cli_output
 from .console import clean_errors, count, printable, require, say
-from .options import Debug, option
+from .options import Debug, Device, option
 
 if TYPE_CHECKING:
     from ..evaluation.datasets import DatasetSpec
@@ -55,9 +55,7 @@ def benchmark(
     original_size: Annotated[
         bool, option("leave out the resizing of pyiqa's dataset options (spaq to 448)", "--original-size", **DATA)
     ] = False,
-    device: Annotated[
-        str | None, option("cpu, cuda, cuda:1, ...", metavar="DEVICE", show_default="cuda if there, else cpu")
-    ] = None,
+    device: Device = None,
     batch_size: Annotated[int, option("images per pass, of our metrics only", min=1, metavar="N")] = 1,
     workers: Annotated[int, option("threads that read images", min=1, metavar="N")] = 4,
     overwrite: Annotated[bool, option("score again what was scored before", "--overwrite")] = False,
@@ -241,12 +239,7 @@ def dataset_specs(
             label = Path(name).stem if label == name else label
             specs.append(
                 DatasetSpec(
-                    label,
-                    csv=Path(name),
-                    images=images,
-                    references=references,
-                    columns=roles,
-                    lower_better=dmos,
+                    label, csv=Path(name), images=images, references=references, columns=roles, lower_better=dmos
                 )
             )
         else:

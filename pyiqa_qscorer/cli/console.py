@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import logging
 import os
+import re
 import sys
 import time
 import traceback
@@ -20,18 +21,20 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ..errors import QScorerError
+from ..errors import OutputError, QScorerError
 from ..files import readable_size
 from ..registry import SCORE_RANGE
 from ..report import printable
 
 if TYPE_CHECKING:
     from ..checkpoints.hub import DownloadPlan
-    from ..data.score_files import ScoreRow
+    from ..data.score_rows import ScoreRow
     from ..training.run import TrainingResult
 
-MAX_LISTED_FAILURES = 20  # with a table on disk, whose error column has them all
+MAX_LISTED_FAILURES = 20  # in a terminal, or beside a table on disk, whose error column has them all
+LONG_TABLE = 100  # rows
 BAR_WIDTH = 20
+LINE_BREAKS = re.compile("[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -52,18 +55,33 @@ def say(*parts: str | tuple[str, str], style: str = "") -> None:
 
 @contextmanager
 def clean_errors(debug: bool) -> Iterator[None]:
-    """What the package raises on purpose becomes one message and exit code 2."""
+    """What the package raises on purpose, and what the system refuses, becomes one message and exit code 2."""
     _use_stderr_for_notices()
     try:
         yield
+        with writing_stdout():
+            sys.stdout.flush()  # Python would do it after the exit code is chosen
     except KeyboardInterrupt:
         say(("Interrupted.", "bold yellow"))
         raise typer.Exit(130) from None
-    except (QScorerError, ValueError) as error:
+    except (QScorerError, ValueError, OSError) as error:
         if debug:
             traceback.print_exc()
-        say(("error: ", "bold red"), "\n".join(map(printable, str(error).split("\n"))))
+        reason = str(error)
+        if isinstance(error, OSError) and error.filename is not None:
+            reason = f"{error.strerror}: {error.filename}"  # without the number
+        say(("error: ", "bold red"), "\n".join(map(printable, reason.split("\n"))))
         raise typer.Exit(2) from error
+
+
+@contextmanager
+def writing_stdout() -> Iterator[None]:
+    """Raises `OutputError` where standard output is full or closed; the rest of it is dropped."""
+    try:
+        yield
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else it fails again at Python's end
+        raise OutputError(f"standard output cannot be written: {error.strerror}") from error
 
 
 def require(extra: str, *modules: str) -> None:
@@ -114,34 +132,39 @@ def progress_bar(total: int) -> Iterator[Callable[[ScoreRow], None]]:
 
 
 def print_line(row: ScoreRow) -> None:
-    """A score for a pipe: "score TAB path"; nothing for a failed image."""
+    """A score for a pipe: "score TAB path", line breaks in the path escaped; nothing for a failed image."""
     if row.score is None:
         return
+    path = LINE_BREAKS.sub(lambda found: found[0].encode("unicode_escape").decode(), row.path)
     # As bytes, since a file name need not be UTF-8.
-    sys.stdout.buffer.write(os.fsencode(f"{row.score:.6f}\t{row.path}\n"))
-    sys.stdout.buffer.flush()
+    with writing_stdout():
+        sys.stdout.buffer.write(os.fsencode(f"{row.score:.6f}\t{path}\n"))
+        sys.stdout.buffer.flush()
 
 
-def print_table(rows: Sequence[ScoreRow]) -> None:
-    """All scores for a terminal, best first."""
+def print_scores(rows: Sequence[ScoreRow], worst: int | None = None) -> None:
+    """Scores, best first, or the `worst` lowest, lowest first: a table in a terminal, else lines."""
+    scored = [(row.score, row) for row in rows if row.score is not None]
+    scored = sorted(scored, key=lambda pair: pair[0], reverse=worst is None)[:worst]
+    if not out.is_terminal:
+        for _, row in scored:
+            print_line(row)
+        return
     low, high = SCORE_RANGE
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("score", justify="right", no_wrap=True)
     table.add_column(f"{low:g}{high:>{BAR_WIDTH - 1}g}", no_wrap=True)
     table.add_column("size", justify="right", no_wrap=True, style="dim")
     table.add_column("image", overflow="fold")
-    scored = [(row.score, row) for row in rows if row.score is not None]
-    for score, row in sorted(scored, key=lambda pair: pair[0], reverse=True):
+    for score, row in scored:
         part = min(max((score - low) / (high - low), 0.0), 1.0)
         style = "green" if part >= 0.6 else "yellow" if part >= 0.4 else "red"
-        table.add_row(
-            Text(f"{score:.3f}", style=f"bold {style}"),
-            _bar(part, style),
-            f"{row.width}x{row.height}",
-            Text(printable(row.path)),
-        )
+        size, path = f"{row.width}x{row.height}", Text(printable(row.path))
+        table.add_row(Text(f"{score:.3f}", style=f"bold {style}"), _bar(part, style), size, path)
     if scored:
         out.print(table)
+    if len(scored) > LONG_TABLE:
+        say("--worst N shows the lowest scores only", style="dim")
 
 
 def _bar(part: float, style: str) -> Text:
@@ -156,15 +179,16 @@ def print_summary(rows: Sequence[ScoreRow], made: int, seconds: float, output: P
 
     Args:
         rows: Of all images asked for.
-        made: How many of them this run made, in `seconds`.
+        made: How many of their scores this run made, in `seconds`.
         output: The table on disk, if any.
     """
     failed = [row for row in rows if row.score is None]
-    for row in failed[: MAX_LISTED_FAILURES if output else None]:
+    listed = failed[: MAX_LISTED_FAILURES if output or err.is_terminal else None]
+    for row in listed:
         path, reason = printable(row.path), printable(str(row.error))
         say(("failed ", "bold red"), (path, "bold"), f": {reason}")
-    if output and len(failed) > MAX_LISTED_FAILURES:
-        say(f"and {len(failed) - MAX_LISTED_FAILURES:,} more: column 'error' of the table has all")
+    if more := len(failed) - len(listed):
+        say(f"and {more:,} more: column 'error' of {'the table' if output else 'a table (--output)'} has all")
     values = sorted(row.score for row in rows if row.score is not None)
     parts: list[str | tuple[str, str]] = [(f"{count(len(values), 'image')} scored", "bold")]
     if failed:

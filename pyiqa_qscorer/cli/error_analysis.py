@@ -52,8 +52,7 @@ def errors(
     ] = 5,
     seed: Annotated[int, option("of samples and simulations", min=0, metavar="N", show_default=False)] = 0,
     output: Annotated[
-        Path | None,
-        option("folder for errors.html, .csv, .json and pictures", "--output", "-o", metavar="DIR"),
+        Path | None, option("folder for errors.html, .csv, .json and pictures", "--output", "-o", metavar="DIR")
     ] = None,
     checkpoint: Annotated[
         list[str] | None,

@@ -10,7 +10,7 @@ from ..registry import DEFAULT_METRIC, METRICS, OPTIONS, PUBLISHED_METRIC
 
 
 def option(help: str, *flags: str, metavar: str = "", **settings: Any) -> Any:
-    """An option with help in the style of `names.OPTIONS`; no `metavar` for a flag."""
+    """An option with help in the style of `registry.OPTIONS`; no `metavar` for a flag."""
     return typer.Option(*flags, help=help.replace("[", r"\["), metavar=metavar, **settings)
 
 
@@ -19,10 +19,7 @@ def _model_option(name: str, metavar: str = "", *flags: str) -> Any:
     return option(OPTIONS[name], *flags, metavar=metavar, **panel)
 
 
-Metric = Annotated[
-    str,
-    option(", ".join(METRICS), "--metric", "-m", metavar="NAME", rich_help_panel="Model"),
-]
+Metric = Annotated[str, option(", ".join(METRICS), "--metric", "-m", metavar="NAME", rich_help_panel="Model")]
 ScoreMetric = Annotated[
     str | None,
     option(
@@ -39,10 +36,13 @@ Base = Annotated[str | None, _model_option("base", "ID|DIR")]
 Revision = Annotated[str | None, _model_option("revision", "REV")]
 BaseRevision = Annotated[str | None, _model_option("base_revision", "REV")]
 CacheDir = Annotated[str | None, _model_option("cache_dir", "DIR")]
-LocalFilesOnly = Annotated[bool, _model_option("local_files_only", "", "--local-files-only")]
+LocalFilesOnly = Annotated[bool | None, _model_option("local_files_only", "", "--local-files-only")]
 Dtype = Annotated[str | None, _model_option("dtype", "TYPE")]
 Prompt = Annotated[str | None, _model_option("prompt", "TEXT")]
 Clamp = Annotated[bool | None, _model_option("clamp", "", "--clamp/--no-clamp")]
 AttnImplementation = Annotated[str | None, _model_option("attn_implementation", "NAME")]
-Compile = Annotated[bool, _model_option("compile", "", "--compile")]
+Compile = Annotated[bool | None, _model_option("compile", "", "--compile")]
+Device = Annotated[
+    str | None, option("cpu, cuda, cuda:1, ...", metavar="DEVICE", show_default="cuda if there, else cpu")
+]
 Debug = Annotated[bool, option("show the traceback of an error", "--debug")]

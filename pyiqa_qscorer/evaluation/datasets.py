@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from ..data.opinions import OpinionRow, Transform, read_opinions
-from ..data.row_files import columns_of
-from ..data.score_files import ScoreRow, file_key
+from ..data.score_rows import ScoreRow, columns_of
 from ..errors import OpinionTableError
+from ..files import file_key
 from ..host.pyiqa_datasets import pyiqa_dataset
 
 COLUMNS = ("file", "mos", "std", "reference", "split")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ..data.row_files import read_rows
+from ..data.score_rows import read_rows
 from ..errors import InputError
 from .bootstrap import LEVEL, RESAMPLES, Resampled, compare, holm, intervals, resample
 from .correlation import Correlations, Floats, correlations

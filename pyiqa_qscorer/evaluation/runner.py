@@ -26,9 +26,9 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 from ..data.opinions import OpinionRow
-from ..data.score_files import file_key
-from ..data.score_table import ScoreTable
+from ..data.score_store import ScoreTable
 from ..errors import InputError, OutputError, QScorerError
+from ..files import file_key
 from ..host import pyiqa_metrics
 from ..host.pyiqa_metrics import MetricDescription, PyiqaMetric
 from ..report import write_output

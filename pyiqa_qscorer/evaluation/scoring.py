@@ -14,8 +14,9 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.opinions import OpinionRow, Transform
-from ..data.score_files import ScoreRow, file_stamp
+from ..data.score_rows import ScoreRow
 from ..errors import ImageError, QScorerError
+from ..files import file_stamp
 from ..host.pyiqa_metrics import PyiqaMetric
 from ..images.reading import open_image
 from ..prefetch import ordered_prefetch

@@ -45,6 +45,9 @@ class ImagePreparation:
             return PreparedImage(source, error="not enough memory to decode this image")
 
     def _from_tensor(self, source: str, image: torch.Tensor) -> PreparedImage:
+        if image.layout != torch.strided or image.is_nested or image.is_meta:
+            kind = "on device meta, which has none" if image.is_meta else f"{image.layout}: give image.to_dense()"
+            raise ImageError(f"a tensor must be dense and hold values, this one is {kind}")
         if image.ndim != 3:
             raise ImageError(f"a tensor must have shape (3 or 1, H, W), not {tuple(image.shape)}")
         batch = image.detach().unsqueeze(0)
@@ -98,7 +101,8 @@ def describe(image: object) -> str:
         return f"<PIL image {image.width}x{image.height}>"
     if isinstance(image, (torch.Tensor, np.ndarray)):
         kind = "tensor" if isinstance(image, torch.Tensor) else "array"
-        return f"<{kind} {tuple(image.shape)}>"
+        nested = isinstance(image, torch.Tensor) and image.is_nested  # which has no shape
+        return f"<nested {kind}>" if nested else f"<{kind} {tuple(image.shape)}>"
     return f"<{type(image).__name__}>"
 
 
@@ -109,6 +113,8 @@ def reason(error: QScorerError, source: str) -> str:
 
 def is_single(images: object) -> bool:
     """Whether this is one image, not an iterable of images; a tensor or array unless it has 4 axes."""
-    if isinstance(images, (torch.Tensor, np.ndarray)):
+    if isinstance(images, torch.Tensor):
+        return images.ndim != 4 or images.is_mkldnn  # which cannot be taken apart
+    if isinstance(images, np.ndarray):
         return images.ndim != 4
     return isinstance(images, (str, os.PathLike, bytes, Image.Image))

@@ -1,4 +1,4 @@
-"""Image files: finding them from what a user types, and scoring them into rows."""
+"""Image files from what a user types: files, folders and patterns."""
 
 from __future__ import annotations
 
@@ -8,15 +8,13 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import datetime, timedelta, timezone
 from functools import cache
 
 from ..errors import InputError
+from ..files import file_key
 
 # Formats that Pillow recognises but cannot decode by itself (EPS would start Ghostscript).
 UNDECODABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
-
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
 
 @dataclass(frozen=True)
@@ -32,44 +30,13 @@ class FoundImages:
     repeated: int
 
 
-@dataclass(frozen=True, slots=True)
-class ScoreRow:
-    """One image file and its score; what is not known is None.
-
-    Attributes:
-        path: As found.
-        score: Higher is better; None if it failed.
-        error: Why it failed.
-        metric: Name of the metric.
-        identity: Fingerprint of the checkpoint and of the options that change scores.
-        width: Of the image as stored.
-        height: Of the image as stored.
-        bytes: Size of the file when it was read.
-        modified: Time of its last change, ISO 8601 in UTC.
-    """
-
-    path: str
-    score: float | None = None
-    error: str | None = None
-    metric: str | None = None
-    identity: str | None = None
-    width: int | None = None
-    height: int | None = None
-    bytes: int | None = None
-    modified: str | None = None
-
-    def is_current(self) -> bool:
-        """Whether the image file is still the one that was read."""
-        return (self.bytes, self.modified) == file_stamp(self.path)
-
-
 def find_images(inputs: Iterable[str | os.PathLike[str]]) -> FoundImages:
     """Image files of files, folders and patterns, in the order given.
 
-    A file is taken whatever its name. A folder is searched in all depths for files with an image
-    extension, by name; hidden ones are left out, links are followed, each folder is entered once.
-    A pattern (`*`, `?`, `[...]`, and `**` for any number of folders) stands for the image files
-    and folders that match it. A path that does not exist is kept: scoring reports it as failed.
+    A file is taken whatever its name. A folder is searched in all depths for files with an image extension, by name;
+    hidden ones are left out, links are followed, each folder is entered once. A pattern (`*`, `?`, `[...]`, and `**`
+    for any number of folders) stands for the image files and folders that match it. A path that does not exist is
+    kept: scoring reports it as failed. What links of folders lead to twice is taken once; a link of a file is a file.
 
     Raises:
         InputError: A URL, a folder that cannot be read, or a folder or pattern without any image.
@@ -77,9 +44,11 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> FoundImages:
     paths: list[str] = []
     seen: set[str] = set()
     repeated = 0
+    real_folder = cache(os.path.realpath)
     for given in inputs:
         for path in dict.fromkeys(_expand(os.fsdecode(given))):
-            key = file_key(path)
+            folder, name = os.path.split(path)
+            key = file_key(os.path.join(real_folder(folder), name))
             if key in seen:
                 repeated += 1
             else:
@@ -88,21 +57,6 @@ def find_images(inputs: Iterable[str | os.PathLike[str]]) -> FoundImages:
     if not paths:
         raise InputError("nothing to score: give image files, folders or patterns")
     return FoundImages(paths, repeated)
-
-
-def file_key(path: str) -> str:
-    """Equal for all spellings of a path (`a.png`, `./a.png`, absolute); links are not resolved."""
-    return os.path.normcase(os.path.abspath(path))
-
-
-def file_stamp(path: str) -> tuple[int | None, str | None]:
-    """Size in bytes and time of last change; None, None for a file that cannot be looked at."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):  # ValueError: a path with a null character
-        return None, None
-    changed = EPOCH + timedelta(microseconds=status.st_mtime_ns // 1000)
-    return status.st_size, changed.isoformat(timespec="microseconds")
 
 
 @cache

@@ -1,40 +1,36 @@
-"""Score tables on disk that survive a crash: csv, jsonl or parquet, one row per image file.
+"""Score tables that survive a crash.
 
-While a run is under way, its rows go one by one, as JSON lines, to `OUTPUT.partial.jsonl` beside
-the output. At the end the whole table is written under a temporary name and renamed. So a killed
-run loses the batch in work and nothing else, and the output is at any time either the old table
-or the whole new one.
+While a run is under way, its rows go one by one, as JSON lines, to `OUTPUT.partial.jsonl` beside the output. At the
+end the whole table is written under a temporary name and renamed. So a killed run loses the batch in work and nothing
+else, and the output is at any time either the old table or the whole new one.
 
-A later run with `resume` keeps a row if the metric's identity, and path, size and time of last
-change of the image file, are the same. Rows without a score are made again.
+A later run with `resume` keeps a row if the metric's identity, and path, size and time of last change of the image
+file, are the same. Rows without a score are made again.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO, Generic
 
 from ..errors import InputError, OutputError
-from .row_files import Row, columns_of, read_jsonl, read_rows, write_rows
-from .score_files import ScoreRow, file_key
+from ..files import file_key
+from .score_rows import SUFFIXES, Row, ScoreRow, json_line, read_rows, write_rows
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
-COLUMNS = columns_of(ScoreRow)
 SECONDS_BETWEEN_SYNCS = 5.0
+HAS_LOCKS = find_spec("fcntl") is not None  # not on Windows, where a second run is not refused
 
 
 class ScoreTable(Generic[Row]):
     """A table in the making; a context manager.
 
-    Creating one changes nothing on disk and raises what can be known to fail, so do it before
-    loading a model. Then `open`, score what is `unfinished`, `add` each row, `finish`.
+    Creating one locks the table and raises what can be known to fail, so do it before loading a model; nothing that
+    earlier runs left is changed. Then `open`, score what is `unfinished`, `add` each row, `finish`.
 
     Args:
         output: File that ends in .csv, .jsonl or .parquet (which needs pandas and pyarrow).
@@ -43,11 +39,13 @@ class ScoreTable(Generic[Row]):
         row_type: `ScoreRow`, or a dataclass derived from it with more columns of str, float or int.
 
     Attributes:
-        partial: File of the rows of a run that is under way or was interrupted.
+        partial: File of the rows of a run that is under way or was interrupted. Its lock is that of the table.
         rows: All rows so far, also of earlier runs, by `file_key`.
 
     Raises:
-        InputError: An impossible output; or one that exists, without `resume` or `overwrite`.
+        InputError: An impossible output; one that exists, without `resume` or `overwrite`; or another process is
+            writing it.
+        OutputError: Nothing can be written there.
     """
 
     def __init__(
@@ -62,8 +60,6 @@ class ScoreTable(Generic[Row]):
         self.rows: dict[str, Row] = {}
         self._row_type = row_type
         self._resume = resume
-        self._file: BinaryIO | None = None
-        self._length = 0
         self._last_sync = time.monotonic()
         if resume and overwrite:
             raise InputError("--resume and --overwrite exclude each other")
@@ -76,37 +72,46 @@ class ScoreTable(Generic[Row]):
             raise InputError(f"the folder of the output does not exist: {self.output.parent}")
         if self.output.is_dir():
             raise InputError(f"the output is a folder: {self.output}")
-        if not resume and not overwrite:
-            if self.partial.exists():
-                raise InputError(
-                    f"{self.partial} has the rows of an interrupted run: "
-                    "--resume goes on with them, --overwrite starts again"
-                )
-            if self.output.exists():
-                raise InputError(f"{self.output} exists: --resume adds to it, --overwrite replaces it")
+        try:
+            self._file: BinaryIO | None = _open_alone(self.partial)
+            self._length = os.fstat(self._file.fileno()).st_size
+        except OSError as error:
+            raise OutputError(f"cannot write {self.partial}: {error.strerror}") from error
+        # Only under the lock: a run that has just ended may have made the output.
+        problem = None
+        if self._length:
+            problem = (
+                f"{self.partial} has the rows of an interrupted run: --resume goes on with them, "
+                "--overwrite starts again"
+            )
+        elif self.output.exists():
+            problem = f"{self.output} exists: --resume adds to it, --overwrite replaces it"
+        if problem and not resume and not overwrite:
+            self.close()
+            raise InputError(problem)
 
     def open(self, metric: str, identity: str) -> ScoreTable[Row]:
-        """Open the partial file and, with `resume`, read the rows of earlier runs.
+        """Empty the partial file or, with `resume`, read the rows of earlier runs.
 
         Raises:
-            InputError: Those rows come from another checkpoint or other options, or are not
-                ours; or another process is writing this table.
+            InputError: Those rows come from another checkpoint or other options, or are not ours.
             OutputError: The partial file cannot be written.
         """
-        with ExitStack() as on_failure:
-            on_failure.callback(self.close)
-            try:
-                self._file = _open_alone(self.partial)
-                # Cut only under the lock. A last line without its end is torn by a killed run.
-                self._length = _length_of_whole_lines(self.partial) if self._resume else 0
-                self._file.truncate(self._length)
-            except OSError as error:
-                raise OutputError(f"cannot write {self.partial}: {error.strerror}") from error
+        try:
+            if self._file is None:
+                raise ValueError("the table is closed")
+            self._length = _length_of_whole_lines(self.partial) if self._resume else 0
+            self._file.truncate(self._length)  # what follows is the line that a killed run was writing
             if self._resume:
                 earlier = read_rows(self.output, self._row_type) if self.output.exists() else []
-                for row in earlier + read_jsonl(self.partial, self._row_type):
-                    self._keep(row, metric, identity)
-            on_failure.pop_all()
+                for row in earlier + read_rows(self.partial, self._row_type):
+                    self._check(row, metric, identity)
+                    self.rows[file_key(row.path)] = row
+        except BaseException as error:
+            self.close()
+            if isinstance(error, OSError):
+                raise OutputError(f"cannot write {self.partial}: {error.strerror}") from error
+            raise
         return self
 
     def __enter__(self) -> ScoreTable[Row]:
@@ -127,7 +132,7 @@ class ScoreTable(Generic[Row]):
             OutputError: They cannot be written here.
         """
         for part in parts:
-            for row in read_jsonl(part, self._row_type):
+            for row in read_rows(part, self._row_type):
                 self._check(row, metric, identity)
                 self.add(row)
             part.unlink()
@@ -139,8 +144,8 @@ class ScoreTable(Generic[Row]):
             OutputError: It cannot be written; the rows before it are kept.
         """
         if self._file is None:
-            raise ValueError("the table is not open")
-        line = json.dumps(asdict(row)).encode("ascii") + b"\n"
+            raise ValueError("the table is closed")
+        line = json_line(row)
         try:
             written = 0
             while written < len(line):
@@ -150,7 +155,7 @@ class ScoreTable(Generic[Row]):
                 self._last_sync = time.monotonic()
         except OSError as error:
             self._file.truncate(self._length)
-            raise OutputError(self._write_problem(self.partial, error)) from error
+            raise self._write_problem(self.partial, error) from error
         self._length += len(line)
         self.rows[file_key(row.path)] = row
 
@@ -162,19 +167,13 @@ class ScoreTable(Generic[Row]):
         Raises:
             OutputError: The output cannot be written; all rows are kept in the partial file.
         """
-        keys = [file_key(path) for path in paths]
-        chosen = set(keys)
+        chosen = dict.fromkeys(map(file_key, paths))
         rows = [row for key, row in self.rows.items() if key not in chosen]
-        rows += [self.rows[key] for key in keys if key in self.rows]
-        temporary = self.output.with_name(f".{self.output.name}.{os.getpid()}.tmp")
+        rows += [self.rows[key] for key in chosen if key in self.rows]
         try:
-            write_rows(temporary, rows, self._row_type, self.output.suffix.lower())
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
-            os.replace(temporary, self.output)
+            write_rows(self.output, rows, self._row_type)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise OutputError(self._write_problem(self.output, error)) from error
+            raise self._write_problem(self.output, error) from error
         self._length = 0  # nothing is left that only the partial file has
         self.close()
 
@@ -187,19 +186,16 @@ class ScoreTable(Generic[Row]):
             with file:
                 if self._length:
                     os.fsync(file.fileno())
-            if not self._length:
+                elif HAS_LOCKS:
+                    self.partial.unlink()  # while it is locked: afterwards it may be another run's
+            if not self._length and not HAS_LOCKS:
                 self.partial.unlink()
         except OSError as error:
-            raise OutputError(self._write_problem(self.partial, error)) from error
+            raise self._write_problem(self.partial, error) from error
 
-    def _write_problem(self, path: Path, error: OSError) -> str:
-        return (
-            f"cannot write {path}: {error.strerror}. {len(self.rows)} finished rows are kept; put it right and resume"
-        )
-
-    def _keep(self, row: Row, metric: str, identity: str) -> None:
-        self._check(row, metric, identity)
-        self.rows[file_key(row.path)] = row
+    def _write_problem(self, path: Path, error: OSError) -> OutputError:
+        kept = f"{len(self.rows)} finished rows are kept; put it right and resume"
+        return OutputError(f"cannot write {path}: {error.strerror}. {kept}")
 
     def _check(self, row: Row, metric: str, identity: str) -> None:
         if row.identity != identity:
@@ -215,17 +211,23 @@ class ScoreTable(Generic[Row]):
 
 
 def _open_alone(path: Path) -> BinaryIO:
-    """Open for appending; a second run on the same table is refused (but not on Windows)."""
-    file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by ScoreTable.close)
-    if find_spec("fcntl"):
-        import fcntl
-
+    """Open for appending, under a lock that ends with the file. Raises `InputError` if another run has it."""
+    while True:
+        file = open(path, "ab", buffering=0)  # noqa: SIM115 (closed by ScoreTable.close)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            if HAS_LOCKS:
+                import fcntl
+
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(path), os.fstat(file.fileno())):
+                    return file
+        except OSError as error:
             file.close()
-            raise InputError(f"another run is writing {path}: wait for it to end") from error
-    return file
+            if isinstance(error, BlockingIOError):
+                raise InputError(f"another run is writing {path}: wait for it to end") from error
+            raise
+        file.close()  # a run that ended between the two calls has removed it
 
 
 def _length_of_whole_lines(path: Path) -> int:

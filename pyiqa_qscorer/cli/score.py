@@ -1,0 +1,152 @@
+"""Command `pyiqa-qscorer score`: argument parsing and printing only."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import InputError
+from ..files import file_key
+from ..registry import OPTIONS, default_metric, resolve_metric_options
+from . import console as cli_output
+from .console import clean_errors, count, say
+from .options import (
+    AttnImplementation,
+    Base,
+    BaseRevision,
+    CacheDir,
+    Checkpoint,
+    Clamp,
+    Compile,
+    Debug,
+    Device,
+    Dtype,
+    LocalFilesOnly,
+    Prompt,
+    Revision,
+    ScoreMetric,
+    option,
+)
+
+if TYPE_CHECKING:
+    from ..data.score_rows import ScoreRow
+    from ..data.score_store import ScoreTable
+
+LIST = "-"
+"""Stands for a list of inputs on standard input."""
+
+
+def score(
+    context: typer.Context,
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="image files, folders (searched in all depths), patterns such as 'a/**/*.png'; "
+            "- for a list of them on standard input, one per line",
+            metavar="INPUT",
+            show_default=False,
+        ),
+    ],
+    metric: ScoreMetric = None,
+    output: Annotated[
+        Path | None,
+        option("write a table: .csv, .jsonl or .parquet", "--output", "-o", metavar="FILE", show_default=False),
+    ] = None,
+    resume: Annotated[bool, option("go on from an interrupted or finished --output", "--resume")] = False,
+    overwrite: Annotated[bool, option("replace an existing --output", "--overwrite")] = False,
+    worst: Annotated[int | None, option("print the N lowest scores only, lowest first", min=1, metavar="N")] = None,
+    device: Device = None,
+    batch_size: Annotated[int, option("images per pass of the model", min=1, metavar="N")] = 16,
+    workers: Annotated[
+        int | None, option("threads that read images", min=1, metavar="N", show_default="one per core, at most 16")
+    ] = None,
+    checkpoint: Checkpoint = None,
+    base: Base = None,
+    revision: Revision = None,
+    base_revision: BaseRevision = None,
+    dtype: Dtype = None,
+    prompt: Prompt = None,
+    clamp: Clamp = None,
+    attn_implementation: AttnImplementation = None,
+    compile: Compile = None,
+    local_files_only: LocalFilesOnly = None,
+    cache_dir: CacheDir = None,
+    debug: Debug = False,
+) -> None:
+    """Score images.
+
+    Without --output: a table, best first, in a terminal; in a pipe lines
+    "score TAB path", with line breaks in a path escaped. Exit code 0 if all
+    images were scored, 1 if some failed, 2 if it could not start.
+
+    [bold]Examples[/bold]
+    $ pyiqa-qscorer score photo.jpg holiday/
+    $ pyiqa-qscorer score 'data/**/*.png' -o scores.csv --resume --worst 10
+    $ pyiqa-qscorer score photos/ | sort -rn | head
+    $ find photos -newer list.txt | pyiqa-qscorer score -
+    """
+    with clean_errors(debug), ExitStack() as stack:
+        # What can be wrong with the command itself comes before torch and the model.
+        metric = metric or default_metric(checkpoint)
+        options = {name: value for name, value in context.params.items() if name in OPTIONS}
+        resolve_metric_options(metric, options)
+        if output is None and (resume or overwrite):
+            raise InputError("--resume and --overwrite go with --output")
+        from ..data.find_images import find_images
+        from ..data.score_store import ScoreTable
+
+        found = find_images(_with_lists(inputs))
+        table: ScoreTable[ScoreRow] | None = None
+        if output is not None:
+            table = stack.enter_context(ScoreTable(output, resume, overwrite))
+        if found.repeated:
+            say(f"{count(found.repeated, 'image')} named twice: scored once", style="dim")
+
+        from ..scorer import Scorer, score_files
+
+        say(f"Loading {metric}{f' from {checkpoint}' if checkpoint else ''} ...", style="dim")
+        scorer = Scorer(metric, device, batch_size, workers, **options)
+        todo = found.paths
+        if table is not None:
+            todo = table.open(scorer.name, scorer.identity).unfinished(found.paths)
+            if done := len(found.paths) - len(todo):
+                say(f"{count(done, 'image')} of {len(found.paths):,} scored before", style="dim")
+        rows: list[ScoreRow] = []
+        started = time.monotonic()
+        try:
+            with cli_output.progress_bar(len(todo)) as advance:
+                for row in score_files(scorer, todo, table):
+                    rows.append(row)
+                    advance(row)
+                    if table is None and worst is None and not cli_output.out.is_terminal:
+                        cli_output.print_line(row)
+            if table is not None:
+                table.finish(found.paths)
+        except KeyboardInterrupt:
+            kept = None if table is None else table.partial
+            cli_output.print_interrupted(len(rows), len(todo), kept)
+            raise typer.Exit(130) from None
+        timing = (sum(row.score is not None for row in rows), time.monotonic() - started)
+        if table is not None:
+            rows = [table.rows[file_key(path)] for path in found.paths]
+        if worst is not None or (table is None and cli_output.out.is_terminal):
+            cli_output.print_scores(rows, worst)
+        cli_output.print_summary(rows, *timing, output)
+    raise typer.Exit(1 if any(row.score is None for row in rows) else 0)
+
+
+def _with_lists(inputs: Iterable[str]) -> Iterator[str]:
+    for given in inputs:
+        if given != LIST:
+            yield given
+            continue
+        for line in sys.stdin.buffer:  # as bytes, since a file name need not be UTF-8
+            if name := line.rstrip(b"\r\n"):
+                yield os.fsdecode(name)
