@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 from test_features import ARCHITECTURE, BACKBONE, encoder
 from tiny_training import make_pictures, settings
@@ -84,6 +85,41 @@ def test_backbone_weights_of_a_trained_checkpoint_go_over_those_of_more_stages(p
     save_file({f"model.vision_model.backbone.{first}": before[first][:1].clone()}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="another feature network"):
         load_backbone(network, str(tmp_path / "model.safetensors"))
+
+
+def test_a_checkpoint_can_read_more_stages_and_keep_a_share_of_what_it_was(pictures: Path, tmp_path: Path) -> None:
+    first = train(parse_config(feature_settings(pictures, tmp_path / "first"))).folders["qscorer"]
+    data = {"cache_statistics": True}
+    model: dict[str, Any] = {"architecture": None, "checkpoint": str(first)}
+    model |= {"backbone_weights": [str(pictures / "backbone.pth")]}
+    model |= {"vision": {"stages": [0, 1, 2, 3], "image_fit": "mirror"}}
+    common: dict[str, Any] = {"lora": {"enabled": False}, "trainable": {"everything": True, "vision_backbone": False}}
+    networks = {}
+    for name, training in (
+        ("unchanged", {"learning_rate": 1e-12}),
+        ("trained", {"learning_rate": 1e-3}),
+        ("half", {"learning_rate": 1e-3, "start_share": 0.5}),
+    ):
+        training = {"num_train_epochs": 1, "weight_decay": 0.0, **training}
+        content = settings(pictures, tmp_path / name, model=model, data=data, training=training, **common)
+        folder = str(train(parse_config(content)).folders["qscorer"])
+        networks[name] = Scorer("qscorer", checkpoint=folder, device="cpu")
+    squares = [Image.new("RGB", (64, 64), (40 * index, 90, 200 - 40 * index)) for index in range(4)]
+    before = Scorer("qscorer", checkpoint=str(first), device="cpu").score(squares)
+    np.testing.assert_allclose(networks["unchanged"].score(squares), before, atol=1e-4)
+    values = {name: scorer.metric.network.state_dict() for name, scorer in networks.items()}
+    vision = networks["half"].metric.network.config.vision_config
+    assert vision.stages == [0, 1, 2, 3] and vision.image_fit == "mirror"
+    for name, value in values["half"].items():
+        torch.testing.assert_close(
+            value, (values["unchanged"][name] + values["trained"][name]) / 2, atol=1e-6, rtol=1e-4
+        )
+    columns = networks["trained"].metric.network.model.vision_model.columns_of([1, 3])
+    assert (values["trained"]["model.vision_model.patch_projection.weight"][:, columns] != 0).any()
+    for changes, words in (({"stages": [1]}, "must keep"), ({"patch_size": 8}, "can change stages")):
+        content = settings(pictures, tmp_path / "wrong", model={**model, "vision": changes}, **common)
+        with pytest.raises(TrainingFailedError, match=words):
+            train(parse_config(content))
 
 
 def test_cache_is_kept_until_images_or_network_change(

@@ -155,6 +155,30 @@ def test_a_region_is_damaged_and_blamed_in_part(photos: list[Path], tmp_path: Pa
         Recipe(**settings, region=(0.5, 1.0))
 
 
+def test_labels_can_be_what_damage_leaves_of_a_photos_own_score(photos: list[Path], tmp_path: Path) -> None:
+    own = dict(zip((photo.name for photo in photos), (2.5, 3.5, BEST_OPINION), strict=True))
+    table = tmp_path / "scores.csv"
+    table.write_text("path,score\n" + "".join(f"elsewhere/{name},{score}\n" for name, score in own.items()))
+    settings: dict[str, Any] = {"kind": "kadid", "count": 10, "longer_sides": (64, 65), "seed": 2}
+    plain = rows_of(render(Recipe(**settings), photos, tmp_path / "plain", workers=1))
+    recipe = Recipe(**settings, photo_opinions=table, severity=0.5)
+    for row, other in zip(rows_of(render(recipe, photos, tmp_path / "own", workers=1)), plain, strict=True):
+        assert row["photo"] == other["photo"] and row["distortion"] == other["distortion"]
+        kept = (min(float(other["mos"]), BEST_OPINION) - 1) / (BEST_OPINION - 1)
+        expected = 1 + (own[row["photo"]] - 1) * (1 - 0.5 * (1 - kept))
+        assert float(row["mos"]) == pytest.approx(expected, abs=1e-3)
+    clean = Recipe(kind="clean", count=4, photo_opinions=table)
+    for row in rows_of(render(clean, photos, tmp_path / "clean", workers=1)):
+        assert float(row["mos"]) == own[row["photo"]]
+    table.write_text("path,score\ncat.png,2\n")
+    with pytest.raises(SyntheticDataError, match=r"every photo from 1 to 5; not so: \w+\.png, \w+\.png"):
+        render(recipe, photos, tmp_path / "lacking", workers=1)
+    with pytest.raises(SyntheticDataError, match="columns path and score"):
+        render(
+            recipe.model_copy(update={"photo_opinions": tmp_path / "none.csv"}), photos, tmp_path / "none", workers=1
+        )
+
+
 def test_clean_photos_have_the_best_opinion(photos: list[Path], tmp_path: Path) -> None:
     table = render(Recipe(kind="clean", count=3, longer_sides=(96, 97)), photos, tmp_path / "set", workers=1)
     assert [(row["mos"], row["distortion"]) for row in rows_of(table)] == [(str(BEST_OPINION), "{}")] * 3
@@ -218,7 +242,7 @@ def test_another_recipe_in_the_same_folder_is_refused(photos: list[Path], tmp_pa
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"train.a.kind": "tid"}, r"train\.a\.kind: .*'kadid' or 'chains'"),
+        ({"train.a.kind": "tid"}, r"train\.a\.kind: .*'kadid', 'chains' or 'clean'"),
         ({"train.a.type_shares": {26: 1.0}}, r"types 1\.\.25, got \[26\]"),
         ({"train.a.type_shares": {1: -1.0}}, "must be >= 0"),
         ({"train.a.kind": "chains", "train.a.type_shares": {1: 1.0}}, "type_shares goes with kind: kadid"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +25,11 @@ REGRESSOR_PREFIX = "deepmlp."
 
 @dataclass
 class StartingPoint:
-    """A model to train, and its tokenizer."""
+    """A model to train, its tokenizer, and stages of its feature network that it has not been trained to read."""
 
     model: QScorerForScoring
     tokenizer: PreTrainedTokenizerBase
+    new_stages: list[int] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def start_new(
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"architecture does not make a Q-Scorer: {error}") from error
     use_fast_linear(model)
-    return StartingPoint(model, tokenizer)
+    return StartingPoint(model, tokenizer, list(config.vision_config.stages))
 
 
 def _start_from_base(

@@ -7,6 +7,8 @@ it; the whole picture becomes the cls token in the same way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import timm
@@ -114,6 +116,13 @@ class FeatureEncoder(nn.Module):
             means.append(moments[0])
             deviations.append((moments[1] - moments[0] ** 2).clamp(min=0).add(SMALLEST_VARIANCE).sqrt())
         return torch.cat(means + deviations, dim=-1)
+
+    def columns_of(self, stages: Sequence[int]) -> list[int]:
+        """Where the means and deviations of some of the stages stand among the channels of `statistics`."""
+        widths = [self.backbone.feature_info[index]["num_chs"] for index in self.indices]
+        ends = list(accumulate([0, *widths, *widths]))
+        parts = zip(self.indices * 2, pairwise(ends), strict=True)
+        return [column for index, part in parts if index in stages for column in range(*part)]
 
     def layers(self, backbone: Any, pixels: Tensor) -> list[Tensor]:
         """Outputs of the stages that are read, of this encoder's network or another of its kind."""

@@ -40,6 +40,14 @@ class Recipe(Section):
         description="distort a part of the picture only, half a picture or a rectangle, its share of the area drawn "
         "between the two; default: all of it",
     )
+    photo_opinions: Path | None = Field(
+        None,
+        description="table of what each undistorted photo scores, 1 to 5, columns path and score as the score command "
+        "writes them; a label is then what the damage leaves of that; default: every photo is perfect",
+    )
+    severity: float = Field(
+        1.0, gt=0, le=1, description="share of the fall below the undistorted photo that a label keeps"
+    )
     calibration_photos: int = Field(24, ge=1, description="photos that the calibration of chains is fitted on")
 
     @field_validator("type_shares")
@@ -65,8 +73,7 @@ class Recipe(Section):
 
     def facts(self) -> dict[str, Any]:
         """As JSON keeps it, without the folders of the photos."""
-        found = {**self.model_dump(mode="json", exclude={"photos"}), "longer_sides": list(self.sides)}
-        return {name: value for name, value in found.items() if name != "region" or value}
+        return {**self.model_dump(mode="json", exclude={"photos"}), "longer_sides": list(self.sides)}
 
 
 class PhotoRecipe(Recipe):

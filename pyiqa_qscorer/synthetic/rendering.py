@@ -119,6 +119,7 @@ def render(
     """
     calibration_file = calibration_file or folder / CALIBRATION_FILE
     table = folder / "labels.csv"
+    opinions = None if recipe.photo_opinions is None else _photo_opinions(recipe.photo_opinions, photos)
     facts = _recorded(recipe, photos, folder, calibration_file)
     if table.exists():
         return table
@@ -130,7 +131,7 @@ def render(
             calibration = _calibration(recipe, photos, calibration_file, pool)
             facts |= _recorded(recipe, photos, folder, calibration_file)
         write_bytes(folder / "recipe.json", json.dumps(facts, indent=1).encode())
-        render_one = partial(_render_one, recipe, photos, folder, calibration)
+        render_one = partial(_render_one, recipe, photos, folder, calibration, opinions)
         rows = []
         for row in ordered_prefetch(render_one, range(recipe.count), pool, 4 * workers):
             rows.append(row)
@@ -165,7 +166,12 @@ def _recorded(recipe: Recipe, photos: Sequence[Path], folder: Path, calibration_
 
 
 def _render_one(
-    recipe: Recipe, photos: Sequence[Path], folder: Path, calibration: Calibration | None, index: int
+    recipe: Recipe,
+    photos: Sequence[Path],
+    folder: Path,
+    calibration: Calibration | None,
+    opinions: dict[str, float] | None,
+    index: int,
 ) -> dict[str, Any]:
     """Picture `index` of a set and its row. The row lies beside the picture, so that a resumed run need not redo it."""
     file = f"images/{index:06d}.png"
@@ -196,12 +202,39 @@ def _render_one(
         picture = np.where(_region(photo.shape[:2], area, rng)[..., None], picture, photo)
         mos = BEST_OPINION - (BEST_OPINION - min(mos, BEST_OPINION)) * weight_of_region(area)
         std, what = float(typical_spread(mos)), {**what, "region": round(area, 4)}
+    if opinions is not None or recipe.severity != 1:
+        undistorted = BEST_OPINION if opinions is None else opinions[path.name]
+        mos = undistorted - recipe.severity * (undistorted - 1) * max(BEST_OPINION - mos, 0) / (BEST_OPINION - 1)
+        std = float(typical_spread(mos))
     encoded = io.BytesIO()
     Image.fromarray(picture).save(encoded, "png", compress_level=1)
     write_bytes(folder / file, encoded.getvalue())
     row = {"file": file, "mos": round(mos, 4), "std": round(std, 4), "photo": path.name, "distortion": json.dumps(what)}
     write_bytes(note, json.dumps(row).encode())
     return row
+
+
+def _photo_opinions(table: Path, photos: Sequence[Path]) -> dict[str, float]:
+    """Score of each photo by its file name.
+
+    Raises:
+        SyntheticDataError: no such table, a photo that is not in it, or a score outside of 1..5.
+    """
+    try:
+        with table.open(newline="", encoding="utf-8") as file:
+            found = {Path(row["path"]).name: float(row["score"]) for row in csv.DictReader(file) if row["score"]}
+    except (OSError, KeyError, ValueError) as error:
+        raise SyntheticDataError(
+            f"photo_opinions: {table} must be a table with the columns path and score, as `pyiqa-qscorer score -o` "
+            f"writes it: {error!r}"
+        ) from error
+    lacking = [photo.name for photo in photos if not 1 <= found.get(photo.name, 0.0) <= 5]
+    if lacking:
+        raise SyntheticDataError(
+            f"photo_opinions: {table} must score every photo from 1 to 5; not so: {', '.join(lacking[:5])}"
+            + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+        )
+    return found
 
 
 def tone_of(steps: Sequence[Step]) -> list[Step]:

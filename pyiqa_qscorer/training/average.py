@@ -28,6 +28,16 @@ def set_parameters(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor
         parameter.copy_(values[name])
 
 
+@torch.no_grad()
+def mix_in(parameters: Mapping[str, Tensor], start: Mapping[str, Tensor], share: float) -> None:
+    """Each parameter becomes share x start + (1 - share) x itself.
+
+    Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
+    """
+    for name, parameter in parameters.items():
+        parameter.lerp_(start[name].to(parameter), share)
+
+
 def save_values(values: Mapping[str, Tensor], file: Path) -> None:
     """Write values as safetensors, from wherever they are."""
     save_file({name: value.contiguous().cpu() for name, value in values.items()}, file)

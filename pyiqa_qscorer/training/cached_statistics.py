@@ -6,6 +6,7 @@ import copy
 import hashlib
 import os
 import pickle
+from collections.abc import Sequence
 from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
@@ -205,8 +206,14 @@ def _compute(data: QualityDataset, indices: range, encoder: FeatureEncoder, file
     os.replace(temporary, file)
 
 
-def fit_standardisation(encoder: FeatureEncoder, data: CachedStatistics | QualityDataset) -> None:
-    """Set the encoder's per-channel mean and scale from up to 512 evenly spaced images of the training data."""
+def fit_standardisation(
+    encoder: FeatureEncoder, data: CachedStatistics | QualityDataset, stages: Sequence[int] | None = None
+) -> None:
+    """Set the encoder's per-channel mean and scale from up to 512 evenly spaced images of the training data.
+
+    Args:
+        stages: whose channels; default: all.
+    """
     indices = np.unique(np.linspace(0, len(data) - 1, IMAGES_FOR_SCALES).astype(int))
     device = next(encoder.parameters()).device
     rows = []
@@ -216,5 +223,7 @@ def fit_standardisation(encoder: FeatureEncoder, data: CachedStatistics | Qualit
             values = pixels if pixels.ndim == 2 else encoder.statistics(pixels[None].to(device))[0]
             rows.append(values.double().cpu())
     stacked = torch.cat(rows)
-    encoder.standardise.mean.copy_(stacked.mean(dim=0))
-    encoder.standardise.scale.copy_(stacked.std(dim=0).clamp(min=SMALLEST_SCALE))
+    columns = encoder.columns_of(encoder.indices if stages is None else stages)
+    encoder.standardise.mean[columns] = stacked.mean(dim=0)[columns].to(encoder.standardise.mean)
+    scale = stacked.std(dim=0).clamp(min=SMALLEST_SCALE)
+    encoder.standardise.scale[columns] = scale[columns].to(encoder.standardise.scale)

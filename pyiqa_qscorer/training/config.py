@@ -131,6 +131,11 @@ class ModelConfig(Section):
     architecture: dict[str, Any] | None = Field(
         None, description="instead of checkpoint: fields of `QScorerConfig` of a new network with random weights"
     )
+    vision: dict[str, Any] | None = Field(
+        None,
+        description="changes of the vision_config of a checkpoint with a feature network: more stages (the weights of "
+        "new ones come from backbone_weights, and count for nothing at first), image_fit, smallest_side",
+    )
     backbone_weights: list[str] = Field(
         [],
         description="of a new network's feature network: files, or installed packages with one; a later one goes over "
@@ -152,6 +157,8 @@ class ModelConfig(Section):
     def _one_start(self) -> ModelConfig:
         if (self.checkpoint is None) == (self.architecture is None):
             raise ValueError("give either checkpoint or architecture")
+        if self.vision is not None and self.checkpoint is None:
+            raise ValueError("vision changes a checkpoint: write it into architecture.vision_config")
         if self.formulation != "score_token" and len(self.level_words) != self.levels:
             raise ValueError(f"level_words must be {self.levels} words, got {self.level_words}")
         return self
@@ -214,7 +221,7 @@ class TrainableSettings(Section):
 class TrainingSettings(Section):
     """Fields of transformers' `TrainingArguments`, with the defaults of the published recipe; any other may be given.
 
-    `average_decay`, `vision_backbone_learning_rate` and the meaning of `save_steps` are ours.
+    `average_decay`, `start_share`, `vision_backbone_learning_rate` and the meaning of `save_steps` are ours.
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -230,6 +237,13 @@ class TrainingSettings(Section):
     weight_decay: float = Field(0.0, ge=0, description="of AdamW")
     average_decay: float | None = Field(
         None, gt=0, lt=1, description="per step, of averaged weights, which are evaluated and kept; default: none"
+    )
+    start_share: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="share of the starting weights in those that are kept at the end, which so keep much of what the "
+        "start could (WiSE-FT)",
     )
     max_grad_norm: float = Field(1.0, ge=0, description="gradients are clipped to this norm")
     bf16: bool = Field(True, description="compute in bfloat16; false and no fp16: float32")

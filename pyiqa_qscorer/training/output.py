@@ -186,11 +186,11 @@ def written_checkpoints(config: TrainConfig) -> dict[str, Path]:
 def _merged(config: TrainConfig, trained: QScorerForScoring) -> QScorerForScoring:
     """The trained model without adapters, in float16, or float32 where it was trained so.
 
-    Frozen weights are read from the starting checkpoint again: training may have held them in bfloat16 or quantised,
-    and what was not trained must come out as it went in.
+    Where adapters were trained, frozen weights are read from the starting checkpoint again: training may have held
+    them in bfloat16 or quantised, and what was not trained must come out as it went in.
     """
     dtype = torch.float32 if config.training.precision == "float32" else torch.float16
-    if config.model.architecture is not None:
+    if config.model.architecture is not None or config.trainable.everything:
         return nn.Module.to(trained, dtype)
     from peft.tuners.tuners_utils import BaseTunerLayer
 

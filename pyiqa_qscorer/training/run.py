@@ -16,6 +16,7 @@ from .. import __version__
 from ..checkpoints.start import StartingPoint
 from ..errors import TrainingConfigError
 from ..model.attention import enable_gradient_checkpointing
+from .average import mix_in, trained_parameters
 from .batches import Collator
 from .cached_statistics import CachedStatistics, fit_standardisation
 from .config import TrainConfig
@@ -82,6 +83,8 @@ def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
     texts = [training_text(start.tokenizer, prompt, tokens[0]) for prompt in config.model.prompts]
     adapters = choose_trained(start.model, config)
     check_targets(config, start)
+    share, trained = config.training.start_share, trained_parameters(start.model)
+    before = {name: value.detach().clone() for name, value in trained.items()} if share else {}
     with opened_output(config):
         state = state_to_resume(config, resume)  # again: only now nobody else can change it
         trainer = _trainer(config, arguments, start, texts, data)
@@ -90,6 +93,8 @@ def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
             return TrainingResult({}, {}, False)
         if trainer.average is not None:
             trainer.average.apply()
+        if share:
+            mix_in(trained, before, share)
         metrics = trainer.evaluate(metric_key_prefix="validation") if data.validation else {}
         folders: dict[str, Path] = {}
         if trainer.is_world_process_zero():
@@ -113,7 +118,7 @@ def _read(config: TrainConfig) -> _Data:
 
 def _arguments(config: TrainConfig) -> QScorerTrainingArguments:
     validated = bool(config.data.validation)
-    settings = config.training.model_dump()
+    settings = config.training.model_dump(exclude={"start_share"})
     settings.setdefault("per_device_eval_batch_size", config.training.per_device_train_batch_size)
     if not validated:
         settings |= {"load_best_model_at_end": False, "metric_for_best_model": None}
@@ -153,8 +158,8 @@ def _trainer(
                 None if images is None else CachedStatistics(images, encoder, folder, workers)
                 for images in (data, validation)
             )
-        if config.model.architecture is not None:
-            fit_standardisation(encoder, data)
+        if start.new_stages:
+            fit_standardisation(encoder, data, start.new_stages)
     if config.model.gradient_checkpointing:
         enable_gradient_checkpointing(start.model)
     return QScorerTrainer(

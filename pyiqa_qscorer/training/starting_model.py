@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -11,7 +12,8 @@ from ..checkpoints import CheckpointSource
 from ..checkpoints.load import load_tokenizer, quantise
 from ..checkpoints.start import Formulation, StartingPoint, start_from_checkpoint, start_new
 from ..errors import TrainingFailedError
-from ..model import QScorerForScoring
+from ..model import QScorerConfig, QScorerForScoring, QScorerVisionConfig
+from ..model.fast_linear import use_fast_linear
 from ..registry import METRICS
 from .cached_statistics import load_backbone
 from .config import TrainConfig
@@ -31,11 +33,9 @@ def starting_point(config: TrainConfig) -> StartingPoint:
     if model.architecture is not None:
         tokenizer = prompt_tokenizer(model.level_words) if model.tokenizer is None else load_tokenizer(model.tokenizer)
         start = start_new(model.architecture, tokenizer, _formulation(config))
+        if model.backbone_weights:
+            _refuse_without_features(start.model, "backbone_weights")
         for source in model.backbone_weights:
-            if start.model.config.vision_config.kind != "features":
-                raise TrainingFailedError(
-                    "model.backbone_weights needs an architecture with vision_config.kind: features"
-                )
             load_backbone(start.model.model.vision_model, source)
     else:
         # Frozen weights stay in 16 bit; what trains is widened to float32 below.
@@ -47,8 +47,60 @@ def starting_point(config: TrainConfig) -> StartingPoint:
                     "lora.quantise_base needs a CUDA GPU: on the CPU bitsandbytes gives wrong gradients; remove it"
                 )
             start.model = quantise(start.model, config.lora.quantise_base, "cuda")
+        if model.vision is not None:
+            had = start.model.config.vision_config.stages
+            start.model = with_changed_vision(start.model, model.vision, model.backbone_weights)
+            start.new_stages = [stage for stage in start.model.config.vision_config.stages if stage not in had]
     start.model.config.prompt = model.prompts[0]
     return start
+
+
+def _refuse_without_features(model: QScorerForScoring, setting: str) -> None:
+    if model.config.vision_config.kind != "features":
+        raise TrainingFailedError(f"model.{setting} needs a vision encoder of kind: features")
+
+
+def with_changed_vision(
+    model: QScorerForScoring, changes: dict[str, Any], backbone_weights: list[str]
+) -> QScorerForScoring:
+    """A network that reads more stages of its feature network, or takes pictures of another fit or size.
+
+    Channels of new stages enter with zero weights, so before training the scores are those of `model` for the same
+    pixels. They are not standardised yet: see `fit_standardisation`.
+
+    Args:
+        model: with a feature network.
+        changes: fields of its `vision_config`.
+        backbone_weights: see `load_backbone`; the model's own go over them.
+
+    Raises:
+        TrainingFailedError: no feature network, a field that cannot be changed, or stages that the model reads and the
+            changes leave out.
+    """
+    _refuse_without_features(model, "vision")
+    before = model.config.vision_config
+    if odd := sorted(changes.keys() - {"stages", "image_fit", "smallest_side"}):
+        raise TrainingFailedError(f"model.vision can change stages, image_fit and smallest_side, got {odd[0]}")
+    config = cast(QScorerConfig, copy.deepcopy(model.config))
+    config.vision_config = QScorerVisionConfig(**{**before.to_dict(), **changes})
+    if not set(before.stages) <= set(config.vision_config.stages):
+        raise TrainingFailedError(f"model.vision.stages must keep {list(before.stages)}, got {changes['stages']}")
+    changed = QScorerForScoring(config)
+    new = changed.model.vision_model
+    for source in backbone_weights:
+        load_backbone(new, source)
+    channels = torch.tensor(new.columns_of(before.stages))
+    values = changed.state_dict()
+    for name, value in model.state_dict().items():
+        if values[name].shape == value.shape:
+            values[name] = value
+        else:  # of the statistics: the last axis counts channels
+            wide = torch.ones_like(values[name]) if name.endswith("scale") else torch.zeros_like(values[name])
+            wide[..., channels] = value
+            values[name] = wide
+    changed.load_state_dict(values)
+    use_fast_linear(changed)
+    return changed
 
 
 def from_checkpoint(config: TrainConfig, dtype: torch.dtype) -> StartingPoint:
