@@ -581,7 +581,11 @@ def test_two_runs_cannot_write_one_table(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_a_run_that_never_began_leaves_all_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("locks", [True, False])  # False: on Windows
+def test_a_run_that_never_began_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
+    monkeypatch.setattr("pyiqa_qscorer.data.score_store.HAS_LOCKS", locks)
     output, partial = tmp_path / "s.csv", tmp_path / "s.csv.partial.jsonl"
     for flags in ({}, {"resume": True}, {"overwrite": True}):
         ScoreTable(output, **flags).close()
