@@ -117,6 +117,8 @@ def test_a_list_of_inputs_on_standard_input(photos: Path) -> None:
         f"photos/{name}.png" for name in ("3", "1", "a b", "6", "7")
     ]
     assert "failed x.png" in result.err
+    (photos / "a\nb.png").write_bytes((photos / "7.png").read_bytes())
+    assert len(Result("score", "-", stdin=b"photos/a\nb.png\0photos/1.png\0").out.splitlines()) == 2
     empty = Result("score", "-", stdin=b"\n")
     assert empty.code == 2 and "nothing to score" in empty.err
 
