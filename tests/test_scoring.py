@@ -311,23 +311,23 @@ def test_name_and_options_reach_the_metric(monkeypatch: pytest.MonkeyPatch, give
 # --- what the model does ------------------------------------------------------------------------------------------
 
 
-def test_errors_of_the_model_are_raised(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "raised", "error", "words"),
+    [
+        (4, KeyError("a bug"), KeyError, "a bug"),
+        (4, torch.cuda.OutOfMemoryError("CUDA out of memory"), QScorerError, r"lower batch_size \(now 4\)"),
+        (1, torch.cuda.OutOfMemoryError("CUDA out of memory"), QScorerError, "smaller dtype"),
+    ],
+)
+def test_errors_of_the_model_are_raised_and_memory_has_advice(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, raised: Exception, error: type[Exception], words: str
+) -> None:
     def broken(pixel_values: torch.Tensor) -> torch.Tensor:
-        raise KeyError("a bug")
-
-    monkeypatch.setattr(scorer.metric, "score_pixels", broken)
-    with pytest.raises(KeyError, match="a bug"):
-        scorer.score([picture(0)])
-
-
-@pytest.mark.parametrize(("batch_size", "advice"), [(4, r"lower batch_size \(now 4\)"), (1, "smaller dtype")])
-def test_out_of_memory_says_what_to_do(batch_size: int, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(pixel_values: torch.Tensor) -> torch.Tensor:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        raise raised
 
     scorer = Scorer(FakeMetric(), batch_size=batch_size)
-    monkeypatch.setattr(scorer.metric, "score_pixels", full)
-    with pytest.raises(QScorerError, match=advice):
+    monkeypatch.setattr(scorer.metric, "score_pixels", broken)
+    with pytest.raises(error, match=words):
         scorer.score([picture(0)] * 5)
 
 
