@@ -277,7 +277,7 @@ def test_entry_point_alone_makes_the_arch_known(wheel_environment: Environment) 
     assert "Failed to load" not in done.stderr
 
 
-def test_editable_install_and_clean_uninstall(tmp_path: Path) -> None:
+def test_installs_and_clean_uninstalls(built: tuple[Path, Path], tmp_path: Path, toy: Path) -> None:
     """Editable: the boot files arrive and `import pyiqa` suffices. Off and on in one process. Nothing stays behind."""
     environment = Environment(tmp_path / "venv")
     empty = environment.files()
@@ -295,25 +295,16 @@ def test_editable_install_and_clean_uninstall(tmp_path: Path) -> None:
     on = [pyiqa.list_models(filter="qscorer*"), "QScorer" in registry]
     print(json.dumps([pyiqa_qscorer.__file__, off, on]))
     """
-    file, off, on = answer(run_python(code, python=environment.python))
-    assert Path(file) == PACKAGE / "__init__.py"
-    assert off == [[], False]
-    assert on == [METRICS, True]
+    found = answer(run_python(code, python=environment.python))
+    assert found == [str(PACKAGE / "__init__.py"), [[], False], [METRICS, True]]
     environment.pip("uninstall", "--yes", "pyiqa-qscorer")
     assert environment.files() == empty
-    cached = environment.site_packages / "__pycache__"
-    assert not [p for p in cached.glob("*qscorer*")]
+    assert not list((environment.site_packages / "__pycache__").glob("*qscorer*"))
 
-
-def test_wheel_uninstalls_cleanly(built: tuple[Path, Path], tmp_path: Path, toy: Path) -> None:
-    environment = Environment(tmp_path / "venv")
-    empty = environment.files()
-    environment.install(str(built[0]))
-    assert (
-        answer(run_python("import pyiqa; print(len(pyiqa.list_models()))", python=environment.python, path=(toy,))) == 5
-    )
+    environment.install(str(built[0]))  # the wheel
+    count_metrics = "import pyiqa; print(len(pyiqa.list_models()))"
+    assert answer(run_python(count_metrics, python=environment.python, path=(toy,))) == 5
     environment.pip("uninstall", "--yes", "pyiqa-qscorer")
     assert environment.files() == empty
-    done = run_python("import pyiqa; print(len(pyiqa.list_models()))", python=environment.python, path=(toy,))
-    assert answer(done) == 1
-    assert done.stderr == ""
+    done = run_python(count_metrics, python=environment.python, path=(toy,))
+    assert answer(done) == 1 and done.stderr == ""

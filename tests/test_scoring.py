@@ -311,23 +311,23 @@ def test_name_and_options_reach_the_metric(monkeypatch: pytest.MonkeyPatch, give
 # --- what the model does ------------------------------------------------------------------------------------------
 
 
-def test_errors_of_the_model_are_raised(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("batch_size", "raised", "error", "words"),
+    [
+        (4, KeyError("a bug"), KeyError, "a bug"),
+        (4, torch.cuda.OutOfMemoryError("CUDA out of memory"), QScorerError, r"lower batch_size \(now 4\)"),
+        (1, torch.cuda.OutOfMemoryError("CUDA out of memory"), QScorerError, "smaller dtype"),
+    ],
+)
+def test_errors_of_the_model_are_raised_and_memory_has_advice(
+    monkeypatch: pytest.MonkeyPatch, batch_size: int, raised: Exception, error: type[Exception], words: str
+) -> None:
     def broken(pixel_values: torch.Tensor) -> torch.Tensor:
-        raise KeyError("a bug")
-
-    monkeypatch.setattr(scorer.metric, "score_pixels", broken)
-    with pytest.raises(KeyError, match="a bug"):
-        scorer.score([picture(0)])
-
-
-@pytest.mark.parametrize(("batch_size", "advice"), [(4, r"lower batch_size \(now 4\)"), (1, "smaller dtype")])
-def test_out_of_memory_says_what_to_do(batch_size: int, advice: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(pixel_values: torch.Tensor) -> torch.Tensor:
-        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        raise raised
 
     scorer = Scorer(FakeMetric(), batch_size=batch_size)
-    monkeypatch.setattr(scorer.metric, "score_pixels", full)
-    with pytest.raises(QScorerError, match=advice):
+    monkeypatch.setattr(scorer.metric, "score_pixels", broken)
+    with pytest.raises(error, match=words):
         scorer.score([picture(0)] * 5)
 
 
@@ -581,7 +581,11 @@ def test_two_runs_cannot_write_one_table(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [output]
 
 
-def test_a_run_that_never_began_leaves_all_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("locks", [True, False])  # False: on Windows
+def test_a_run_that_never_began_leaves_all_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
+    monkeypatch.setattr("pyiqa_qscorer.data.score_store.HAS_LOCKS", locks)
     output, partial = tmp_path / "s.csv", tmp_path / "s.csv.partial.jsonl"
     for flags in ({}, {"resume": True}, {"overwrite": True}):
         ScoreTable(output, **flags).close()
@@ -637,15 +641,16 @@ def test_file_names_that_are_not_utf8(scorer: Scorer, tmp_path: Path) -> None:
         pytest.skip("this file system takes UTF-8 names only")
     paths = find_images([tmp_path]).paths
     assert paths == [os.fsdecode(name)]
+    paths.append(f"{tmp_path}/gone\udcff.png")
     for suffix in (".csv", ".jsonl", ".parquet"):
         output = tmp_path / f"scores{suffix}"
-        assert write(scorer, output, paths) == 1
-        assert write(scorer, output, paths, resume=True) == 0
+        assert write(scorer, output, paths) == 2
+        assert write(scorer, output, paths, resume=True) == 1  # what failed is tried again
         assert [row.path for row in read_rows(output)] == paths
     assert name in (tmp_path / "scores.csv").read_bytes()
-    assert json.loads((tmp_path / "scores.jsonl").read_text())["path"] == paths[0]
-    in_parquet = paths[0].encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    assert pd.read_parquet(tmp_path / "scores.parquet")["path"].tolist() == [in_parquet]
+    assert json.loads((tmp_path / "scores.jsonl").read_text().splitlines()[0])["path"] == paths[0]
+    in_parquet = [os.fsencode(path).decode("utf-8", "backslashreplace") for path in paths]
+    assert pd.read_parquet(tmp_path / "scores.parquet")["path"].tolist() == in_parquet
 
 
 def test_a_path_is_no_formula_of_a_spreadsheet(

@@ -36,17 +36,28 @@ def test_trains_and_names_what_it_wrote(config: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--set", "training.epoch=1"], "epoch: unknown key; did you mean 'num_train_epochs'?"),
-        (["--set", "training.seed"], "--set takes KEY=VALUE"),
-        (["--set", "data.on_error=maybe"], "data.on_error"),
-        (["--set", "model.levels=[5"], "--set model.levels: [5 is not YAML: while parsing a flow sequence"),
+        (["tiny.yaml", "--set", "training.epoch=1"], "epoch: unknown key; did you mean 'num_train_epochs'?"),
+        (["tiny.yaml", "--set", "training.seed"], "--set takes KEY=VALUE"),
+        (["tiny.yaml", "--set", "data.on_error=maybe"], "data.on_error"),
+        (
+            ["tiny.yaml", "--set", "model.levels=[5"],
+            "--set model.levels: [5 is not YAML: while parsing a flow sequence",
+        ),
+        (["tiny.yaml", "--set", "data.train.0.csv=gone.csv"], "gone.csv cannot be read"),
+        (["folder/none.yaml"], "configuration folder/none.yaml cannot be read: there is no such file"),
+        (["nope.yaml"], "nope.yaml cannot be read: there is no such file; examples: finetune_mini.yaml, koniq.yaml"),
+        (["finetune_mini.yaml"], "labels.csv cannot be read"),
+        (["--no-resume"], "name a configuration file; pyiqa-qscorer train --examples lists those of this package"),
     ],
 )
-def test_mistakes_end_with_one_message(config: Path, arguments: list[str], words: str) -> None:
-    result = CliRunner().invoke(app, ["train", str(config), *arguments])
-    assert result.exit_code == 2
-    assert words in " ".join(result.output.split())
-    assert "Traceback" not in result.output
+def test_mistakes_end_with_one_message_and_leave_nothing(
+    config: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
+) -> None:
+    monkeypatch.chdir(config.parent)
+    before = sorted(config.parent.iterdir())
+    result = CliRunner().invoke(app, ["train", *arguments])
+    assert result.exit_code == 2 and words in " ".join(result.output.split())
+    assert "Traceback" not in result.output and sorted(config.parent.iterdir()) == before
 
 
 def test_data_root_is_that_of_every_named_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,16 +68,6 @@ def test_data_root_is_that_of_every_named_dataset(monkeypatch: pytest.MonkeyPatc
     assert result.exit_code == 130, result.output
     parts = [*given[0].data.train, *given[0].data.validation]
     assert [part.data_root for part in parts if isinstance(part, PyiqaDataset)] == [Path("/data/iqa")] * 2
-
-
-def test_missing_configuration_is_named() -> None:
-    for path, words in (
-        ("folder/none.yaml", "configuration folder/none.yaml cannot be read: there is no such file"),
-        ("nope.yaml", "nope.yaml cannot be read: there is no such file; examples: finetune_mini.yaml, koniq.yaml"),
-    ):
-        result = CliRunner().invoke(app, ["train", path])
-        assert result.exit_code == 2
-        assert words in " ".join(result.output.split())
 
 
 def test_a_message_of_several_lines_has_line_breaks(config: Path) -> None:
@@ -85,13 +86,6 @@ def test_examples_are_listed_and_copied(tmp_path: Path) -> None:
     )
     again = CliRunner().invoke(app, ["train", "--examples", str(tmp_path / "mine")])
     assert again.exit_code == 2 and "exists" in again.output
-
-
-def test_what_fails_before_training_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(app, ["train", "tiny.yaml"])
-    assert result.exit_code == 2 and "labels.csv cannot be read" in " ".join(result.output.split())
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

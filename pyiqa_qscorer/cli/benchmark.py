@@ -92,7 +92,8 @@ def benchmark(
             specs = metric_specs(metrics or [], settings or [])
             wanted = dataset_specs(datasets or [], images, references, columns or [], dmos)
             wanted = with_split(wanted, split, phase, original_size)
-            problems = score(specs, wanted, output, data_root, device, batch_size, workers, overwrite)
+            how = {"device": device, "batch_size": batch_size, "workers": workers, "overwrite": overwrite}
+            problems = score(specs, wanted, output, data_root, **how)
         board = read_leaderboard(output)
         for path in write_reports(board, output, thumbnails):
             say(f"{path}", style="dim")
@@ -107,16 +108,9 @@ def benchmark(
 
 
 def score(
-    specs: list[MetricSpec],
-    wanted: list[DatasetSpec],
-    output: Path,
-    data_root: Path,
-    device: str | None,
-    batch_size: int,
-    workers: int,
-    overwrite: bool,
+    specs: list[MetricSpec], wanted: list[DatasetSpec], output: Path, data_root: Path, **how: Any
 ) -> list[Problem]:
-    """Read the datasets and run the benchmark; one progress bar per metric and dataset.
+    """Read the datasets and run the benchmark, `how` as for `run_benchmark`; one progress bar per metric and dataset.
 
     Of several processes all but the first end here: the first one reports.
     """
@@ -130,16 +124,7 @@ def score(
         pyiqa_metrics.describe_metric(spec.name)  # an unknown name is said before anything is read
     opened = [open_dataset(spec, data_root) for spec in wanted]
     try:
-        problems = run_benchmark(
-            specs,
-            opened,
-            output,
-            device,
-            batch_size=batch_size,
-            workers=workers,
-            overwrite=overwrite,
-            progress=_progress,
-        )
+        problems = run_benchmark(specs, opened, output, progress=_progress, **how)
     except KeyboardInterrupt:
         say(("Interrupted. ", "bold yellow"), f"What was scored is kept in {output}: repeat the command to go on.")
         raise typer.Exit(130) from None

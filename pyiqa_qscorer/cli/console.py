@@ -59,8 +59,9 @@ def clean_errors(debug: bool) -> Iterator[None]:
     _use_stderr_for_notices()
     try:
         yield
-        with writing_stdout():
-            sys.stdout.flush()  # Python would do it after the exit code is chosen
+        if sys.stdout is not None:
+            with writing_stdout():
+                sys.stdout.flush()  # Python would do it after the exit code is chosen
     except KeyboardInterrupt:
         say(("Interrupted.", "bold yellow"))
         raise typer.Exit(130) from None
@@ -77,6 +78,8 @@ def clean_errors(debug: bool) -> Iterator[None]:
 @contextmanager
 def writing_stdout() -> Iterator[None]:
     """Raises `OutputError` where standard output is full or closed; the rest of it is dropped."""
+    if sys.stdout is None:
+        raise OutputError("standard output is closed: keep it open, or use --output")
     try:
         yield
     except OSError as error:

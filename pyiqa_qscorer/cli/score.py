@@ -49,7 +49,7 @@ def score(
         list[str],
         typer.Argument(
             help="image files, folders (searched in all depths), patterns such as 'a/**/*.png'; "
-            "- for a list of them on standard input, one per line",
+            "- for a list of them on standard input, one per line or separated by null characters",
             metavar="INPUT",
             show_default=False,
         ),
@@ -90,7 +90,7 @@ def score(
     $ pyiqa-qscorer score photo.jpg holiday/
     $ pyiqa-qscorer score 'data/**/*.png' -o scores.csv --resume --worst 10
     $ pyiqa-qscorer score photos/ | sort -rn | head
-    $ find photos -newer list.txt | pyiqa-qscorer score -
+    $ find photos -newer list.txt -print0 | pyiqa-qscorer score -
     """
     with clean_errors(debug), ExitStack() as stack:
         # What can be wrong with the command itself comes before torch and the model.
@@ -143,10 +143,11 @@ def score(
 
 
 def _with_lists(inputs: Iterable[str]) -> Iterator[str]:
+    """The inputs, with the names on standard input in place of `LIST`."""
     for given in inputs:
         if given != LIST:
             yield given
             continue
-        for line in sys.stdin.buffer:  # as bytes, since a file name need not be UTF-8
-            if name := line.rstrip(b"\r\n"):
-                yield os.fsdecode(name)
+        content = sys.stdin.buffer.read()  # as bytes, since a file name need not be UTF-8
+        names = content.split(b"\0") if b"\0" in content else (line.rstrip(b"\r") for line in content.split(b"\n"))
+        yield from (os.fsdecode(name) for name in names if name)

@@ -102,8 +102,7 @@ def _parquet_records(path: Path) -> Iterator[Any]:
     frame = pd.read_parquet(path).astype(object)
     for cells in frame.where(frame.notna(), None).to_dict("records"):
         if isinstance(cells.get("path"), str) and not os.path.lexists(cells["path"]):
-            original = _undo_utf_8_only(cells["path"])
-            cells["path"] = original if os.path.lexists(original) else cells["path"]
+            cells["path"] = _undo_utf_8_only(cells["path"])
         yield cells
 
 
@@ -146,6 +145,8 @@ def _utf_8_only(text: str) -> str:
 
 
 def _undo_utf_8_only(text: str) -> str:
+    if os.sep == "\\":  # Windows, where every name is text, and \xab may be a folder
+        return text
     escaped = re.compile(rb"\\x([89a-f][0-9a-f])")
     return os.fsdecode(escaped.sub(lambda match: bytes.fromhex(match[1].decode()), os.fsencode(text)))
 

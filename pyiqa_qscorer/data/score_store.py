@@ -100,8 +100,9 @@ class ScoreTable(Generic[Row]):
         try:
             if self._file is None:
                 raise ValueError("the table is closed")
-            self._length = _length_of_whole_lines(self.partial) if self._resume else 0
-            self._file.truncate(self._length)  # what follows is the line that a killed run was writing
+            # What follows the last line break is of the line that a killed run was writing.
+            self._length = self.partial.read_bytes().rfind(b"\n") + 1 if self._resume else 0
+            self._file.truncate(self._length)
             if self._resume:
                 earlier = read_rows(self.output, self._row_type) if self.output.exists() else []
                 for row in earlier + read_rows(self.partial, self._row_type):
@@ -228,8 +229,3 @@ def _open_alone(path: Path) -> BinaryIO:
                 raise InputError(f"another run is writing {path}: wait for it to end") from error
             raise
         file.close()  # a run that ended between the two calls has removed it
-
-
-def _length_of_whole_lines(path: Path) -> int:
-    with open(path, "rb") as file:
-        return sum(len(line) for line in file if line.endswith(b"\n"))
