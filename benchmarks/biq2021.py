@@ -8,10 +8,10 @@ the same scene many times, and its official split puts some of these on both sid
 correlate above 0.93 count as near-duplicates, chains of them as one group, and a group stays together: a tenth of
 the groups of the training table, chosen by a hash of a group's first file name, is the validation part.
 
-OUTPUT gets, with files below `BIQ2021/Images` and MOS as published (0..1, higher is better),
-`train.csv` and `validation.csv` (disjoint groups of the official training table), `test.csv` (the official test table),
-each with columns file, mos, subset, group and, in test.csv, has_twin (a near-duplicate in the official training
-table); and `clean/`, links to the `--clean` best photos of `ss03` in train.csv, for distortions.
+OUTPUT gets `train.csv` and `validation.csv` (disjoint groups of the official training table) and `test.csv` (the
+official test table), each with columns file, mos as published (0..1, higher is better), subset, group and, in test.csv,
+has_twin (a near-duplicate in the official training table); `train/`, `validation/` and `test/`, links to their photos;
+and `photo_opinions.csv`, the training photos' MOS on 1..5 as a recipe of `pyiqa-qscorer render` reads them.
 """
 
 from __future__ import annotations
@@ -129,35 +129,32 @@ def write_table(file: Path, photos: Photos, chosen: np.ndarray) -> None:
             writer.writerow([*values, int(photos.has_twin[index])])
 
 
-def best_clean(photos: Photos, count: int) -> np.ndarray:
-    """Indices of the `count` photos of `ss03` in training with the highest MOS."""
-    there = np.nonzero(photos.is_training & (photos.subset == "ss03"))[0]
-    return there[np.argsort(-photos.mos[there], kind="stable")][:count]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("biq2021", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--clean", type=int, default=400, help="photos of ss03 to distort (default: 400)")
     arguments = parser.parse_args()
     photos = read_photos(arguments.biq2021)
-    clean = arguments.output / "clean"
-    clean.mkdir(parents=True, exist_ok=True)
     for name, chosen in (
         ("train", photos.is_training),
         ("validation", photos.is_validation),
         ("test", photos.is_test),
     ):
+        links = arguments.output / name
+        links.mkdir(parents=True, exist_ok=True)
+        for file in photos.names[chosen]:
+            if not (links / file).exists():
+                (links / file).symlink_to((arguments.biq2021 / "Images" / file).resolve())
         write_table(arguments.output / f"{name}.csv", photos, chosen)
         counts = {part: int((chosen & (photos.subset == part)).sum()) for part in sorted(set(photos.subset))}
         print(
             f"{name}: {chosen.sum()} photos {counts}, {(chosen & photos.has_twin).sum()} of them with a near-duplicate"
         )
-    for index in best_clean(photos, arguments.clean):
-        link = clean / photos.names[index]
-        if not link.exists():
-            link.symlink_to((arguments.biq2021 / "Images" / photos.names[index]).resolve())
+    with (arguments.output / "photo_opinions.csv").open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["path", "score"])
+        for index in np.nonzero(photos.is_training)[0]:
+            writer.writerow([photos.names[index], round(1 + 4 * photos.mos[index], 4)])
 
 
 if __name__ == "__main__":
