@@ -18,6 +18,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -63,6 +64,7 @@ class TestSet:
     opinions: np.ndarray
     references: list[Path] = field(default_factory=list)
     cells: list[tuple[int, int]] = field(default_factory=list)
+    groups: np.ndarray | None = None  # of near-duplicates
 
 
 def live(shared: Path) -> TestSet:
@@ -110,7 +112,8 @@ def biq2021(folder: Path) -> list[TestSet]:
     photos = read_photos(folder)
 
     def chosen(name: str, rows: np.ndarray) -> TestSet:
-        return TestSet(name, [folder / "Images" / file for file in photos.names[rows]], photos.mos[rows])
+        files = [folder / "Images" / file for file in photos.names[rows]]
+        return TestSet(name, files, photos.mos[rows], groups=photos.group[rows])
 
     test = photos.is_test
     return [
@@ -159,12 +162,19 @@ def ridge(photos: Sequence[Path], work: Path) -> Callable[[np.ndarray], float]:
         table = render(recipe, photos, work / f"ridge_{kind}", MINI_CHECKPOINT / CALIBRATION_FILE)
         with table.open(newline="") as file:
             rows += [(table.parent / row["file"], float(row["mos"])) for row in csv.DictReader(file)]
-    values = np.stack([scene_statistics(read(file)) for file, _ in rows])
-    target = np.array([mos for _, mos in rows])
+    predict = fitted_ridge(np.stack([statistics_of_file(file) for file, _ in rows]), np.array([mos for _, mos in rows]))
+    return lambda image: predict(scene_statistics(image))
+
+
+def fitted_ridge(values: np.ndarray, target: np.ndarray) -> Callable[[np.ndarray], float]:
     mean, scale = values.mean(0), values.std(0)
     normal = (values - mean) / scale
     weights = np.linalg.solve(normal.T @ normal + 10 * np.eye(normal.shape[1]), normal.T @ (target - target.mean()))
-    return lambda image: float((scene_statistics(image) - mean) / scale @ weights)
+    return lambda row: float((row - mean) / scale @ weights)
+
+
+def statistics_of_file(file: Path) -> np.ndarray:
+    return scene_statistics(read(file))
 
 
 def read(file: Path) -> np.ndarray:
@@ -180,14 +190,51 @@ def pyiqa_scores(name: str, files: Iterable[Path], references: Sequence[Path] = 
     return sign * np.array([float(metric(*(str(file) for file in pair))) for pair in pairs])
 
 
-def agreement(scores: np.ndarray, opinions: np.ndarray) -> dict[str, Any]:
-    """SRCC with its bootstrap 95 % interval over pictures, and PLCC."""
+def agreement(scores: np.ndarray, opinions: np.ndarray, groups: np.ndarray | None = None) -> dict[str, Any]:
+    """SRCC with its bootstrap 95 % interval, over pictures or over groups of near-duplicates, and PLCC."""
     found = correlations(scores, opinions, fit=False)
     return {
         "srcc": found.srcc,
-        "interval": intervals(scores, opinions, resamples=RESAMPLES)["srcc"],
+        "interval": intervals(scores, opinions, resamples=RESAMPLES)["srcc"]
+        if groups is None
+        else interval_over_groups(scores, opinions, groups),
         "plcc": found.plcc,
         "images": len(scores),
+    }
+
+
+def interval_over_groups(scores: np.ndarray, opinions: np.ndarray, groups: np.ndarray) -> tuple[float, float]:
+    """95 % interval of SRCC where whole groups are drawn: near-duplicates are not independent observations."""
+    members = [np.flatnonzero(groups == group) for group in np.unique(groups)]
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(RESAMPLES // 2):
+        rows = np.concatenate([members[index] for index in rng.integers(len(members), size=len(members))])
+        found.append(stats.spearmanr(scores[rows], opinions[rows]).statistic)
+    return float(np.percentile(found, 2.5)), float(np.percentile(found, 97.5))
+
+
+def photo_baselines(folder: Path, tests: Sequence[TestSet]) -> dict[str, dict[str, Any]]:
+    """piqe, entropy, and ridge regression on scene statistics of the photos that the mini's last steps train on."""
+    photos = read_photos(folder)
+    chosen = np.flatnonzero(photos.is_training)
+    wanted = {file for test in tests for file in test.files}
+    trained = [folder / "Images" / file for file in photos.names[chosen]]
+    with ProcessPoolExecutor() as pool:
+        values = np.stack(list(pool.map(statistics_of_file, trained, chunksize=50)))
+        files = sorted(wanted)
+        features = dict(zip(files, pool.map(statistics_of_file, files, chunksize=50), strict=True))
+    predict = fitted_ridge(values, photos.mos[chosen])
+    scores = {
+        "scene statistics + ridge (same photos)": {file: predict(features[file]) for file in files},
+        **{name: dict(zip(files, pyiqa_scores(name, files), strict=True)) for name in ("piqe", "entropy")},
+    }
+    return {
+        test.name: {
+            name: agreement(np.array([of_file[file] for file in test.files]), test.opinions, test.groups)
+            for name, of_file in scores.items()
+        }
+        for test in tests
     }
 
 
@@ -411,8 +458,13 @@ def main() -> None:
         test.name: {"qscorer-mini": agreement(values, test.opinions)} for test, values in zip(sets, scores, strict=True)
     }
     if arguments.biq2021:
-        for test in biq2021(arguments.biq2021):
-            results[test.name] = {"qscorer-mini": agreement(scorer.score(test.files), test.opinions)}
+        of_people = biq2021(arguments.biq2021)
+        for test in of_people:
+            found = scorer.score(test.files)
+            results[test.name] = {"qscorer-mini": agreement(found, test.opinions, test.groups)}
+        if not arguments.only_mini:
+            for name, methods in photo_baselines(arguments.biq2021, of_people).items():
+                results[name] |= methods
     if not arguments.only_mini:
         known = find_photos([arguments.shared / "data/photos/bsds500", arguments.shared / "data/photos/cid22"])
         simple = {"flat pixels": flat_pixels, "scene statistics + ridge": ridge(known, work)}
@@ -452,7 +504,7 @@ def main() -> None:
         "commit": source_commit(),
     }
     if arguments.biq2021:
-        own_album = next(test for test in biq2021(arguments.biq2021) if "ss01" in test.name)
+        own_album = next(test for test in of_people if "ss01" in test.name)
         facts["album"] = album(scorer, own_album, work / "album.png")
     show(results)
     out.print(
