@@ -94,16 +94,18 @@ def test_a_checkpoint_can_read_more_stages_and_keep_a_share_of_what_it_was(pictu
     model |= {"backbone_weights": [str(pictures / "backbone.pth")]}
     model |= {"vision": {"stages": [0, 1, 2, 3], "image_fit": "mirror"}}
     common: dict[str, Any] = {"lora": {"enabled": False}, "trainable": {"everything": True, "vision_backbone": False}}
-    networks = {}
+    networks, errors = {}, {}
     for name, training in (
         ("unchanged", {"learning_rate": 1e-12}),
         ("trained", {"learning_rate": 1e-3}),
         ("half", {"learning_rate": 1e-3, "start_share": 0.5}),
     ):
-        training = {"num_train_epochs": 1, "weight_decay": 0.0, **training}
+        training = {"num_train_epochs": 1, "weight_decay": 0.0, "average_decay": 0.5, **training}
         content = settings(pictures, tmp_path / name, model=model, data=data, training=training, **common)
-        folder = str(train(parse_config(content)).folders["qscorer"])
-        networks[name] = Scorer("qscorer", checkpoint=folder, device="cpu")
+        result = train(parse_config(content))
+        networks[name] = Scorer("qscorer", checkpoint=str(result.folders["qscorer"]), device="cpu")
+        errors[name] = result.metrics["validation_rmse"]
+    assert errors["trained"] < errors["half"] < errors["unchanged"]  # measured on the weights that are kept
     squares = [Image.new("RGB", (64, 64), (40 * index, 90, 200 - 40 * index)) for index in range(4)]
     before = Scorer("qscorer", checkpoint=str(first), device="cpu").score(squares)
     np.testing.assert_allclose(networks["unchanged"].score(squares), before, atol=1e-4)

@@ -30,12 +30,12 @@ def set_parameters(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor
 
 @torch.no_grad()
 def mix_in(parameters: Mapping[str, Tensor], start: Mapping[str, Tensor], share: float) -> None:
-    """Each parameter becomes share x start + (1 - share) x itself.
+    """Each parameter that `start` names becomes share x start + (1 - share) x itself.
 
     Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
     """
-    for name, parameter in parameters.items():
-        parameter.lerp_(start[name].to(parameter), share)
+    for name, value in start.items():
+        parameters[name].lerp_(value.to(parameters[name]), share)
 
 
 def save_values(values: Mapping[str, Tensor], file: Path) -> None:

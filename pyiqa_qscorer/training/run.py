@@ -84,17 +84,17 @@ def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
     adapters = choose_trained(start.model, config)
     check_targets(config, start)
     share, trained = config.training.start_share, trained_parameters(start.model)
-    before = {name: value.detach().clone() for name, value in trained.items()} if share else {}
+    before = {name: value.detach().clone() for name, value in trained.items() if share}
     with opened_output(config):
         state = state_to_resume(config, resume)  # again: only now nobody else can change it
         trainer = _trainer(config, arguments, start, texts, data)
         trainer.train(resume_from_checkpoint=None if state is None else str(state))
         if trainer.state.global_step < trainer.state.max_steps:
             return TrainingResult({}, {}, False)
-        if trainer.average is not None:
-            trainer.average.apply()
-        if share:
-            mix_in(trained, before, share)
+        average = trainer.average
+        mix_in(trained if average is None else average.values, before, share)
+        if average is not None:
+            average.apply()
         metrics = trainer.evaluate(metric_key_prefix="validation") if data.validation else {}
         folders: dict[str, Path] = {}
         if trainer.is_world_process_zero():
