@@ -14,7 +14,6 @@ from pyiqa_qscorer.analysis.conversion_error import (
     SIGNIFICANT_BITS,
     best_possible,
     decompose,
-    leak,
     level_values,
     make_label,
     named_score,
@@ -77,17 +76,6 @@ def test_no_values_beat_the_optimal_ones(name: str) -> None:
         assert np.mean((restore(label, values + step) - MOS) ** 2) >= best
     for kind in ("integers", "interval_centers"):
         assert np.mean((restore(label, level_values(kind, label, MOS)) - MOS) ** 2) >= best - 1e-12
-
-
-def test_leaked_mass_is_a_bias_towards_zero_that_a_softmax_over_levels_undoes() -> None:
-    label, centers = make_label("one_hot", MOS, None, 5), level_centers(5)
-    open_set = leak(label, 0.1)
-    assert restore(open_set, centers) == pytest.approx(0.9 * restore(label, centers))
-    closed = open_set / open_set.sum(axis=1, keepdims=True)
-    assert closed == pytest.approx(label)
-    for share in (-0.1, 1.0, math.nan):
-        with pytest.raises(ValueError, match="share must be at least 0 and below 1"):
-            leak(label, share)
 
 
 # --- parts of the error ------------------------------------------------------------------------------------------

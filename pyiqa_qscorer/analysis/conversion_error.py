@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..data.labels import Floats, gaussian_soft_label, level_centers, linear_soft_label, one_hot, restore
+from ..evaluation.correlation import correlations
 
 Values = Literal["integers", "interval_centers", "optimal"]
 LOW, HIGH = 1.0, 5.0
@@ -88,30 +89,19 @@ def named_score(name: str, label: Floats) -> Floats:
     return np.divide(restore(label, centers), total, out=np.full(len(label), centers.mean()), where=total > 0)
 
 
-def optimal_values(label: Floats, mos: ArrayLike, start: ArrayLike) -> Floats:
-    """Level values of least squared error on a dataset: argmin over v of E (sum_i p_i v_i - y)^2, in closed form.
+def level_values(kind: Values, label: Floats, mos: ArrayLike) -> Floats:
+    """Values that the levels stand for: those of `level_centers`, or `optimal` ones.
 
-    v = E[p p^T]^-1 E[p y]. For one-hot labels v_i is the mean MOS of level i. A level that no image uses (more
-    generally, what the data leave open) keeps the value of `start`.
+    Optimal values have the least squared error on this dataset: argmin over v of E (sum_i p_i v_i - y)^2, in closed
+    form v = E[p p^T]^-1 E[p y]. For one-hot labels v_i is the mean MOS of level i. A level that no image uses (more
+    generally, what the data leave open) keeps its integer, for one-hot labels the centre of its interval.
 
     Args:
         label: (N, K)
         mos: (N,)
-        start: (K,)
 
     Returns:
         (K,)
-    """
-    values = np.asarray(start, dtype=np.float64)
-    gram, gap = label.T @ label, label.T @ (np.asarray(mos, dtype=np.float64) - label @ values)
-    # Least norm of the step, so that directions without data stay where they start.
-    return values + np.linalg.lstsq(gram, gap, rcond=1e-12)[0]
-
-
-def level_values(kind: Values, label: Floats, mos: ArrayLike) -> Floats:
-    """Values (K,) that the levels stand for: those of `level_centers`, or `optimal_values` on this dataset.
-
-    Optimal values start from the interval centres for a one-hot label, else from the integers.
     """
     if kind not in get_args(Values):
         raise ValueError(f"kind must be one of {', '.join(get_args(Values))}, got {kind!r}")
@@ -119,21 +109,41 @@ def level_values(kind: Values, label: Floats, mos: ArrayLike) -> Floats:
     if kind != "optimal":
         return level_centers(levels, kind=kind)
     is_one_hot = bool((label.max(axis=1) == 1.0).all())
-    return optimal_values(label, mos, level_centers(levels, kind="interval_centers" if is_one_hot else "integers"))
+    values = level_centers(levels, kind="interval_centers" if is_one_hot else "integers")
+    gram, gap = label.T @ label, label.T @ (np.asarray(mos, dtype=np.float64) - label @ values)
+    # Least norm of the step, so that directions without data stay where they start.
+    return values + np.linalg.lstsq(gram, gap, rcond=1e-12)[0]
 
 
-def leak(label: Floats, share: float) -> Floats:
-    """A label predicted over an open vocabulary in which `share` of the mass went to words that are no level.
+@dataclass(frozen=True)
+class ErrorAgainstMos:
+    """Error of N scores on the 1..5 scale; correlations are None where one side is constant."""
 
-    Softmax over the levels alone makes up for it; the sum over the vocabulary restores (1 - share) times the score, so
-    the error becomes (1 - share) restored - y: always a bias towards 0.
+    mae: float
+    rmse: float
+    bias: float
+    srcc: float | None
+    plcc: float | None
+    krcc: float | None
 
-    Raises:
-        ValueError: a share outside [0, 1).
+
+def error_against(scores: Floats, mos: Floats, decimals: int | None = None) -> ErrorAgainstMos:
+    """Statistics of (N,) scores with (N,) MOS.
+
+    Args:
+        decimals: correlate numbers rounded to so many, so that scores which are equal but for rounding are ties.
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"share must be at least 0 and below 1, got {share}")
-    return label * (1.0 - share)
+    error = scores - mos
+    pair = (scores, mos) if decimals is None else (np.round(scores, decimals), np.round(mos, decimals))
+    found = correlations(*pair, fit=False)
+    return ErrorAgainstMos(
+        mae=float(np.mean(np.abs(error))),
+        rmse=math.sqrt(float(np.mean(error**2))),
+        bias=float(np.mean(error)),
+        srcc=found.srcc,
+        plcc=found.plcc,
+        krcc=found.krcc,
+    )
 
 
 @dataclass(frozen=True)

@@ -84,8 +84,7 @@ def error_against_mos(study: Study) -> Figure:
     _legend_below(figure, top)
     edges = np.linspace(LOW, HIGH, len(study.histogram) + 1)
     bottom.stairs(study.histogram, edges, fill=True, color="#bdc3c7")
-    bottom.set_xlabel("MOS on 1..5")
-    bottom.set_ylabel("images")
+    bottom.set(xlabel="MOS on 1..5", ylabel="images")
     return figure
 
 
@@ -93,27 +92,23 @@ def error_against_levels(study: Study) -> Figure:
     """Mean absolute error for every K, with the closed forms for a uniform MOS and the floors of number formats."""
     figure, (axis,) = new_axes(size=(5.2, 5.0))
     shown: list[float] = []
-    for key in list(STYLES)[:-1]:
-        label, values = key.split()
-        levels, found = _series(study, label, values, "mae")
-        if label != "linear" and levels:  # linear interpolation restores exactly
-            found = [value if value > EXACT else math.nan for value in found]
+    for key in STYLES:
+        levels, found = _series(study, key, "mae")
+        if key != "linear integers" and levels:  # linear interpolation restores exactly
+            found = np.where(found > EXACT, found, np.nan)
             axis.plot(levels, found, "o-", **_style(key), markersize=3)
-            shown += found
-    for values in ("integers", "interval_centers"):
-        levels, found = _series(study, "one_hot", values, "uniform_mae")
-        axis.plot(levels, found, "--", color=STYLES[f"one_hot {values}"][0], linewidth=1)
+            shown += found.tolist()
+    for key in ("one_hot integers", "one_hot interval_centers"):
+        axis.plot(*_series(study, key, "uniform_mae"), "--", color=STYLES[key][0], linewidth=1)
     color = STYLES["score_token"][0]
     for dtype, line in (("bfloat16", (0, (5, 2))), ("float16", (0, (1, 1.5)))):
         row = study.row("score_token", dtype, None)
         if row is not None:
             axis.axhline(row.mae, color=color, linewidth=1.2, linestyle=line, label=f"score token, {dtype}")
             shown.append(row.mae)
-    axis.set_yscale("log")
+    axis.set(xlabel="levels K", ylabel="mean absolute error (1..5 scale)", yscale="log")
     axis.set_ylim(bottom=min((value for value in shown if value > EXACT), default=1e-3) / 1.5)
     log_ticks(axis.yaxis)
-    axis.set_xlabel("levels K")
-    axis.set_ylabel("mean absolute error (1..5 scale)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     _legend_below(figure, axis)
     return figure
@@ -135,8 +130,7 @@ def label_histograms(study: Study) -> Figure:
     for number, (name, shares, color) in enumerate(bars):
         axis.bar(places - 0.4 + (number + 0.5) * width, shares, width, label=name, color=color)
     axis.set_xticks(places, [str(place + 1) for place in places])
-    axis.set_xlabel("level")
-    axis.set_ylabel("share of images (mean label)")
+    axis.set(xlabel="level", ylabel="share of images (mean label)")
     _legend_below(figure, axis)
     return figure
 
@@ -145,11 +139,11 @@ def rank_ceilings(study: Study) -> Figure:
     """SRCC and KRCC that remain when every label is predicted exactly."""
     figure, axes = new_axes(2, (5.2, 5.6), sharex=True)
     for number, (axis, measure) in enumerate(zip(axes, ("srcc", "krcc"), strict=True)):
-        levels, found = _series(study, "one_hot", "integers", measure)
+        levels, found = _series(study, "one_hot integers", measure)
         axis.plot(levels, found, "o-", **_style("one_hot integers") | {"label": "one-hot levels"}, markersize=3)
         bound = [study.bounds[count][number] for count in levels]
         axis.plot(levels, bound, "--", color="#566573", linewidth=1, label="K equally filled levels")
-        soft_levels, soft = _series(study, "gaussian_pdf_normalised", "integers", measure)
+        soft_levels, soft = _series(study, "gaussian_pdf_normalised integers", measure)
         if soft_levels:
             style = _style("gaussian_pdf_normalised integers") | {"label": "Gaussian pdf, adjusted, sum 1"}
             axis.plot(soft_levels, soft, "-", **style, linewidth=1.2)
@@ -171,13 +165,10 @@ def noise(study: Study) -> Figure:
         small = [item for item in items if item.noise <= 1]
         formula = [item.analytic_rmse for item in small]
         axes[0].plot([item.noise for item in small], formula, ":", color=style["color"], linewidth=1)
-        axes[1].plot(
-            size, [math.nan if item.srcc is None else item.srcc for item in items], "o-", **style, markersize=3
-        )
+        axes[1].plot(size, np.array([item.srcc for item in items], np.float64), "o-", **style, markersize=3)
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("RMSE")
-    axes[1].set_ylabel("SRCC")
-    axes[1].set_xlabel("noise on each logit, or on the regressed score")
+    axes[1].set(xlabel="noise on each logit, or on the regressed score", ylabel="SRCC")
     _legend_below(figure, axes[0])
     return figure
 
@@ -202,11 +193,10 @@ def measured_errors(measured: Sequence[MeasuredModel]) -> Figure:
     return figure
 
 
-def _series(study: Study, label: str, values: str, measure: str) -> tuple[list[int], list[float]]:
-    """Numbers of levels, and a measure of each; NaN where it is not defined."""
-    rows = [row for row in study.rows if (row.label, row.values) == (label, values) and row.levels is not None]
-    found = [getattr(row, measure) for row in rows]
-    return [row.levels or 0 for row in rows], [math.nan if value is None else value for value in found]
+def _series(study: Study, key: str, measure: str) -> tuple[list[int], Floats]:
+    """Numbers of levels, and a measure of each; NaN where it is not defined. `key` as in `STYLES`."""
+    rows = [row for row in study.rows if [row.label, row.values] == key.split()]
+    return [row.levels or 0 for row in rows], np.array([getattr(row, measure) for row in rows], np.float64)
 
 
 def _style(key: str) -> dict[str, Any]:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.labels import Centers, Floats, level_centers, level_index, restore
 from ..data.opinions import Opinions
-from ..evaluation.correlation import correlations
 from .conversion_error import (
     HIGH,
     LOW,
@@ -20,7 +19,7 @@ from .conversion_error import (
     Values,
     best_possible,
     decompose,
-    leak,
+    error_against,
     level_values,
     make_label,
     named_score,
@@ -81,7 +80,11 @@ class ErrorRow:
 
 @dataclass(frozen=True)
 class LeakRow:
-    """Mean absolute error where `share` of the mass goes to words that are no level, summed over the open set."""
+    """Mean absolute error where `share` of the probability, in [0, 1), goes to words that are no level.
+
+    Softmax over the levels alone makes up for it; the sum over the vocabulary restores (1 - share) times the score, so
+    the error becomes (1 - share) restored - y: always a bias towards 0.
+    """
 
     label: str
     levels: int
@@ -179,26 +182,19 @@ def error_row(
         mos, named, restored: (N,), as `conversion_error.decompose`.
         of: size of the dataset that the N images were drawn from.
     """
-    error, parts = restored - mos, decompose(mos, named, restored)
-    found = correlations(np.round(restored, DECIMALS), np.round(mos, DECIMALS), fit=False)
-    size = np.abs(error)
+    error, parts = np.abs(restored - mos), decompose(mos, named, restored)
     return ErrorRow(
         label=label,
         values=values,
         levels=levels,
         images=len(mos),
-        mae=float(size.mean()),
-        mae_standard_error=0.0 if len(mos) == of else float(size.std()) / math.sqrt(len(mos)),
-        rmse=math.sqrt(parts.total),
+        mae_standard_error=0.0 if len(mos) == of else float(error.std()) / math.sqrt(len(mos)),
         mse=parts.total,
-        bias=float(error.mean()),
-        max_error=float(size.max()),
+        max_error=float(error.max()),
         label_part=parts.label,
         restoration_part=parts.restoration,
         cross_term=parts.cross,
-        srcc=found.srcc,
-        plcc=found.plcc,
-        krcc=found.krcc,
+        **asdict(error_against(restored, mos, DECIMALS)),
         **_uniform(label, values, levels),
     )
 
@@ -250,7 +246,7 @@ def _leaks(mos: Floats, mos_with_std: Floats | None, std: Floats, detail: int) -
         labels["gaussian_pdf"] = (mos_with_std, make_label("gaussian_pdf", mos_with_std, std, detail))
     centers = level_centers(detail)
     return [
-        LeakRow(name, detail, share, float(np.mean(np.abs(restore(leak(label, share), centers) - y))))
+        LeakRow(name, detail, share, float(np.mean(np.abs(restore(label * (1 - share), centers) - y))))
         for name, (y, label) in labels.items()
         for share in LEAKS
     ]

@@ -113,9 +113,8 @@ class Entry:
 
     def oriented(self, rows: Sequence[BenchmarkRow]) -> tuple[Floats, Floats]:
         """Scores and opinions of `rows`, each (N,) and higher = better."""
-        scores, mos = (
-            np.array(column, np.float64) for column in ([row.score for row in rows], [row.mos for row in rows])
-        )
+        scores = np.array([row.score for row in rows], np.float64)
+        mos = np.array([row.mos for row in rows], np.float64)
         return self.signs[0] * scores, self.signs[1] * mos
 
 
@@ -217,7 +216,7 @@ def read_leaderboard(output: Path, resamples: int = RESAMPLES, seed: int = 0) ->
         entry = Entry(read_facts(path), [row for row in rows if row.mos is not None])
         scores, mos = entry.oriented(entry.scored)
         fit = entry.agreement.fit
-        entry.intervals = intervals(scores, mos, fit and fit(scores), resamples, seed)
+        entry.intervals = intervals(scores, mos, None if fit is None else fit(scores), resamples, seed)
         entries.append(entry)
     if not entries:
         raise InputError(f"{output} holds no results: run pyiqa-qscorer benchmark with this output first")
