@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..data.labels import Floats, level_centers, level_index, restore
-from ..report import log_ticks, new_axes
+from ..report import legend_below, log_ticks, new_axes
 from .conversion_error import HIGH, LOW, make_label
 from .study import Study
 
@@ -81,7 +81,7 @@ def error_against_mos(study: Study) -> Figure:
         top.plot(y, restored - y, ".", **_style("gaussian_pdf integers"), markersize=1.5, alpha=0.5, rasterized=True)
     top.axhline(0, linewidth=1.2, **_style("score_token"))
     top.set_ylabel("restored - MOS")
-    _legend_below(figure, top)
+    legend_below(figure, top)
     edges = np.linspace(LOW, HIGH, len(study.histogram) + 1)
     bottom.stairs(study.histogram, edges, fill=True, color="#bdc3c7")
     bottom.set(xlabel="MOS on 1..5", ylabel="images")
@@ -93,8 +93,10 @@ def error_against_levels(study: Study) -> Figure:
     figure, (axis,) = new_axes(size=(5.2, 5.0))
     shown: list[float] = []
     for key in STYLES:
+        if key in ("linear integers", "score_token"):  # the first restores exactly, the second has no levels
+            continue
         levels, found = _series(study, key, "mae")
-        if key != "linear integers" and levels:  # linear interpolation restores exactly
+        if levels:
             found = np.where(found > EXACT, found, np.nan)
             axis.plot(levels, found, "o-", **_style(key), markersize=3)
             shown += found.tolist()
@@ -110,7 +112,7 @@ def error_against_levels(study: Study) -> Figure:
     axis.set_ylim(bottom=min((value for value in shown if value > EXACT), default=1e-3) / 1.5)
     log_ticks(axis.yaxis)
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend_below(figure, axis)
+    legend_below(figure, axis)
     return figure
 
 
@@ -131,7 +133,7 @@ def label_histograms(study: Study) -> Figure:
         axis.bar(places - 0.4 + (number + 0.5) * width, shares, width, label=name, color=color)
     axis.set_xticks(places, [str(place + 1) for place in places])
     axis.set(xlabel="level", ylabel="share of images (mean label)")
-    _legend_below(figure, axis)
+    legend_below(figure, axis)
     return figure
 
 
@@ -150,7 +152,7 @@ def rank_ceilings(study: Study) -> Figure:
         axis.set_ylabel(f"highest {measure.upper()}")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("levels K")
-    _legend_below(figure, axes[0], columns=1)
+    legend_below(figure, axes[0], columns=1)
     return figure
 
 
@@ -169,7 +171,7 @@ def noise(study: Study) -> Figure:
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("RMSE")
     axes[1].set(xlabel="noise on each logit, or on the regressed score", ylabel="SRCC")
-    _legend_below(figure, axes[0])
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -189,22 +191,16 @@ def measured_errors(measured: Sequence[MeasuredModel]) -> Figure:
     axis.invert_yaxis()
     axis.margins(x=0.15)
     axis.set_xlabel("root mean square (1..5 scale)")
-    _legend_below(figure, axis, columns=1)
+    legend_below(figure, axis, columns=1)
     return figure
 
 
 def _series(study: Study, key: str, measure: str) -> tuple[list[int], Floats]:
     """Numbers of levels, and a measure of each; NaN where it is not defined. `key` as in `STYLES`."""
-    rows = [row for row in study.rows if [row.label, row.values] == key.split()]
+    rows = study.of(*key.split())
     return [row.levels or 0 for row in rows], np.array([getattr(row, measure) for row in rows], np.float64)
 
 
 def _style(key: str) -> dict[str, Any]:
     color, label = STYLES[key]
     return {"color": color, "label": label}
-
-
-def _legend_below(figure: Figure, axis: Any, columns: int = 2) -> None:
-    """A legend under the plots, where it hides nothing and has room for its text."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=9, frameon=False)

@@ -119,10 +119,13 @@ class Study:
     level_values: Floats
     sample: tuple[Floats, Floats]
 
+    def of(self, label: str, values: str) -> list[ErrorRow]:
+        """The rows of a formulation, by number of levels; none where the dataset has no spreads for it."""
+        return [row for row in self.rows if (row.label, row.values) == (label, values)]
+
     def row(self, label: str, values: str, levels: int | None) -> ErrorRow | None:
-        """The row of a formulation, None where the dataset has no spreads for it."""
-        found = [row for row in self.rows if (row.label, row.values, row.levels) == (label, values, levels)]
-        return found[0] if found else None
+        """The row of a formulation for one number of levels, None where there is none."""
+        return next((row for row in self.of(label, values) if row.levels == levels), None)
 
 
 def study(opinions: Opinions, levels: Sequence[int] = range(2, 21), detail: int = 5, seed: int = 0) -> Study:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..errors import ImageError
 from ..images.reading import open_image
-from ..report import Picture, data_uri, log_ticks, new_axes
+from ..report import Picture, data_uri, legend_below, log_ticks, new_axes
 from .results import Entry
 from .scoring import BenchmarkRow
 
@@ -39,8 +39,8 @@ def scatter(entry: Entry) -> Figure:
         axes.invert_xaxis()
     if entry.dmos:
         axes.invert_yaxis()
-    axes.set_xlabel(f"{entry.metric}{' (lower is better)' if entry.facts['lower_better'] else ''}")
-    axes.set_ylabel("DMOS (lower is better)" if entry.dmos else "MOS")
+    direction = " (lower is better)" if entry.facts["lower_better"] else ""
+    axes.set(xlabel=f"{entry.metric}{direction}", ylabel="DMOS (lower is better)" if entry.dmos else "MOS")
     return figure
 
 
@@ -62,13 +62,11 @@ def accuracy_against_cost(entries: Sequence[Entry]) -> Figure | None:
         ranges = np.array([entry.intervals["srcc"] or (srcc, srcc) for _, srcc, entry in of_mode])
         bars = np.maximum(0, [y - ranges[:, 0], ranges[:, 1] - y])
         axes.errorbar(x, y, yerr=bars, fmt="o", color=color, ecolor=color, elinewidth=1, alpha=0.85, label=label)
-    axes.set_xscale("log")
+    axes.set(xlabel="milliseconds per image (median)", ylabel="SRCC (bars: 95 % interval)", xscale="log")
     log_ticks(axes.xaxis)
     axes.margins(x=0.3, y=0.08)
-    axes.set_xlabel("milliseconds per image (median)")
-    axes.set_ylabel("SRCC (bars: 95 % interval)")
     if len({entry.facts["mode"] for *_, entry in points}) > 1:
-        figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+        legend_below(figure, axes)
     low, high = axes.get_ylim()
     free = -np.inf
     for cost, srcc, entry in sorted(points, key=lambda point: point[1]):  # names that would touch are moved apart
