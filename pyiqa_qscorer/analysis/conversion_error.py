@@ -176,24 +176,24 @@ def decompose(mos: ArrayLike, named: ArrayLike, restored: ArrayLike) -> ErrorPar
     )
 
 
-def uniform_errors(values: ArrayLike, low: float = LOW, high: float = HIGH) -> tuple[float, float]:
-    """Expected squared and absolute error of one-hot levels restored as `values`, for a MOS uniform on low..high.
+def uniform_errors(values: ArrayLike) -> tuple[float, float]:
+    """Expected squared and absolute error of one-hot levels restored as `values`, for a MOS uniform on 1..5.
 
-    With intervals of width d = (high - low) / K, middles m_i and b_i = v_i - m_i:
+    With intervals of width d = 4 / K, middles m_i and b_i = v_i - m_i:
 
         E eps^2 = d^2 / 12 + mean_i b_i^2
         E |eps| = mean_i (d / 4 + b_i^2 / d where |b_i| <= d / 2, else |b_i|)
 
-    For the `integers` values this is E eps^2 = (high - low)^2 / (6 K (K - 1)) and
-    E |eps| = (high - low) (2 K - 1) / (6 K (K - 1)): 0.1333 and 0.3 for five levels on 1..5.
+    For the `integers` values this is E eps^2 = 16 / (6 K (K - 1)) and E |eps| = 4 (2 K - 1) / (6 K (K - 1)): 0.1333 and
+    0.3 for five levels.
 
     Args:
         values: (K,)
     """
     restored = np.asarray(values, dtype=np.float64)
     levels = len(restored)
-    width = (high - low) / levels
-    bias = np.abs(restored - level_centers(levels, low, high, kind="interval_centers"))
+    width = (HIGH - LOW) / levels
+    bias = np.abs(restored - level_centers(levels, kind="interval_centers"))
     absolute = np.where(bias <= width / 2, width / 4 + bias**2 / width, bias)
     return float(width**2 / 12 + np.mean(bias**2)), float(np.mean(absolute))
 
@@ -238,16 +238,14 @@ def round_to(scores: ArrayLike, dtype: str) -> Floats:
     return np.ldexp(np.rint(fraction * scale) / scale, exponent)
 
 
-def uniform_rounding_errors(dtype: str, low: float = LOW, high: float = HIGH) -> tuple[float, float]:
-    """Expected squared and absolute rounding error of a score uniform on low..high, 0 < low < high.
+def uniform_rounding_errors(dtype: str) -> tuple[float, float]:
+    """Expected squared and absolute rounding error of a score uniform on 1..5.
 
     Between two powers of two numbers are equally spaced by s = 2^(e + 1 - bits): s^2 / 12 and s / 4 there.
     """
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"low and high must be finite with 0 < low < high, got {low} and {high}")
     bits, squared, absolute = _significant_bits(dtype), 0.0, 0.0
-    for exponent in range(math.floor(math.log2(low)), math.ceil(math.log2(high))):
-        share = (min(high, 2.0 ** (exponent + 1)) - max(low, 2.0**exponent)) / (high - low)
+    for exponent in (0, 1, 2):  # 1..2, 2..4, and the first quarter of 4..8
+        share = (min(HIGH, 2.0 ** (exponent + 1)) - 2.0**exponent) / (HIGH - LOW)
         spacing = 2.0 ** (exponent + 1 - bits)
         squared += share * spacing**2 / 12
         absolute += share * spacing / 4

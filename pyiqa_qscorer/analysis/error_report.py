@@ -129,7 +129,7 @@ def _by_levels(study: Study) -> Table:
         "pdf": ("gaussian_pdf", "integers"),
         "sum 1": ("gaussian_pdf_normalised", "integers"),
     }
-    columns = {name: rows for name, key in wanted.items() if (rows := study.of(*key))}
+    columns = {name: found for name, key in wanted.items() if (found := study.of(*key))}
     rows = [
         (
             str(one_hot.levels),

@@ -128,17 +128,8 @@ def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
             f"columns split={columns['split']} needs a phase for {spec.csv}: give one of that column's values, such as "
             "phase test"
         )
-    return read_opinions(
-        spec.csv,
-        images,
-        file_column=columns.get("file"),
-        mos_column=columns.get("mos"),
-        std_column=columns.get("std"),
-        reference_column=columns.get("reference"),
-        reference_folder=spec.references,
-        split_column=columns.get("split"),
-        phase=spec.phase,
-    )
+    by_role = {f"{role}_column": name for role, name in columns.items()}
+    return read_opinions(spec.csv, images, reference_folder=spec.references, phase=spec.phase, **by_role)
 
 
 def refuse_scores(table: Path, mos_column: str | None, option: str) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -122,24 +123,14 @@ def _table(title: str, entries: Sequence[Entry], columns: Columns, words: int = 
     return Table(title, list(columns), [[cell(entry) for cell in columns.values()] for entry in entries], words)
 
 
-def _cell(value: float | None, text: str) -> Cell:
-    """A number in words; where there is none, it is sorted last."""
-    return Cell(text, "" if value is None else value)
-
-
-def _measure(name: str) -> Callable[[Entry], Cell]:
-    """A column with an attribute of `Correlations`."""
+def _column(value: Callable[[Entry], Any], in_words: Callable[[Any], str] = number) -> Callable[[Entry], Cell]:
+    """A column of numbers, shown in words; where there is none, the row is sorted last."""
 
     def cell(entry: Entry) -> Cell:
-        value = getattr(entry.agreement, name)
-        return _cell(value, number(value))
+        found = value(entry)
+        return Cell(in_words(found), "" if found is None else found)
 
     return cell
-
-
-def _fact(name: str, in_words: Callable[[Any], str]) -> Callable[[Entry], Cell]:
-    """A column with a value of the facts file."""
-    return lambda entry: _cell(entry.facts[name], in_words(entry.facts[name]))
 
 
 def _interval(entry: Entry) -> Cell:
@@ -161,22 +152,22 @@ def _seconds(value: float | None) -> str:
 AGREEMENT: Columns = {
     "metric": lambda entry: Cell(entry.metric, strong=entry.not_worse_than_best),
     "kind": lambda entry: Cell(entry.facts["mode"]),
-    "SRCC": _measure("srcc"),
+    "SRCC": _column(lambda entry: entry.agreement.srcc),
     "95 %": _interval,
-    "PLCC": _measure("plcc"),
-    "PLCC fitted": _measure("plcc_fitted"),
-    "KRCC": _measure("krcc"),
-    "RMSE fitted": _measure("rmse_fitted"),
+    "PLCC": _column(lambda entry: entry.agreement.plcc),
+    "PLCC fitted": _column(lambda entry: entry.agreement.plcc_fitted),
+    "KRCC": _column(lambda entry: entry.agreement.krcc),
+    "RMSE fitted": _column(lambda entry: entry.agreement.rmse_fitted),
     "images": _images,
 }
 COST: Columns = {
     "metric": lambda entry: Cell(entry.metric),
-    "s/image": lambda entry: _cell(entry.seconds, _seconds(entry.seconds)),
-    "images/s": lambda entry: _cell(entry.images_per_second, number(entry.images_per_second, 1)),
-    "batch": _fact("batch_size", lambda value: str(value or NONE)),
-    "memory": _fact("peak_memory_bytes", size),
-    "parameters": _fact("parameters", "{:,}".format),
-    "download": _fact("download_bytes", size),
+    "s/image": _column(lambda entry: entry.seconds, _seconds),
+    "images/s": _column(lambda entry: entry.images_per_second, partial(number, digits=1)),
+    "batch": _column(lambda entry: entry.facts["batch_size"], lambda value: str(value or NONE)),
+    "memory": _column(lambda entry: entry.facts["peak_memory_bytes"], size),
+    "parameters": _column(lambda entry: entry.facts["parameters"], "{:,}".format),
+    "download": _column(lambda entry: entry.facts["download_bytes"], size),
 }
 TERMINAL: Columns = {
     **{name: AGREEMENT[name] for name in ("metric", "SRCC", "95 %", "PLCC")},
@@ -191,16 +182,10 @@ TERMINAL: Columns = {
 
 
 def _overview(board: Leaderboard) -> Section:
-    rows = [
-        [
-            Cell(metric),
-            *(
-                replace(AGREEMENT["SRCC"](entry), strong=entry.not_worse_than_best) if entry else Cell(NONE, "")
-                for entry in entries
-            ),
-        ]
-        for metric, entries in _by_metric(board)
-    ]
+    def cell(entry: Entry | None) -> Cell:
+        return Cell(NONE, "") if entry is None else replace(AGREEMENT["SRCC"](entry), strong=entry.not_worse_than_best)
+
+    rows = [[Cell(metric), *map(cell, entries)] for metric, entries in _by_metric(board)]
     return Section("", board.alarms, [LEGEND], [Table("", ("metric", *board.datasets), rows)])
 
 
@@ -209,7 +194,6 @@ def _section(board: Leaderboard, dataset: str, pictures: Sequence[Section] = ())
     facts = entries[0].facts["dataset_facts"]
     opinions = "DMOS, lower is better" if facts["lower_better"] else "MOS, higher is better"
     notes = dict.fromkeys(note for entry in entries for note in entry.facts["notes"])
-    alarm = board.wrong_direction(dataset)
     parts = [Section("Cost", (), _machines(shown), [_table("", shown, COST)])] if shown else []
     if failed := failures(entries):
         parts.append(Section("What failed", items=failed))
@@ -230,7 +214,7 @@ def _section(board: Leaderboard, dataset: str, pictures: Sequence[Section] = ())
         parts.append(Section(title, tables=[Table("", columns, rows, words=3)], folded=True))
     return Section(
         dataset,
-        alarms=[alarm] if alarm else [],
+        alarms=[alarm] if (alarm := board.wrong_direction(dataset)) else [],
         paragraphs=[" ".join([f"{facts['images']} images; {opinions}.", *(f"{note}." for note in notes)])],
         tables=[_table("", shown, AGREEMENT, words=2)] if shown else [],
         parts=parts,
