@@ -2,8 +2,8 @@
 
 A label over K levels is made of a MOS y (label approximation) and read back as `restored` (restoration). What is
 lost, eps = restored - y, is the conversion error; even a network that predicts every label perfectly keeps it.
-`data/labels.py` makes the labels, this module measures them. Scores lie on 1 (worst) .. 5 (best) unless a range
-is stated; arrays are float64, one row per image.
+`data/labels.py` makes the labels, this module measures them. Scores lie on 1 (worst) .. 5 (best); arrays are float64,
+one row per image.
 
     [1] Q-Align, Wu et al., ICML 2024.
     [2] DeQA-Score, You et al., CVPR 2025.
@@ -22,10 +22,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..data.labels import Floats, gaussian_soft_label, level_centers, linear_soft_label, one_hot, restore
+from ..data.opinions import HIGH, LOW
 from ..evaluation.correlation import correlations
 
 Values = Literal["integers", "interval_centers", "optimal"]
-LOW, HIGH = 1.0, 5.0
 
 _gaussian_pdf, _gaussian_cdf = (partial(gaussian_soft_label, variant=variant) for variant in ("pdf", "cdf"))
 

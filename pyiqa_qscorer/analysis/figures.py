@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..data.labels import Floats, level_centers, level_index, restore
+from ..data.opinions import HIGH, LOW
 from ..report import legend_below, log_ticks, new_axes
-from .conversion_error import HIGH, LOW, make_label
+from .conversion_error import make_label
 from .study import Study
 
 if TYPE_CHECKING:

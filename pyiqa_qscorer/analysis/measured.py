@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.labels import Floats, level_centers, restore
+from ..data.opinions import HIGH, LOW
 from ..errors import QScorerError
 from ..metric import QScorer
 from ..registry import SCORE_RANGE
@@ -126,7 +127,7 @@ def measure(
         raise QScorerError(f"{name} could not score any of the {len(scores)} pictures of {data.name}")
     score = scores[scored]
     chosen = [image for image, kept in zip(data.images, scored, strict=True) if kept]
-    mos = np.clip([image.mos for image in chosen], 1.0, 5.0)
+    mos = np.clip([image.mos for image in chosen], LOW, HIGH)
     levels, dtype = len(config.quality_token_ids), str(metric.dtype).removeprefix("torch.")
     readings: dict[str, ErrorAgainstMos] = {}
     right = leaked = peak = None

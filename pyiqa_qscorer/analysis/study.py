@@ -10,10 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..data.labels import Centers, Floats, level_centers, level_index, restore
-from ..data.opinions import Opinions
+from ..data.opinions import HIGH, LOW, Opinions
 from .conversion_error import (
-    HIGH,
-    LOW,
     SIGNIFICANT_BITS,
     WITH_STD,
     Values,

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import bootstrap, kendalltau, norm
 
-from .correlation import Floats, checked, srcc, undefined
+from ..data.labels import Floats
+from .correlation import checked, srcc, undefined
 
 RESAMPLES = 1000
 LEVEL = 0.95

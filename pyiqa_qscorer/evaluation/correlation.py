@@ -9,16 +9,16 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import leastsq
 from scipy.special import expit
 from scipy.stats import kendalltau, rankdata
 
+from ..data.labels import Floats
+
 MINIMUM_IMAGES = 3
 FIT_EVALUATIONS = 10_000
 CLEARLY_BETTER = 1e-6  # share of the variance; both starts often end in one curve, written in two ways
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ..data.labels import Floats
 from ..data.row_files import read_rows
 from ..errors import InputError
 from .bootstrap import LEVEL, RESAMPLES, ResampledSrcc, compare, holm, intervals, resampled_srcc
-from .correlation import Correlations, Floats, correlations
+from .correlation import Correlations, correlations
 from .scoring import BenchmarkRow
 
 SIGNIFICANCE = 1 - LEVEL
