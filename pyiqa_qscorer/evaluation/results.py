@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 
-from ..data.labels import Floats
 from ..data.row_files import read_rows
 from ..errors import InputError
 from .bootstrap import LEVEL, RESAMPLES, ResampledSrcc, compare, holm, intervals, resampled_srcc
@@ -112,7 +111,7 @@ class Entry:
     def _times(self) -> list[float]:
         return [row.seconds for row in self.rows if row.seconds is not None]
 
-    def oriented(self, rows: Sequence[BenchmarkRow]) -> tuple[Floats, Floats]:
+    def oriented(self, rows: Sequence[BenchmarkRow]) -> tuple[np.ndarray, np.ndarray]:
         """Scores and opinions of `rows`, each (N,) and higher = better."""
         scores = np.array([row.score for row in rows], np.float64)
         mos = np.array([row.mos for row in rows], np.float64)
