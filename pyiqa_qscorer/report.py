@@ -217,6 +217,12 @@ def log_ticks(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
+def legend_below(figure: Figure, axis: Axes, columns: int = 2) -> None:
+    """The legend of one of the plots under all of them, where it hides nothing and has room for its text."""
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=9, frameon=False)
+
+
 def png(figure: Figure) -> bytes:
     """A figure as PNG with 64 colours: enough for dots and lines, and a third of the size."""
     from PIL import Image

@@ -6,14 +6,10 @@ import math
 
 import numpy as np
 import pytest
+from scipy.special import softmax
 
 from pyiqa_qscorer.analysis.conversion_error import LABELS, make_label
-from pyiqa_qscorer.analysis.simulation import (
-    certain_logits,
-    noisy_levels,
-    noisy_regression,
-    small_noise_error,
-)
+from pyiqa_qscorer.analysis.simulation import certain_logits, noisy_levels, noisy_regression, small_noise_error
 from pyiqa_qscorer.data.labels import level_centers
 
 RNG = np.random.default_rng(0)
@@ -21,17 +17,11 @@ MOS = 1 + 4 * RNG.beta(3, 2, 400)
 STD = RNG.uniform(0.3, 1.0, 400)
 
 
-def softmax(z: np.ndarray) -> np.ndarray:
-    return np.exp(z) / np.exp(z).sum(axis=-1, keepdims=True)
-
-
 @pytest.mark.parametrize("name", LABELS)
 def test_certain_logits_are_the_label_up_to_the_mixture(name: str) -> None:
     label = make_label(name, MOS, STD, 5)
     share = label / label.sum(axis=1, keepdims=True)
-    assert softmax(certain_logits(label, 0.99)) == pytest.approx(0.99 * share + 0.002, abs=1e-12)
-    with pytest.raises(ValueError, match="certainty must be above 0 and below 1"):
-        certain_logits(label, 1.0)
+    assert softmax(certain_logits(label), axis=1) == pytest.approx(0.99 * share + 0.002, abs=1e-12)
 
 
 @pytest.mark.parametrize("name", ["one_hot", "linear", "gaussian_pdf", "gaussian_cdf_raw"])
@@ -58,10 +48,3 @@ def test_regression_errs_by_its_noise() -> None:
     assert found.analytic_rmse == 0.3
     assert found.rmse**2 == pytest.approx(0.09, abs=4 * found.mse_standard_error)
     assert noisy_regression(MOS, 0.0).rmse == 0.0
-
-
-def test_noise_and_draws_are_checked() -> None:
-    with pytest.raises(ValueError, match="noise must be finite and >= 0, got -1"):
-        noisy_regression(MOS, -1.0)
-    with pytest.raises(ValueError, match="draws must be at least 2, got 1"):
-        noisy_levels("linear", MOS, None, 5, 0.1, draws=1)

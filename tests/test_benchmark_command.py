@@ -188,7 +188,10 @@ def test_digits_are_kept_in_a_pipe_and_fit_into_80_columns_of_a_terminal(quick_m
         ),
         (["-d", "none.csv"], "csv none.csv does not exist"),
         (["--images", "none"], "images: the folder none does not exist"),
+        (["--images", "."], "dataset opinions: none of its 30 images exists, e.g. 0000.png"),
+        (["--references", "none"], "references: the folder none does not exist"),
         (["--columns", "mos=opinion"], "mos_column 'opinion' is not in data/opinions.csv; its columns are"),
+        (["--columns", "colour=mos"], "colour is no role; the roles are file, mos, std, reference, split"),
         (["--phase", "test"], "--phase test needs --columns split=COLUMN for data/opinions.csv"),
         (
             ["--split", "3"],

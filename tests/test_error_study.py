@@ -143,6 +143,13 @@ def test_report_has_every_number_and_needs_nothing_else(found: Study, tmp_path: 
         assert imread(folder / f"{name}.png")[..., :3].std() > 0.02
 
 
+def test_leaked_mass_is_a_bias_towards_zero(found: Study) -> None:
+    mos = 1 + MOS / 25
+    restored = restore(one_hot(mos, 5), level_centers(5))
+    for one in found.leaks[:4]:
+        assert one.label == "one_hot" and one.mae == pytest.approx(np.mean(np.abs((1 - one.share) * restored - mos)))
+
+
 def test_conclusions_are_computed(found: Study) -> None:
     first, second, third = conclusions(found)
     one = row(found, "one_hot", "integers", 5)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from pyiqa_qscorer.data.labels import (
     one_hot,
     restore,
 )
+from pyiqa_qscorer.data.opinions import OpinionColumns, read_opinion_table
 
 RNG = np.random.default_rng(0)
 MOS = np.concatenate([[1.0, 5.0, 3.0, 2.5], RNG.uniform(1, 5, 400)])
@@ -59,21 +59,16 @@ def test_restore_refuses_shapes_that_do_not_fit(probabilities, centers):
 # --- one-hot -------------------------------------------------------------------------------------------------------
 
 
-def test_levels_are_closed_on_the_right_as_in_q_align():
-    borders = [1.0, 1.8, 2.6, 3.4, 4.2, 5.0]
-    assert level_index(borders, 5).tolist() == [0, 0, 1, 2, 3, 4]
-    just_above = np.array(borders[:-1]) + 1e-4
-    assert level_index(just_above, 5).tolist() == [0, 1, 2, 3, 4]
-
-
 @pytest.mark.parametrize("levels", range(1, 21))
 def test_borders_do_not_depend_on_rounding(levels):
-    """Each border written in any of the usual ways, also in float32, falls to the level below it."""
+    """Each border written in any of the usual ways, also in float32, falls to the level below it: as in Q-Align, levels
+    are closed on the right."""
     for index in range(1, levels + 1):
         share = index / levels
         border = 1 + 4 * share
         ways = [border, 5 - 4 * (levels - index) / levels, 1 + (4 / levels) * index, float(np.float32(border))]
         assert level_index(ways, levels).tolist() == [index - 1] * len(ways)
+        assert index == levels or level_index([border + 1e-4], levels) == index
 
 
 @pytest.mark.parametrize("levels", [1, 2, 5, 12])
@@ -90,14 +85,6 @@ def test_one_hot_marks_the_level(levels):
     assert label.shape == (len(MOS), levels)
     assert (label.sum(axis=1) == 1).all()
     assert (label.argmax(axis=1) == level_index(MOS, levels)).all()
-
-
-def test_one_hot_error_of_a_uniform_mos_is_at_most_half_an_interval_with_interval_centers():
-    uniform = np.linspace(1, 5, 10_001)
-    for levels in (2, 5, 20):
-        error = np.abs(restore(one_hot(uniform, levels), level_centers(levels, kind="interval_centers")) - uniform)
-        assert error.max() <= 2 / levels * (1 + 1e-4)
-        assert np.mean(error**2) == pytest.approx((4 / levels) ** 2 / 12, rel=1e-3)
 
 
 # --- linear --------------------------------------------------------------------------------------------------------
@@ -323,39 +310,17 @@ def test_empty_input_gives_empty_labels(label):
 # --- real opinion scores -------------------------------------------------------------------------------------------
 
 
-def columns(shared: Path, file: str, *names: str) -> list[np.ndarray]:
-    with (shared / "data" / "labels" / file).open(newline="", encoding="utf-8-sig") as handle:
-        rows = list(csv.DictReader(handle))
-    return [np.array([float(row[name]) for row in rows]) for name in names]
+def mean_error(label: np.ndarray, mos: np.ndarray) -> float:
+    return float(np.abs(restore(label, level_centers(5)) - mos).mean())
 
 
-def to_1_5(mos: np.ndarray) -> np.ndarray:
-    return 1 + 4 * (mos - mos.min()) / (mos.max() - mos.min())
-
-
-def mean_error(label: np.ndarray, mos: np.ndarray, kind: str = "integers") -> float:
-    return float(np.abs(restore(label, level_centers(5, kind=kind)) - mos).mean())
-
-
-@pytest.fixture(scope="module")
-def koniq(shared):
-    """MOS (mean of the votes) and std of KonIQ-10k, both mapped by the dataset's own smallest and largest MOS."""
-    *votes, std = columns(shared, "meta_info_KonIQ10kDataset.csv", "c1", "c2", "c3", "c4", "c5", "std")
-    mos = np.stack(votes, axis=1) @ np.arange(1, 6)
-    return to_1_5(mos), std * 4 / (mos.max() - mos.min())
-
-
-def test_koniq_one_hot(koniq):
-    assert mean_error(one_hot(koniq[0], 5), koniq[0]) == pytest.approx(0.303, abs=1e-3)
-    assert mean_error(one_hot(koniq[0], 5), koniq[0], "interval_centers") == pytest.approx(0.206, abs=1e-3)
-
-
-def test_koniq_gaussian_label(koniq):
-    mos, std = koniq
-    assert mean_error(gaussian_soft_label(mos, std, 5, adjust=False), mos) == pytest.approx(0.063, abs=1e-3)
+def test_koniq_gaussian_label(shared: Path):
+    """Its labels without adjustment, and one-hot ones, are in test_error_study.py."""
+    votes = ("c1", "c2", "c3", "c4", "c5")
+    path = shared / "data/labels/meta_info_KonIQ10kDataset.csv"
+    opinions = read_opinion_table(path, OpinionColumns(std="std", votes=votes))
+    mos, std = opinions.mos, opinions.std
     label = gaussian_soft_label(mos, std, 5)
-    assert mean_error(label, mos) == pytest.approx(0.008, abs=1e-3)
-    assert mean_error(linear_soft_label(mos, 5), mos) < 1e-14
     fallbacks = (label == linear_soft_label(mos, 5)).all(axis=1)
     assert fallbacks.sum() == 83  # all by the error limit: the smallest std is 0.37
     before = gaussian_soft_label(mos, std, 5, min_std=0.0, max_error=math.inf)
@@ -365,26 +330,12 @@ def test_koniq_gaussian_label(koniq):
     assert mean_error(gaussian_soft_label(mos, std, 5, normalise=True), mos) == pytest.approx(0.0136, abs=1e-4)
 
 
-@pytest.mark.parametrize(
-    "file, column, first, expected",
-    [
-        ("meta_info_KADID10kDataset.csv", "dmos", 0, 0.326),
-        ("meta_info_SPAQDataset.csv", "MOS", 0, 0.299),
-        ("meta_info_LIVEChallengeDataset.csv", "mos", 7, 0.303),
-        ("agiqa3k.csv", "mos_quality", 0, 0.305),
-    ],
-)
-def test_one_hot_on_other_datasets(shared, file, column, first, expected):
-    mos = to_1_5(columns(shared, file, column)[0][first:])
-    assert mean_error(one_hot(mos, 5), mos) == pytest.approx(expected, abs=1e-3)
-
-
 @SOFT
-def test_kadid_gaussian_label(shared, variant):
+def test_kadid_gaussian_label(shared: Path, variant):
     """Opinions of KADID-10k with their own std, two of them 0."""
-    dmos, std = columns(shared, "meta_info_KADID10kDataset.csv", "dmos", "std")
-    mos = to_1_5(dmos)
-    label = gaussian_soft_label(mos, std * 4 / np.ptp(dmos), 5, variant=variant)
-    assert (std == 0).sum() == 2
-    assert (label[std == 0] == linear_soft_label(mos[std == 0], 5)).all()
-    assert mean_error(label, mos) == pytest.approx(0.017 if variant == "pdf" else 0.023, abs=1e-3)
+    path = shared / "data/labels/meta_info_KADID10kDataset.csv"
+    opinions = read_opinion_table(path, OpinionColumns(mos="dmos", std="std"))
+    label = gaussian_soft_label(opinions.mos, opinions.std, 5, variant=variant)
+    none = opinions.std == 0
+    assert none.sum() == 2 and (label[none] == linear_soft_label(opinions.mos[none], 5)).all()
+    assert mean_error(label, opinions.mos) == pytest.approx(0.017 if variant == "pdf" else 0.023, abs=1e-3)

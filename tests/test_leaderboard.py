@@ -242,23 +242,6 @@ def test_labels(table: Path, tmp_path: Path) -> None:
 # --- datasets ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_wrong_with_a_dataset_is_said_before_scoring(table: Path, tmp_path: Path) -> None:
-    images = table.parent / "images"
-    for fields, words in (
-        ({"csv": tmp_path / "no.csv"}, r"no\.csv does not exist"),
-        ({"images": tmp_path / "none"}, r"images: the folder .*none does not exist"),
-        ({"references": tmp_path / "none"}, r"references: the folder .*none does not exist"),
-        ({"columns": {"mos": "MOS"}}, r"mos_column 'MOS' is not in .*its columns are file, mos, std"),
-        ({"columns": {"colour": "mos"}}, "colour is no role"),
-        ({"phase": "test"}, r"phase 'test' needs a split column: give columns split=COLUMN for .*opinions\.csv"),
-        ({"columns": {"split": "std"}}, r"columns split=std needs a phase for .*opinions\.csv: give one of"),
-        ({"images": tmp_path}, "none of its 20 images exists"),
-    ):
-        spec = DatasetSpec("own", **{"csv": table, "images": images} | fields)
-        with pytest.raises(QScorerError, match=words):
-            open_dataset(spec)
-
-
 def test_duplicates_and_missing_opinions(table: Path, tmp_path: Path) -> None:
     write_csv(table, [["file", "mos"], ["0000.png", 1], ["./0000.png", 1], ["0001.png", ""], ["0002.png", 2]])
     dataset = opened(table)

@@ -2,8 +2,8 @@
 
 A label over K levels is made of a MOS y (label approximation) and read back as `restored` (restoration). What is
 lost, eps = restored - y, is the conversion error; even a network that predicts every label perfectly keeps it.
-`data/labels.py` makes the labels, this module measures them. Scores lie on 1 (worst) .. 5 (best) unless a range
-is stated; arrays are float64, one row per image.
+`data/labels.py` makes the labels, this module measures them. Scores lie on 1 (worst) .. 5 (best); arrays are float64,
+one row per image.
 
     [1] Q-Align, Wu et al., ICML 2024.
     [2] DeQA-Score, You et al., CVPR 2025.
@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ..data.labels import Floats, gaussian_soft_label, level_centers, linear_soft_label, one_hot, restore
+from ..data.opinions import HIGH, LOW
+from ..evaluation.correlation import correlations
 
 Values = Literal["integers", "interval_centers", "optimal"]
-LOW, HIGH = 1.0, 5.0
 
 _gaussian_pdf, _gaussian_cdf = (partial(gaussian_soft_label, variant=variant) for variant in ("pdf", "cdf"))
 
@@ -88,30 +89,19 @@ def named_score(name: str, label: Floats) -> Floats:
     return np.divide(restore(label, centers), total, out=np.full(len(label), centers.mean()), where=total > 0)
 
 
-def optimal_values(label: Floats, mos: ArrayLike, start: ArrayLike) -> Floats:
-    """Level values of least squared error on a dataset: argmin over v of E (sum_i p_i v_i - y)^2, in closed form.
+def level_values(kind: Values, label: Floats, mos: ArrayLike) -> Floats:
+    """Values that the levels stand for: those of `level_centers`, or `optimal` ones.
 
-    v = E[p p^T]^-1 E[p y]. For one-hot labels v_i is the mean MOS of level i. A level that no image uses (more
-    generally, what the data leave open) keeps the value of `start`.
+    Optimal values have the least squared error on this dataset: argmin over v of E (sum_i p_i v_i - y)^2, in closed
+    form v = E[p p^T]^-1 E[p y]. For one-hot labels v_i is the mean MOS of level i. A level that no image uses (more
+    generally, what the data leave open) keeps its integer, for one-hot labels the centre of its interval.
 
     Args:
         label: (N, K)
         mos: (N,)
-        start: (K,)
 
     Returns:
         (K,)
-    """
-    values = np.asarray(start, dtype=np.float64)
-    gram, gap = label.T @ label, label.T @ (np.asarray(mos, dtype=np.float64) - label @ values)
-    # Least norm of the step, so that directions without data stay where they start.
-    return values + np.linalg.lstsq(gram, gap, rcond=1e-12)[0]
-
-
-def level_values(kind: Values, label: Floats, mos: ArrayLike) -> Floats:
-    """Values (K,) that the levels stand for: those of `level_centers`, or `optimal_values` on this dataset.
-
-    Optimal values start from the interval centres for a one-hot label, else from the integers.
     """
     if kind not in get_args(Values):
         raise ValueError(f"kind must be one of {', '.join(get_args(Values))}, got {kind!r}")
@@ -119,21 +109,41 @@ def level_values(kind: Values, label: Floats, mos: ArrayLike) -> Floats:
     if kind != "optimal":
         return level_centers(levels, kind=kind)
     is_one_hot = bool((label.max(axis=1) == 1.0).all())
-    return optimal_values(label, mos, level_centers(levels, kind="interval_centers" if is_one_hot else "integers"))
+    values = level_centers(levels, kind="interval_centers" if is_one_hot else "integers")
+    gram, gap = label.T @ label, label.T @ (np.asarray(mos, dtype=np.float64) - label @ values)
+    # Least norm of the step, so that directions without data stay where they start.
+    return values + np.linalg.lstsq(gram, gap, rcond=1e-12)[0]
 
 
-def leak(label: Floats, share: float) -> Floats:
-    """A label predicted over an open vocabulary in which `share` of the mass went to words that are no level.
+@dataclass(frozen=True)
+class ErrorAgainstMos:
+    """Error of N scores on the 1..5 scale; correlations are None where one side is constant."""
 
-    Softmax over the levels alone makes up for it; the sum over the vocabulary restores (1 - share) times the score, so
-    the error becomes (1 - share) restored - y: always a bias towards 0.
+    mae: float
+    rmse: float
+    bias: float
+    srcc: float | None
+    plcc: float | None
+    krcc: float | None
 
-    Raises:
-        ValueError: a share outside [0, 1).
+
+def error_against(scores: Floats, mos: Floats, decimals: int | None = None) -> ErrorAgainstMos:
+    """Statistics of (N,) scores with (N,) MOS.
+
+    Args:
+        decimals: correlate numbers rounded to so many, so that scores which are equal but for rounding are ties.
     """
-    if not 0 <= share < 1:
-        raise ValueError(f"share must be at least 0 and below 1, got {share}")
-    return label * (1.0 - share)
+    error = scores - mos
+    pair = (scores, mos) if decimals is None else (np.round(scores, decimals), np.round(mos, decimals))
+    found = correlations(*pair, fit=False)
+    return ErrorAgainstMos(
+        mae=float(np.mean(np.abs(error))),
+        rmse=math.sqrt(float(np.mean(error**2))),
+        bias=float(np.mean(error)),
+        srcc=found.srcc,
+        plcc=found.plcc,
+        krcc=found.krcc,
+    )
 
 
 @dataclass(frozen=True)
@@ -166,24 +176,24 @@ def decompose(mos: ArrayLike, named: ArrayLike, restored: ArrayLike) -> ErrorPar
     )
 
 
-def uniform_errors(values: ArrayLike, low: float = LOW, high: float = HIGH) -> tuple[float, float]:
-    """Expected squared and absolute error of one-hot levels restored as `values`, for a MOS uniform on low..high.
+def uniform_errors(values: ArrayLike) -> tuple[float, float]:
+    """Expected squared and absolute error of one-hot levels restored as `values`, for a MOS uniform on 1..5.
 
-    With intervals of width d = (high - low) / K, middles m_i and b_i = v_i - m_i:
+    With intervals of width d = 4 / K, middles m_i and b_i = v_i - m_i:
 
         E eps^2 = d^2 / 12 + mean_i b_i^2
         E |eps| = mean_i (d / 4 + b_i^2 / d where |b_i| <= d / 2, else |b_i|)
 
-    For the `integers` values this is E eps^2 = (high - low)^2 / (6 K (K - 1)) and
-    E |eps| = (high - low) (2 K - 1) / (6 K (K - 1)): 0.1333 and 0.3 for five levels on 1..5.
+    For the `integers` values this is E eps^2 = 16 / (6 K (K - 1)) and E |eps| = 4 (2 K - 1) / (6 K (K - 1)): 0.1333 and
+    0.3 for five levels.
 
     Args:
         values: (K,)
     """
     restored = np.asarray(values, dtype=np.float64)
     levels = len(restored)
-    width = (high - low) / levels
-    bias = np.abs(restored - level_centers(levels, low, high, kind="interval_centers"))
+    width = (HIGH - LOW) / levels
+    bias = np.abs(restored - level_centers(levels, kind="interval_centers"))
     absolute = np.where(bias <= width / 2, width / 4 + bias**2 / width, bias)
     return float(width**2 / 12 + np.mean(bias**2)), float(np.mean(absolute))
 
@@ -228,16 +238,14 @@ def round_to(scores: ArrayLike, dtype: str) -> Floats:
     return np.ldexp(np.rint(fraction * scale) / scale, exponent)
 
 
-def uniform_rounding_errors(dtype: str, low: float = LOW, high: float = HIGH) -> tuple[float, float]:
-    """Expected squared and absolute rounding error of a score uniform on low..high, 0 < low < high.
+def uniform_rounding_errors(dtype: str) -> tuple[float, float]:
+    """Expected squared and absolute rounding error of a score uniform on 1..5.
 
     Between two powers of two numbers are equally spaced by s = 2^(e + 1 - bits): s^2 / 12 and s / 4 there.
     """
-    if not 0 < low < high < math.inf:
-        raise ValueError(f"low and high must be finite with 0 < low < high, got {low} and {high}")
     bits, squared, absolute = _significant_bits(dtype), 0.0, 0.0
-    for exponent in range(math.floor(math.log2(low)), math.ceil(math.log2(high))):
-        share = (min(high, 2.0 ** (exponent + 1)) - max(low, 2.0**exponent)) / (high - low)
+    for exponent in (0, 1, 2):  # 1..2, 2..4, and the first quarter of 4..8
+        share = (min(HIGH, 2.0 ** (exponent + 1)) - 2.0**exponent) / (HIGH - LOW)
         spacing = 2.0 ** (exponent + 1 - bits)
         squared += share * spacing**2 / 12
         absolute += share * spacing / 4

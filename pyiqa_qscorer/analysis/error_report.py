@@ -53,7 +53,7 @@ def conclusions(study: Study, measured: Sequence[MeasuredModel] = ()) -> list[st
         row = study.row(label, values, levels)
         return None if row is None else number(row.mae, 4)
 
-    one_hot = [row for row in study.rows if (row.label, row.values) == ("one_hot", "integers")]
+    one_hot = study.of("one_hot", "integers")
     detail = next(row for row in one_hot if row.levels == count)
     ceiling = "" if detail.srcc is None else f", and its SRCC is {detail.srcc:.3f} at best"
     found = [
@@ -129,8 +129,7 @@ def _by_levels(study: Study) -> Table:
         "pdf": ("gaussian_pdf", "integers"),
         "sum 1": ("gaussian_pdf_normalised", "integers"),
     }
-    found = {name: [row for row in study.rows if (row.label, row.values) == key] for name, key in wanted.items()}
-    columns = {name: rows for name, rows in found.items() if rows}
+    columns = {name: found for name, key in wanted.items() if (found := study.of(*key))}
     rows = [
         (
             str(one_hot.levels),

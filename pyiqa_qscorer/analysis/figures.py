@@ -11,8 +11,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..data.labels import Floats, level_centers, level_index, restore
-from ..report import log_ticks, new_axes
-from .conversion_error import HIGH, LOW, make_label
+from ..data.opinions import HIGH, LOW
+from ..report import legend_below, log_ticks, new_axes
+from .conversion_error import make_label
 from .study import Study
 
 if TYPE_CHECKING:
@@ -81,11 +82,10 @@ def error_against_mos(study: Study) -> Figure:
         top.plot(y, restored - y, ".", **_style("gaussian_pdf integers"), markersize=1.5, alpha=0.5, rasterized=True)
     top.axhline(0, linewidth=1.2, **_style("score_token"))
     top.set_ylabel("restored - MOS")
-    _legend_below(figure, top)
+    legend_below(figure, top)
     edges = np.linspace(LOW, HIGH, len(study.histogram) + 1)
     bottom.stairs(study.histogram, edges, fill=True, color="#bdc3c7")
-    bottom.set_xlabel("MOS on 1..5")
-    bottom.set_ylabel("images")
+    bottom.set(xlabel="MOS on 1..5", ylabel="images")
     return figure
 
 
@@ -93,29 +93,27 @@ def error_against_levels(study: Study) -> Figure:
     """Mean absolute error for every K, with the closed forms for a uniform MOS and the floors of number formats."""
     figure, (axis,) = new_axes(size=(5.2, 5.0))
     shown: list[float] = []
-    for key in list(STYLES)[:-1]:
-        label, values = key.split()
-        levels, found = _series(study, label, values, "mae")
-        if label != "linear" and levels:  # linear interpolation restores exactly
-            found = [value if value > EXACT else math.nan for value in found]
+    for key in STYLES:
+        if key in ("linear integers", "score_token"):  # the first restores exactly, the second has no levels
+            continue
+        levels, found = _series(study, key, "mae")
+        if levels:
+            found = np.where(found > EXACT, found, np.nan)
             axis.plot(levels, found, "o-", **_style(key), markersize=3)
-            shown += found
-    for values in ("integers", "interval_centers"):
-        levels, found = _series(study, "one_hot", values, "uniform_mae")
-        axis.plot(levels, found, "--", color=STYLES[f"one_hot {values}"][0], linewidth=1)
+            shown += found.tolist()
+    for key in ("one_hot integers", "one_hot interval_centers"):
+        axis.plot(*_series(study, key, "uniform_mae"), "--", color=STYLES[key][0], linewidth=1)
     color = STYLES["score_token"][0]
     for dtype, line in (("bfloat16", (0, (5, 2))), ("float16", (0, (1, 1.5)))):
         row = study.row("score_token", dtype, None)
         if row is not None:
             axis.axhline(row.mae, color=color, linewidth=1.2, linestyle=line, label=f"score token, {dtype}")
             shown.append(row.mae)
-    axis.set_yscale("log")
+    axis.set(xlabel="levels K", ylabel="mean absolute error (1..5 scale)", yscale="log")
     axis.set_ylim(bottom=min((value for value in shown if value > EXACT), default=1e-3) / 1.5)
     log_ticks(axis.yaxis)
-    axis.set_xlabel("levels K")
-    axis.set_ylabel("mean absolute error (1..5 scale)")
     axis.xaxis.set_major_locator(MaxNLocator(integer=True))
-    _legend_below(figure, axis)
+    legend_below(figure, axis)
     return figure
 
 
@@ -135,9 +133,8 @@ def label_histograms(study: Study) -> Figure:
     for number, (name, shares, color) in enumerate(bars):
         axis.bar(places - 0.4 + (number + 0.5) * width, shares, width, label=name, color=color)
     axis.set_xticks(places, [str(place + 1) for place in places])
-    axis.set_xlabel("level")
-    axis.set_ylabel("share of images (mean label)")
-    _legend_below(figure, axis)
+    axis.set(xlabel="level", ylabel="share of images (mean label)")
+    legend_below(figure, axis)
     return figure
 
 
@@ -145,18 +142,18 @@ def rank_ceilings(study: Study) -> Figure:
     """SRCC and KRCC that remain when every label is predicted exactly."""
     figure, axes = new_axes(2, (5.2, 5.6), sharex=True)
     for number, (axis, measure) in enumerate(zip(axes, ("srcc", "krcc"), strict=True)):
-        levels, found = _series(study, "one_hot", "integers", measure)
+        levels, found = _series(study, "one_hot integers", measure)
         axis.plot(levels, found, "o-", **_style("one_hot integers") | {"label": "one-hot levels"}, markersize=3)
         bound = [study.bounds[count][number] for count in levels]
         axis.plot(levels, bound, "--", color="#566573", linewidth=1, label="K equally filled levels")
-        soft_levels, soft = _series(study, "gaussian_pdf_normalised", "integers", measure)
+        soft_levels, soft = _series(study, "gaussian_pdf_normalised integers", measure)
         if soft_levels:
             style = _style("gaussian_pdf_normalised integers") | {"label": "Gaussian pdf, adjusted, sum 1"}
             axis.plot(soft_levels, soft, "-", **style, linewidth=1.2)
         axis.set_ylabel(f"highest {measure.upper()}")
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[-1].set_xlabel("levels K")
-    _legend_below(figure, axes[0], columns=1)
+    legend_below(figure, axes[0], columns=1)
     return figure
 
 
@@ -171,14 +168,11 @@ def noise(study: Study) -> Figure:
         small = [item for item in items if item.noise <= 1]
         formula = [item.analytic_rmse for item in small]
         axes[0].plot([item.noise for item in small], formula, ":", color=style["color"], linewidth=1)
-        axes[1].plot(
-            size, [math.nan if item.srcc is None else item.srcc for item in items], "o-", **style, markersize=3
-        )
+        axes[1].plot(size, np.array([item.srcc for item in items], np.float64), "o-", **style, markersize=3)
     axes[0].set_ylim(bottom=0)
     axes[0].set_ylabel("RMSE")
-    axes[1].set_ylabel("SRCC")
-    axes[1].set_xlabel("noise on each logit, or on the regressed score")
-    _legend_below(figure, axes[0])
+    axes[1].set(xlabel="noise on each logit, or on the regressed score", ylabel="SRCC")
+    legend_below(figure, axes[0])
     return figure
 
 
@@ -198,23 +192,16 @@ def measured_errors(measured: Sequence[MeasuredModel]) -> Figure:
     axis.invert_yaxis()
     axis.margins(x=0.15)
     axis.set_xlabel("root mean square (1..5 scale)")
-    _legend_below(figure, axis, columns=1)
+    legend_below(figure, axis, columns=1)
     return figure
 
 
-def _series(study: Study, label: str, values: str, measure: str) -> tuple[list[int], list[float]]:
-    """Numbers of levels, and a measure of each; NaN where it is not defined."""
-    rows = [row for row in study.rows if (row.label, row.values) == (label, values) and row.levels is not None]
-    found = [getattr(row, measure) for row in rows]
-    return [row.levels or 0 for row in rows], [math.nan if value is None else value for value in found]
+def _series(study: Study, key: str, measure: str) -> tuple[list[int], Floats]:
+    """Numbers of levels, and a measure of each; NaN where it is not defined. `key` as in `STYLES`."""
+    rows = study.of(*key.split())
+    return [row.levels or 0 for row in rows], np.array([getattr(row, measure) for row in rows], np.float64)
 
 
 def _style(key: str) -> dict[str, Any]:
     color, label = STYLES[key]
     return {"color": color, "label": label}
-
-
-def _legend_below(figure: Figure, axis: Any, columns: int = 2) -> None:
-    """A legend under the plots, where it hides nothing and has room for its text."""
-    handles, labels = axis.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower left", ncols=columns, fontsize=9, frameon=False)

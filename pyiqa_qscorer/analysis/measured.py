@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,28 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from ..data.labels import Floats, level_centers, restore
+from ..data.opinions import HIGH, LOW
 from ..errors import QScorerError
-from ..evaluation.correlation import correlations
 from ..metric import QScorer
 from ..registry import SCORE_RANGE
 from ..scorer import Scorer
 from ..training.dataset import LabelledImages
-from .conversion_error import decompose, level_values, make_label, round_to
+from .conversion_error import ErrorAgainstMos, decompose, error_against, level_values, make_label, round_to
 
 LABEL_OF = {"level_onehot": "one_hot", "level_soft": "gaussian_pdf_normalised"}
 """Label that each level formulation teaches: what its softmax can learn of it."""
-
-
-@dataclass(frozen=True)
-class ErrorAgainstMos:
-    """Error of N scores on the 1..5 scale; correlations are None where one side is constant."""
-
-    mae: float
-    rmse: float
-    bias: float
-    srcc: float | None
-    plcc: float | None
-    krcc: float | None
 
 
 @dataclass(frozen=True)
@@ -140,7 +127,7 @@ def measure(
         raise QScorerError(f"{name} could not score any of the {len(scores)} pictures of {data.name}")
     score = scores[scored]
     chosen = [image for image, kept in zip(data.images, scored, strict=True) if kept]
-    mos = np.clip([image.mos for image in chosen], 1.0, 5.0)
+    mos = np.clip([image.mos for image in chosen], LOW, HIGH)
     levels, dtype = len(config.quality_token_ids), str(metric.dtype).removeprefix("torch.")
     readings: dict[str, ErrorAgainstMos] = {}
     right = leaked = peak = None
@@ -151,7 +138,7 @@ def measure(
         total = open_set.sum(axis=1, keepdims=True)
         probabilities = open_set / total
         restored = _readings(probabilities, open_set, mos)
-        readings = {reading: _against(values, mos) for reading, values in restored.items()}
+        readings = {reading: error_against(values, mos) for reading, values in restored.items()}
         right = _right_answers(probabilities, label, score, target, mos)
         leaked, peak = float(np.mean(1 - total)), float(np.mean(probabilities.max(axis=1)))
     else:
@@ -164,8 +151,8 @@ def measure(
         dtype=dtype,
         images=len(score),
         failed=int((~scored).sum()),
-        error=_against(score, mos),
-        predicted=_against(target, mos),
+        error=error_against(score, mos),
+        predicted=error_against(target, mos),
         fitting_part=parts.restoration,
         conversion_part=parts.label,
         cross_term=parts.cross,
@@ -205,16 +192,3 @@ def _right_answers(probabilities: Floats, label: Floats, score: Floats, target: 
         return RightAnswers(0.0, None, None)
     found, predicted = np.abs(score - mos)[right], np.abs(target - mos)[right]
     return RightAnswers(float(right.mean()), float(found.mean()), float(predicted.mean()))
-
-
-def _against(scores: Floats, mos: Floats) -> ErrorAgainstMos:
-    error = scores - mos
-    found = correlations(scores, mos, fit=False)
-    return ErrorAgainstMos(
-        mae=float(np.mean(np.abs(error))),
-        rmse=math.sqrt(float(np.mean(error**2))),
-        bias=float(np.mean(error)),
-        srcc=found.srcc,
-        plcc=found.plcc,
-        krcc=found.krcc,
-    )

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy.special import softmax
 
 from ..data.labels import Floats, level_centers
 from ..evaluation.correlation import correlations
 from .conversion_error import make_label
 
 CERTAINTY = 0.99
-_DRAWS_AT_ONCE = 1 << 20  # numbers
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,17 @@ class NoiseError:
     analytic_rmse: float
 
 
-def certain_logits(label: Floats, certainty: float = CERTAINTY) -> Floats:
+def certain_logits(label: Floats) -> Floats:
     """Logits whose softmax is the label, as far as logits can be finite.
 
-    Each row is divided by its sum and mixed with a uniform share of 1 - certainty, for a one-hot label would need an
+    Each row is divided by its sum and mixed with a uniform share of 1 - `CERTAINTY`, for a one-hot label would need an
     infinite logit. The mixture alone draws the restored score to the middle: the error without noise shows it.
 
     Args:
         label: (N, K), rows >= 0 with a positive sum.
-        certainty: within (0, 1).
     """
-    if not 0 < certainty < 1:
-        raise ValueError(f"certainty must be above 0 and below 1, got {certainty}")
     share = label / label.sum(axis=1, keepdims=True)
-    return np.log(certainty * share + (1 - certainty) / label.shape[1])
+    return np.log(CERTAINTY * share + (1 - CERTAINTY) / label.shape[1])
 
 
 def small_noise_error(logits: Floats, values: Floats, mos: Floats, noise: float) -> float:
@@ -65,7 +62,7 @@ def small_noise_error(logits: Floats, values: Floats, mos: Floats, noise: float)
         mos: (N,)
         noise: s.
     """
-    p = _softmax(logits)
+    p = softmax(logits, axis=-1)
     restored = p @ values
     lever = values - restored[:, None]
     shift = noise**2 / 2 * np.sum(p * (1 - 2 * p) * lever, axis=1)
@@ -73,14 +70,7 @@ def small_noise_error(logits: Floats, values: Floats, mos: Floats, noise: float)
 
 
 def noisy_levels(
-    name: str,
-    mos: ArrayLike,
-    std: ArrayLike | None,
-    levels: int,
-    noise: float,
-    draws: int = 8,
-    certainty: float = CERTAINTY,
-    seed: int = 0,
+    name: str, mos: ArrayLike, std: ArrayLike | None, levels: int, noise: float, draws: int = 8, seed: int = 0
 ) -> NoiseError:
     """A network that knows every label, read through logits with independent noise; `integers` values.
 
@@ -90,23 +80,15 @@ def noisy_levels(
         noise: standard deviation on each of the K logits.
         draws: noisy readings per image, at least 2.
     """
-    _check_noise(noise, draws)
-    y = np.asarray(mos, dtype=np.float64)
-    values = level_centers(levels)
-    logits = certain_logits(make_label(name, y, std, levels), certainty)
-    generator = np.random.default_rng(seed)
-    at_once = max(1, _DRAWS_AT_ONCE // logits.size) if logits.size else 1
-    parts = []
-    for start in range(0, draws, at_once):
-        shape = (min(at_once, draws - start), *logits.shape)
-        parts.append(_softmax(logits + noise * generator.standard_normal(shape)) @ values)
+    y, values = np.asarray(mos, dtype=np.float64), level_centers(levels)
+    logits = certain_logits(make_label(name, y, std, levels))
+    draw = noise * np.random.default_rng(seed).standard_normal((draws, *logits.shape))
     analytic = math.sqrt(small_noise_error(logits, values, y, noise))
-    return _noise_error(name, noise, np.concatenate(parts), y, analytic)
+    return _noise_error(name, noise, softmax(logits + draw, axis=-1) @ values, y, analytic)
 
 
 def noisy_regression(mos: ArrayLike, noise: float, draws: int = 8, seed: int = 0) -> NoiseError:
     """A regressor that knows every MOS, with noise on its one output: E eps^2 = noise^2."""
-    _check_noise(noise, draws)
     y = np.asarray(mos, dtype=np.float64)
     restored = y + noise * np.random.default_rng(seed).standard_normal((draws, len(y)))
     return _noise_error("score_token", noise, restored, y, noise)
@@ -124,15 +106,3 @@ def _noise_error(formulation: str, noise: float, restored: Floats, mos: Floats, 
         mse_standard_error=math.sqrt(float(np.mean(np.var(squared, axis=0, ddof=1))) / squared.size),
         analytic_rmse=analytic,
     )
-
-
-def _check_noise(noise: float, draws: int) -> None:
-    if not (math.isfinite(noise) and noise >= 0):
-        raise ValueError(f"noise must be finite and >= 0, got {noise}")
-    if draws < 2:
-        raise ValueError(f"draws must be at least 2, got {draws}: fewer have no standard error")
-
-
-def _softmax(logits: Floats) -> Floats:
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return powers / powers.sum(axis=-1, keepdims=True)

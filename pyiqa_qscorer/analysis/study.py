@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..data.labels import Centers, Floats, level_centers, level_index, restore
-from ..data.opinions import Opinions
-from ..evaluation.correlation import correlations
+from ..data.opinions import HIGH, LOW, Opinions
 from .conversion_error import (
-    HIGH,
-    LOW,
     SIGNIFICANT_BITS,
     WITH_STD,
     Values,
     best_possible,
     decompose,
-    leak,
+    error_against,
     level_values,
     make_label,
     named_score,
@@ -81,7 +78,11 @@ class ErrorRow:
 
 @dataclass(frozen=True)
 class LeakRow:
-    """Mean absolute error where `share` of the mass goes to words that are no level, summed over the open set."""
+    """Mean absolute error where `share` of the probability, in [0, 1), goes to words that are no level.
+
+    Softmax over the levels alone makes up for it; the sum over the vocabulary restores (1 - share) times the score, so
+    the error becomes (1 - share) restored - y: always a bias towards 0.
+    """
 
     label: str
     levels: int
@@ -116,10 +117,13 @@ class Study:
     level_values: Floats
     sample: tuple[Floats, Floats]
 
+    def of(self, label: str, values: str) -> list[ErrorRow]:
+        """The rows of a formulation, by number of levels; none where the dataset has no spreads for it."""
+        return [row for row in self.rows if (row.label, row.values) == (label, values)]
+
     def row(self, label: str, values: str, levels: int | None) -> ErrorRow | None:
-        """The row of a formulation, None where the dataset has no spreads for it."""
-        found = [row for row in self.rows if (row.label, row.values, row.levels) == (label, values, levels)]
-        return found[0] if found else None
+        """The row of a formulation for one number of levels, None where there is none."""
+        return next((row for row in self.of(label, values) if row.levels == levels), None)
 
 
 def study(opinions: Opinions, levels: Sequence[int] = range(2, 21), detail: int = 5, seed: int = 0) -> Study:
@@ -179,26 +183,19 @@ def error_row(
         mos, named, restored: (N,), as `conversion_error.decompose`.
         of: size of the dataset that the N images were drawn from.
     """
-    error, parts = restored - mos, decompose(mos, named, restored)
-    found = correlations(np.round(restored, DECIMALS), np.round(mos, DECIMALS), fit=False)
-    size = np.abs(error)
+    error, parts = np.abs(restored - mos), decompose(mos, named, restored)
     return ErrorRow(
         label=label,
         values=values,
         levels=levels,
         images=len(mos),
-        mae=float(size.mean()),
-        mae_standard_error=0.0 if len(mos) == of else float(size.std()) / math.sqrt(len(mos)),
-        rmse=math.sqrt(parts.total),
+        mae_standard_error=0.0 if len(mos) == of else float(error.std()) / math.sqrt(len(mos)),
         mse=parts.total,
-        bias=float(error.mean()),
-        max_error=float(size.max()),
+        max_error=float(error.max()),
         label_part=parts.label,
         restoration_part=parts.restoration,
         cross_term=parts.cross,
-        srcc=found.srcc,
-        plcc=found.plcc,
-        krcc=found.krcc,
+        **asdict(error_against(restored, mos, DECIMALS)),
         **_uniform(label, values, levels),
     )
 
@@ -250,7 +247,7 @@ def _leaks(mos: Floats, mos_with_std: Floats | None, std: Floats, detail: int) -
         labels["gaussian_pdf"] = (mos_with_std, make_label("gaussian_pdf", mos_with_std, std, detail))
     centers = level_centers(detail)
     return [
-        LeakRow(name, detail, share, float(np.mean(np.abs(restore(leak(label, share), centers) - y))))
+        LeakRow(name, detail, share, float(np.mean(np.abs(restore(label * (1 - share), centers) - y))))
         for name, (y, label) in labels.items()
         for share in LEAKS
     ]

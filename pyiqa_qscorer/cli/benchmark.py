@@ -98,9 +98,8 @@ def benchmark(
         for path in write_reports(board, output, thumbnails):
             say(f"{path}", style="dim")
         print_tables(terminal_tables(board), cli_output.out)
-        for dataset in board.datasets:
-            if alarm := board.wrong_direction(dataset):
-                say(("warning: ", "bold red"), (printable(alarm), "bold"))
+        for alarm in board.alarms:
+            say(("warning: ", "bold red"), (printable(alarm), "bold"))
         failed = _print_problems(board, problems)
         if check_published:
             failed |= not _print_published(differences(board.entries))

@@ -6,20 +6,19 @@ a warning, a NaN or a made-up number.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.optimize import leastsq
 from scipy.special import expit
 from scipy.stats import kendalltau, rankdata
 
+from ..data.labels import Floats
+
 MINIMUM_IMAGES = 3
 FIT_EVALUATIONS = 10_000
 CLEARLY_BETTER = 1e-6  # share of the variance; both starts often end in one curve, written in two ways
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,9 @@ class LogisticFit:
 
     def __call__(self, scores: ArrayLike) -> Floats:
         """Predicted MOS of each score, same shape."""
-        return _logistic(np.array([self.top, self.bottom, self.middle, self.width]), np.asarray(scores, np.float64))
+        values = np.asarray(scores, np.float64)
+        predicted: Floats = (self.top - self.bottom) * expit((values - self.middle) / self.width) + self.bottom
+        return predicted
 
 
 @dataclass(frozen=True)
@@ -82,30 +83,18 @@ def correlations(scores: ArrayLike, mos: ArrayLike, fit: bool = True) -> Correla
     'all 3 scores are 3'
     """
     scores, mos = checked(scores, mos)
-    count = len(scores)
-    rmse = float(np.sqrt(np.mean((scores - mos) ** 2))) if count else None
-    problem = undefined(scores, mos)
-    if problem is not None:
-        return Correlations(count, rmse=rmse, problem=problem, fit_problem=problem)
-    found: dict[str, Any] = {
-        "srcc": srcc(scores, mos),
-        "plcc": pearson(scores, mos),
-        "krcc": float(kendalltau(scores, mos).statistic),
-        "rmse": rmse,
-    }
+    error = _rmse(scores, mos) if len(scores) else None
+    if problem := undefined(scores, mos):
+        return Correlations(len(scores), rmse=error, problem=problem, fit_problem=problem)
+    kendall = float(kendalltau(scores, mos).statistic)
+    found = Correlations(len(scores), srcc(scores, mos), pearson(scores, mos), kendall, error)
     if not fit:
-        return Correlations(count, **found)
+        return found
     curve = fit_logistic(scores, mos)
     if isinstance(curve, str):
-        return Correlations(count, **found, fit_problem=curve)
+        return replace(found, fit_problem=curve)
     fitted = curve(scores)
-    return Correlations(
-        count,
-        **found,
-        fit=curve,
-        plcc_fitted=pearson(fitted, mos),
-        rmse_fitted=float(np.sqrt(np.mean((fitted - mos) ** 2))),
-    )
+    return replace(found, fit=curve, plcc_fitted=pearson(fitted, mos), rmse_fitted=_rmse(fitted, mos))
 
 
 def undefined(scores: Floats, mos: Floats) -> str | None:
@@ -152,29 +141,28 @@ def fit_logistic(scores: ArrayLike, mos: ArrayLike) -> LogisticFit | str:
         return f"all {len(scores)} scores are {scores[0]:g}"
 
     def residuals(parameters: Floats) -> Floats:
-        return _logistic(parameters, scores) - mos
+        return LogisticFit(*parameters)(scores) - mos
 
-    best: Floats | None = None
+    best: LogisticFit | None = None
     error, problem = np.inf, ""
     for width in (scores.std() / 4, -scores.std() / 4):
         start = np.array([mos.max(), mos.min(), scores.mean(), width])
         # A width of 0 or an overflow on the way is a step that the solver takes back; only its end counts.
         with np.errstate(all="ignore"):
             found, _, _, message, status = leastsq(residuals, start, maxfev=FIT_EVALUATIONS, full_output=True)
-            fitted = _logistic(found, scores)
+            curve = LogisticFit(*found.tolist())
+            fitted = curve(scores)
         if status not in (1, 2, 3, 4):
             problem = problem or f"the fit does not converge: {' '.join(message.split())}"
         elif not np.isfinite(fitted).all() or is_constant(fitted):
             problem = problem or "the fit ends in a constant"
         elif (squared := float(np.sum((fitted - mos) ** 2))) < error - CLEARLY_BETTER * len(mos) * mos.var():
-            best, error = found, squared
-    return problem if best is None else LogisticFit(*(float(value) for value in best))
+            best, error = curve, squared
+    return best or problem
 
 
-def _logistic(parameters: Floats, scores: Floats) -> Floats:
-    top, bottom, middle, width = parameters
-    values: Floats = (top - bottom) * expit((scores - middle) / width) + bottom
-    return values
+def _rmse(first: Floats, second: Floats) -> float:
+    return float(np.sqrt(np.mean((first - second) ** 2)))
 
 
 def checked(scores: ArrayLike, mos: ArrayLike) -> tuple[Floats, Floats]:

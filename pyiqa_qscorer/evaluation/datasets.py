@@ -128,17 +128,8 @@ def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
             f"columns split={columns['split']} needs a phase for {spec.csv}: give one of that column's values, such as "
             "phase test"
         )
-    return read_opinions(
-        spec.csv,
-        images,
-        file_column=columns.get("file"),
-        mos_column=columns.get("mos"),
-        std_column=columns.get("std"),
-        reference_column=columns.get("reference"),
-        reference_folder=spec.references,
-        split_column=columns.get("split"),
-        phase=spec.phase,
-    )
+    by_role = {f"{role}_column": name for role, name in columns.items()}
+    return read_opinions(spec.csv, images, reference_folder=spec.references, phase=spec.phase, **by_role)
 
 
 def refuse_scores(table: Path, mos_column: str | None, option: str) -> None:
@@ -181,21 +172,16 @@ def _usual_columns(header: list[str]) -> dict[str, str]:
 
 def _usable(label: str, rows: list[OpinionRow]) -> tuple[list[OpinionRow], list[str]]:
     """Each image once, with a MOS; and what was left out, in words."""
+    without_mos = [row for row in rows if not math.isfinite(row.mos)]
+    with_mos = [row for row in rows if math.isfinite(row.mos)]
     kept: dict[str, OpinionRow] = {}
-    without_mos, repeated = [], 0
-    for row in rows:
-        if not math.isfinite(row.mos):
-            without_mos.append(row)
-            continue
+    for row in with_mos:
         first = kept.setdefault(file_key(row.path), row)
-        if first is row:
-            continue
         if (first.mos, first.reference) != (row.mos, row.reference):
             raise OpinionTableError(
                 f"dataset {label}: {row.path} stands twice, with MOS {first.mos:g} (reference {first.reference}) and "
                 f"{row.mos:g} (reference {row.reference}): keep the right row"
             )
-        repeated += 1
     if not kept:
         raise OpinionTableError(f"dataset {label} has no image with a MOS: check the columns, split and phase")
     if not any(Path(row.path).is_file() for row in kept.values()):
@@ -204,6 +190,6 @@ def _usable(label: str, rows: list[OpinionRow]) -> tuple[list[OpinionRow], list[
     left_out = []
     if without_mos:
         left_out.append(f"{len(without_mos)} rows without MOS left out, e.g. {without_mos[0].path}")
-    if repeated:
+    if repeated := len(with_mos) - len(kept):
         left_out.append(f"{repeated} rows that repeat another left out")
     return list(kept.values()), left_out

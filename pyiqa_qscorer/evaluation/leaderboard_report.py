@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -66,96 +67,142 @@ def pyiqa_csv(board: Leaderboard) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["Metric name", *(f"{dataset}(PLCC/SRCC/KRCC)" for dataset in board.datasets)])
-    cells = {(entry.metric, entry.dataset): _pyiqa_cell(entry) for entry in board.entries}
-    for metric in board.metrics:
-        writer.writerow([metric, *(cells.get((metric, dataset), "") for dataset in board.datasets)])
+    writer.writerows((metric, *map(_pyiqa_cell, entries)) for metric, entries in _by_metric(board))
     return text.getvalue()
 
 
-def _pyiqa_cell(entry: Entry) -> str:
-    found = entry.agreement
-    if found.plcc is None or found.srcc is None or found.krcc is None:
+def _pyiqa_cell(entry: Entry | None) -> str:
+    if entry is None or entry.agreement.srcc is None:
         return ""
-    return f"{round(found.plcc, 4)}/{round(found.srcc, 4)}/{round(found.krcc, 4)}"
+    found = entry.agreement
+    return "/".join(str(round(value, 4)) for value in (found.plcc, found.srcc, found.krcc) if value is not None)
+
+
+def _by_metric(board: Leaderboard) -> list[tuple[str, list[Entry | None]]]:
+    """Each metric with its entries on all datasets; None where it was not run."""
+    entries = {(entry.metric, entry.dataset): entry for entry in board.entries}
+    return [(metric, [entries.get((metric, dataset)) for dataset in board.datasets]) for metric in board.metrics]
 
 
 def terminal_tables(board: Leaderboard) -> list[Table]:
     """A table per dataset, best first, that fits into 80 columns."""
-    columns = ("metric", "SRCC", "95 %", "PLCC", "fitted", "KRCC", "images", "s/image")
-    return [
-        Table(
-            dataset,
-            columns,
-            [
-                (
-                    Cell(entry.metric, strong=entry.not_worse_than_best),
-                    *_agreement(entry)[:5],
-                    str(entry.agreement.images),
-                    _seconds(entry.seconds),
-                )
-                for entry in board.of(dataset)
-                if entry.rows
-            ],
-        )
-        for dataset in board.datasets
-    ]
+    return [_table(dataset, board.ran(dataset), TERMINAL) for dataset in board.datasets]
 
 
 def failures(entries: Sequence[Entry]) -> list[str]:
     """What went wrong, a sentence each; metrics that failed alike stand together."""
-    metrics: dict[str, list[str]] = {}
+    found = []
     for entry in entries:
         reasons = [f"{count} failed: {reason}" for reason, count in entry.failures]
-        if entry.facts.get("problem"):
+        if entry.facts["problem"]:
             reasons = [f"not run: {entry.facts['problem']}"]
         elif entry.agreement.problem is not None:
             reasons.append(f"no correlation: {entry.agreement.problem}")
         elif entry.agreement.fit_problem is not None:
             reasons.append(f"no curve: {entry.agreement.fit_problem}")
-        for reason in reasons:
-            metrics.setdefault(reason, []).append(entry.metric)
-    return [f"{', '.join(names)}: {reason}" for reason, names in metrics.items()]
+        found += [(reason, entry.metric) for reason in reasons]
+    return [f"{', '.join(names)}: {reason}" for reason, names in _grouped(found).items()]
+
+
+def _grouped(pairs: Sequence[tuple[str, str]]) -> dict[str, list[str]]:
+    """The second ones of all pairs that have the same first one."""
+    found: dict[str, list[str]] = {}
+    for first, second in pairs:
+        found.setdefault(first, []).append(second)
+    return found
+
+
+# --- columns ----------------------------------------------------------------------------------------------------------
+
+
+Columns = dict[str, Callable[[Entry], Cell]]
+"""Columns of a table with a row per metric: heading -> cell of an entry."""
+
+
+def _table(title: str, entries: Sequence[Entry], columns: Columns, words: int = 1) -> Table:
+    return Table(title, list(columns), [[cell(entry) for cell in columns.values()] for entry in entries], words)
+
+
+def _column(value: Callable[[Entry], Any], in_words: Callable[[Any], str] = number) -> Callable[[Entry], Cell]:
+    """A column of numbers, shown in words; where there is none, the row is sorted last."""
+
+    def cell(entry: Entry) -> Cell:
+        found = value(entry)
+        return Cell(in_words(found), "" if found is None else found)
+
+    return cell
+
+
+def _interval(entry: Entry) -> Cell:
+    interval = entry.intervals["srcc"]
+    return Cell(NONE, "") if interval is None else Cell(f"{interval[0]:.3f}, {interval[1]:.3f}", interval[0])
+
+
+def _images(entry: Entry) -> Cell:
+    count, of = entry.agreement.images, len(entry.rows)
+    return Cell(f"{count} of {of}" if count < of else str(count), count)
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return NONE
+    return f"{value:.2f}" if value >= 1 else f"{value:.2g}"
+
+
+AGREEMENT: Columns = {
+    "metric": lambda entry: Cell(entry.metric, strong=entry.not_worse_than_best),
+    "kind": lambda entry: Cell(entry.facts["mode"]),
+    "SRCC": _column(lambda entry: entry.agreement.srcc),
+    "95 %": _interval,
+    "PLCC": _column(lambda entry: entry.agreement.plcc),
+    "PLCC fitted": _column(lambda entry: entry.agreement.plcc_fitted),
+    "KRCC": _column(lambda entry: entry.agreement.krcc),
+    "RMSE fitted": _column(lambda entry: entry.agreement.rmse_fitted),
+    "images": _images,
+}
+COST: Columns = {
+    "metric": lambda entry: Cell(entry.metric),
+    "s/image": _column(lambda entry: entry.seconds, _seconds),
+    "images/s": _column(lambda entry: entry.images_per_second, partial(number, digits=1)),
+    "batch": _column(lambda entry: entry.facts["batch_size"], lambda value: str(value or NONE)),
+    "memory": _column(lambda entry: entry.facts["peak_memory_bytes"], size),
+    "parameters": _column(lambda entry: entry.facts["parameters"], "{:,}".format),
+    "download": _column(lambda entry: entry.facts["download_bytes"], size),
+}
+TERMINAL: Columns = {
+    **{name: AGREEMENT[name] for name in ("metric", "SRCC", "95 %", "PLCC")},
+    "fitted": AGREEMENT["PLCC fitted"],
+    "KRCC": AGREEMENT["KRCC"],
+    "images": lambda entry: Cell(str(entry.agreement.images)),
+    "s/image": COST["s/image"],
+}
 
 
 # --- sections ---------------------------------------------------------------------------------------------------------
 
 
 def _overview(board: Leaderboard) -> Section:
-    entries = {(entry.metric, entry.dataset): entry for entry in board.entries}
-    rows = []
-    for metric in board.metrics:
-        cells = [Cell(metric)]
-        for dataset in board.datasets:
-            entry = entries.get((metric, dataset))
-            srcc = None if entry is None else entry.agreement.srcc
-            cells.append(_cell(srcc, number(srcc), entry is not None and entry.not_worse_than_best))
-        rows.append(cells)
-    alarms = [text for dataset in board.datasets if (text := board.wrong_direction(dataset))]
-    return Section("", alarms, [LEGEND], [Table("", ("metric", *board.datasets), rows)])
+    def cell(entry: Entry | None) -> Cell:
+        return Cell(NONE, "") if entry is None else replace(AGREEMENT["SRCC"](entry), strong=entry.not_worse_than_best)
+
+    rows = [[Cell(metric), *map(cell, entries)] for metric, entries in _by_metric(board)]
+    return Section("", board.alarms, [LEGEND], [Table("", ("metric", *board.datasets), rows)])
 
 
 def _section(board: Leaderboard, dataset: str, pictures: Sequence[Section] = ()) -> Section:
-    entries = board.of(dataset)
-    shown = [entry for entry in entries if entry.rows]
+    entries, shown = board.of(dataset), board.ran(dataset)
     facts = entries[0].facts["dataset_facts"]
     opinions = "DMOS, lower is better" if facts["lower_better"] else "MOS, higher is better"
     notes = dict.fromkeys(note for entry in entries for note in entry.facts["notes"])
-    alarm = board.wrong_direction(dataset)
-    parts = [
-        Section("Cost", (), _machines(shown), [_cost_table(shown)]),
-        *([Section("What failed", items=failed)] if (failed := failures(entries)) else []),
-        *_published(dataset),
-        *pictures,
-    ]
-    pairs = [pair for pair in board.pairs if pair.dataset == dataset]
-    if pairs:
+    parts = [Section("Cost", (), _machines(shown), [_table("", shown, COST)])] if shown else []
+    if failed := failures(entries):
+        parts.append(Section("What failed", items=failed))
+    parts += [*_published(dataset), *pictures]
+    if pairs := [pair for pair in board.pairs if pair.dataset == dataset]:
         rows = [
             (
-                *(
-                    pair.first,
-                    pair.second,
-                    f"{pair.better} is better" if pair.better else "no difference beyond chance",
-                ),
+                *(pair.first, pair.second),
+                f"{pair.better} is better" if pair.better else "no difference beyond chance",
                 f"{pair.difference:+.3f}",
                 Cell(f"{pair.adjusted:.3f}" if pair.adjusted >= 0.001 else "< 0.001", pair.adjusted),
                 str(pair.images),
@@ -167,72 +214,24 @@ def _section(board: Leaderboard, dataset: str, pictures: Sequence[Section] = ())
         parts.append(Section(title, tables=[Table("", columns, rows, words=3)], folded=True))
     return Section(
         dataset,
-        alarms=[alarm] if alarm else [],
+        alarms=[alarm] if (alarm := board.wrong_direction(dataset)) else [],
         paragraphs=[" ".join([f"{facts['images']} images; {opinions}.", *(f"{note}." for note in notes)])],
-        tables=[_agreement_table(shown)] if shown else [],
-        parts=parts if shown else parts[1:],
+        tables=[_table("", shown, AGREEMENT, words=2)] if shown else [],
+        parts=parts,
     )
-
-
-def _agreement_table(entries: Sequence[Entry]) -> Table:
-    columns = ("metric", "kind", "SRCC", "95 %", "PLCC", "PLCC fitted", "KRCC", "RMSE fitted", "images")
-    rows = []
-    for entry in entries:
-        count, of = entry.agreement.images, len(entry.rows)
-        rows.append(
-            (
-                Cell(entry.metric, strong=entry.not_worse_than_best),
-                entry.facts["mode"],
-                *_agreement(entry),
-                Cell(f"{count} of {of}" if count < of else str(count), count),
-            )
-        )
-    return Table("", columns, rows, words=2)
-
-
-def _agreement(entry: Entry) -> list[Cell]:
-    """SRCC, its interval, PLCC, PLCC fitted, KRCC, RMSE fitted."""
-    found, interval = entry.agreement, entry.intervals.get("srcc")
-    cells = [
-        _cell(value, number(value))
-        for value in (found.srcc, found.plcc, found.plcc_fitted, found.krcc, found.rmse_fitted)
-    ]
-    between = f"{interval[0]:.3f}, {interval[1]:.3f}" if interval else NONE
-    return [cells[0], _cell(interval and interval[0], between), *cells[1:]]
-
-
-def _cost_table(entries: Sequence[Entry]) -> Table:
-    columns = ("metric", "s/image", "images/s", "batch", "memory", "parameters", "download")
-    rows = []
-    for entry in entries:
-        facts, speed = entry.facts, entry.images_per_second
-        memory, download = facts.get("peak_memory_bytes"), facts.get("download_bytes")
-        rows.append(
-            (
-                entry.metric,
-                _cell(entry.seconds, _seconds(entry.seconds)),
-                _cell(speed, number(speed, 1)),
-                str(facts["batch_size"] or NONE),
-                _cell(memory, size(memory)),
-                Cell(f"{facts['parameters']:,}", facts["parameters"]),
-                _cell(download, size(download)),
-            )
-        )
-    return Table("", columns, rows)
 
 
 def _machines(entries: Sequence[Entry]) -> list[str]:
     """Where times and memory were measured, a sentence per machine."""
-    metrics: dict[str, list[str]] = {}
+    found = []
     for entry in entries:
         facts = entry.facts
-        words = f"{facts.get('device') or 'an unknown device'}, processor {facts['processor'] or 'unknown'}"
-        if facts["processor"] is not None:
-            words += f" (cores: {facts['cores']}, torch threads: {facts['threads']})"
-        metrics.setdefault(words, []).append(entry.metric)
-    of = len(metrics) > 1
+        machine = f"{facts['device']}, processor {facts['processor']} "
+        machine += f"(cores: {facts['cores']}, torch threads: {facts['threads']})"
+        found.append((machine if facts["device"] else "an unknown machine", entry.metric))
+    metrics = _grouped(found)
     return [
-        f"Time and memory{' of ' + ', '.join(names) if of else ''} measured on {machine}."
+        f"Time and memory{' of ' + ', '.join(names) if len(metrics) > 1 else ''} measured on {machine}."
         for machine, names in metrics.items()
     ]
 
@@ -248,7 +247,7 @@ def _published(dataset: str) -> list[Section]:
 
 
 def _pictures(board: Leaderboard, dataset: str, output: Path, thumbnails: bool) -> list[Section]:
-    shown = [entry for entry in board.of(dataset) if entry.agreement.problem is None and entry.rows]
+    shown = [entry for entry in board.ran(dataset) if entry.agreement.problem is None]
     found = []
     cost = accuracy_against_cost(shown)
     if cost is not None:
@@ -260,11 +259,10 @@ def _pictures(board: Leaderboard, dataset: str, output: Path, thumbnails: bool) 
             "that metric and people disagree on most, with the opinion of people and that of the metric, which is the "
             "curve's value for its score, both on the scale of the dataset."
         )
-        alt = f"against the opinions on {dataset}"
         drawn = [
             Picture(
                 data_uri(png(scatter(entry))),
-                f"Scores of {entry.metric} {alt}",
+                f"Scores of {entry.metric} against the opinions on {dataset}",
                 entry.metric,
                 groups=worst_disagreements(entry, output, thumbnails),
             )
@@ -291,17 +289,6 @@ def _method(board: Leaderboard) -> Section:
     return Section("How it was computed", items=items)
 
 
-def _cell(value: float | None, text: str, strong: bool = False) -> Cell:
-    """A number in words; where there is none, it is sorted last."""
-    return Cell(text, "" if value is None else value, strong)
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return NONE
-    return f"{value:.2f}" if value >= 1 else f"{value:.2g}"
-
-
 # --- JSON -------------------------------------------------------------------------------------------------------------
 
 
@@ -309,7 +296,7 @@ def as_json(board: Leaderboard) -> dict[str, Any]:
     """Everything but the single images, as plain values; numbers that are not defined are null."""
     return {
         "bootstrap": {"resamples": board.resamples, "seed": board.seed, "level": 0.95},
-        "warnings": [text for dataset in board.datasets if (text := board.wrong_direction(dataset))],
+        "warnings": board.alarms,
         "entries": [_json_entry(entry) for entry in board.entries],
         "comparisons": [asdict(pair) | {"better": pair.better} for pair in board.pairs],
         "published": {

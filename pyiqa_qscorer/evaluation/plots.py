@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from ..errors import ImageError
 from ..images.reading import open_image
-from ..report import Picture, data_uri, log_ticks, new_axes
+from ..report import Picture, data_uri, legend_below, log_ticks, new_axes
 from .results import Entry
 from .scoring import BenchmarkRow
 
@@ -34,45 +34,44 @@ def scatter(entry: Entry) -> Figure:
     if fit is not None:
         oriented, _ = entry.oriented(rows)
         line = np.linspace(oriented.min(), oriented.max(), 200)
-        signs = [-1 if entry.facts["lower_better"] else 1, -1 if _dmos(entry) else 1]
-        axes.plot(signs[0] * line, signs[1] * fit(line), color=RED, linewidth=1.8)
+        axes.plot(entry.signs[0] * line, entry.signs[1] * fit(line), color=RED, linewidth=1.8)
     if entry.facts["lower_better"]:
         axes.invert_xaxis()
-    if _dmos(entry):
+    if entry.dmos:
         axes.invert_yaxis()
-    axes.set_xlabel(f"{entry.metric}{' (lower is better)' if entry.facts['lower_better'] else ''}")
-    axes.set_ylabel("DMOS (lower is better)" if _dmos(entry) else "MOS")
+    direction = " (lower is better)" if entry.facts["lower_better"] else ""
+    axes.set(xlabel=f"{entry.metric}{direction}", ylabel="DMOS (lower is better)" if entry.dmos else "MOS")
     return figure
 
 
 def accuracy_against_cost(entries: Sequence[Entry]) -> Figure | None:
     """SRCC against median seconds per image, named dots; None without two points."""
-    points = [(e.seconds, e.agreement.srcc, e) for e in entries if e.seconds and e.agreement.srcc is not None]
+    points = [
+        (1000 * entry.seconds, entry.agreement.srcc, entry)
+        for entry in entries
+        if entry.seconds and entry.agreement.srcc is not None
+    ]
     if len(points) < 2:
         return None
     figure, (axes,) = new_axes(size=(5.4, 4.0))
     for mode, color, label in (("NR", BLUE, "no reference"), ("FR", RED, "full reference")):
-        of_mode = [(seconds, srcc, entry) for seconds, srcc, entry in points if entry.facts["mode"] == mode]
+        of_mode = [point for point in points if point[2].facts["mode"] == mode]
         if not of_mode:
             continue
-        x, y = [1000 * seconds for seconds, _, _ in of_mode], [srcc for _, srcc, _ in of_mode]
-        ranges = [entry.intervals.get("srcc") or (srcc, srcc) for _, srcc, entry in of_mode]
-        bars = [[max(0, srcc - low) for srcc, (low, _) in zip(y, ranges, strict=True)]]
-        bars.append([max(0, high - srcc) for srcc, (_, high) in zip(y, ranges, strict=True)])
+        x, y, _ = zip(*of_mode, strict=True)
+        ranges = np.array([entry.intervals["srcc"] or (srcc, srcc) for _, srcc, entry in of_mode])
+        bars = np.maximum(0, [y - ranges[:, 0], ranges[:, 1] - y])
         axes.errorbar(x, y, yerr=bars, fmt="o", color=color, ecolor=color, elinewidth=1, alpha=0.85, label=label)
-    axes.set_xscale("log")
+    axes.set(xlabel="milliseconds per image (median)", ylabel="SRCC (bars: 95 % interval)", xscale="log")
     log_ticks(axes.xaxis)
     axes.margins(x=0.3, y=0.08)
-    axes.set_xlabel("milliseconds per image (median)")
-    axes.set_ylabel("SRCC (bars: 95 % interval)")
     if len({entry.facts["mode"] for *_, entry in points}) > 1:
-        figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=9)
+        legend_below(figure, axes)
     low, high = axes.get_ylim()
     free = -np.inf
-    for seconds, srcc, entry in sorted(points, key=lambda point: point[1]):  # names that would touch are moved apart
+    for cost, srcc, entry in sorted(points, key=lambda point: point[1]):  # names that would touch are moved apart
         free = max(free + 0.055 * (high - low), srcc)
-        place = (1000 * seconds * 1.1, free)
-        text = axes.annotate(entry.metric, (1000 * seconds, srcc), place, fontsize=9, va="center")
+        text = axes.annotate(entry.metric, (cost, srcc), (cost * 1.1, free), fontsize=9, va="center")
         text.set_in_layout(False)  # a long name must not squeeze the axes away
     return figure
 
@@ -90,7 +89,7 @@ def worst_disagreements(entry: Entry, page: Path, thumbnails: bool = True) -> di
     predicted = fit(scores) if fit is not None else np.polyval(np.polyfit(scores, mos, 1), scores)
     order = np.argsort(predicted - mos, kind="stable")
     count = min(DISAGREEMENTS, len(rows) // 2)
-    sign = -1 if _dmos(entry) else 1
+    sign = entry.signs[1]
 
     def picture(index: int) -> Picture:
         name = rows[index].path.replace("\\", "/").rsplit("/", 1)[-1]
@@ -102,10 +101,6 @@ def worst_disagreements(entry: Entry, page: Path, thumbnails: bool = True) -> di
         "Rated too high": [picture(index) for index in reversed(order[len(order) - count :].tolist())],
         "Rated too low": [picture(index) for index in order[:count].tolist()],
     }
-
-
-def _dmos(entry: Entry) -> bool:
-    return bool(entry.facts["dataset_facts"]["lower_better"])
 
 
 def _link(path: str, page: Path) -> str:

@@ -72,23 +72,18 @@ def published_results() -> list[PublishedResult]:
 
 
 def check_published(entries: Sequence[Entry]) -> list[PublishedDifference]:
-    """What the published checkpoint's metrics give here beside what was published, where there is both."""
+    """What the published checkpoint's metrics give here beside what was published, where there is both.
+
+    A metric counts by its name, wherever its files were read from.
+    """
     figures = {result.dataset: result for result in published_results() if result.method == PUBLISHED_MODEL}
     found = []
     for entry in entries:
-        figure = figures.get(entry.dataset)
-        if figure is None or not is_published_model(entry):
-            continue
-        agreement = entry.agreement
-        for measure, published, here in (
-            ("SRCC", figure.srcc, agreement.srcc),
-            ("PLCC", figure.plcc, agreement.plcc_fitted),
-        ):
-            found.append(PublishedDifference(entry.metric, entry.dataset, measure, published, here, len(entry.scored)))
+        definition, figure = METRICS.get(entry.facts["name"]), figures.get(entry.dataset)
+        if definition and definition.options["checkpoint"] == PUBLISHED_CHECKPOINT and figure:
+            of, images = (entry.metric, entry.dataset), len(entry.scored)
+            found += [
+                PublishedDifference(*of, "SRCC", figure.srcc, entry.agreement.srcc, images),
+                PublishedDifference(*of, "PLCC", figure.plcc, entry.agreement.plcc_fitted, images),
+            ]
     return found
-
-
-def is_published_model(entry: Entry) -> bool:
-    """Whether the entry's metric is by name one of the published checkpoint, wherever its files were read from."""
-    definition = METRICS.get(entry.facts["name"])
-    return definition is not None and definition.options["checkpoint"] == PUBLISHED_CHECKPOINT

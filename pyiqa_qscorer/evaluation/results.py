@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache, cached_property
 from itertools import combinations
 from pathlib import Path
 from statistics import median
@@ -15,14 +16,13 @@ import numpy as np
 
 from ..data.score_rows import read_rows
 from ..errors import InputError
-from .bootstrap import LEVEL, RESAMPLES, Resampled, compare, holm, intervals, resample
-from .correlation import Correlations, Floats, correlations
+from .bootstrap import LEVEL, RESAMPLES, ResampledSrcc, compare, holm, intervals, resampled_srcc
+from .correlation import Correlations, correlations
 from .scoring import BenchmarkRow
 
 SIGNIFICANCE = 1 - LEVEL
 WRONG_DIRECTION = -0.2
 """Median SRCC of a dataset below which its opinions are taken to be turned the wrong way round."""
-MACHINE_FACTS = ("processor", "cores", "threads")  # of the run that scored; facts files of older versions lack them
 
 
 def table_path(output: Path, dataset: str, metric: str) -> Path:
@@ -31,14 +31,14 @@ def table_path(output: Path, dataset: str, metric: str) -> Path:
 
 
 def read_facts(path: Path) -> dict[str, Any]:
-    """Content of a facts file; None for machine facts that it lacks. Raises `InputError` if it is none."""
+    """Content of a facts file. Raises `InputError` if it is none."""
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path} is not JSON ({error}): delete it and run the benchmark again") from error
     if not isinstance(facts, dict) or "dataset" not in facts:
         raise InputError(f"{path} is not of a benchmark: delete it, or use another output folder")
-    return dict.fromkeys(MACHINE_FACTS) | facts
+    return facts
 
 
 @dataclass
@@ -48,7 +48,6 @@ class Entry:
     Attributes:
         facts: Content of its facts file.
         rows: Those of the images that are in the dataset; the failed ones have an `error`.
-        agreement: Of the images that have a score, both sides turned so that higher is better.
         intervals: 95 % bootstrap intervals of `srcc`, `plcc`, `krcc`, `plcc_fitted`.
         better_than: Metrics whose SRCC here is lower beyond chance (Holm-adjusted p < 0.05).
         not_worse_than_best: No metric is better beyond chance than this one. Of a dataset whose direction looks wrong
@@ -57,8 +56,7 @@ class Entry:
 
     facts: dict[str, Any]
     rows: list[BenchmarkRow]
-    agreement: Correlations
-    intervals: dict[str, tuple[float, float] | None]
+    intervals: dict[str, tuple[float, float] | None] = field(default_factory=dict)
     better_than: list[str] = field(default_factory=list)
     not_worse_than_best: bool = False
 
@@ -71,9 +69,24 @@ class Entry:
         return str(self.facts["dataset"])
 
     @property
+    def dmos(self) -> bool:
+        """Whether the opinions are turned: lower is better."""
+        return bool(self.facts["dataset_facts"]["lower_better"])
+
+    @property
+    def signs(self) -> tuple[int, int]:
+        """Factors that turn scores and opinions so that higher is better."""
+        return -1 if self.facts["lower_better"] else 1, -1 if self.dmos else 1
+
+    @cached_property
+    def agreement(self) -> Correlations:
+        """Of the images that have a score, both sides turned so that higher is better."""
+        return correlations(*self.oriented(self.scored))
+
+    @property
     def problem(self) -> str | None:
         """Why there is not a single row, or no correlation."""
-        return self.facts.get("problem") or self.agreement.problem
+        return self.facts["problem"] or self.agreement.problem
 
     @property
     def scored(self) -> list[BenchmarkRow]:
@@ -87,21 +100,22 @@ class Entry:
     @property
     def seconds(self) -> float | None:
         """Median seconds per image; in a run with batches, an image's share of its batch."""
-        times = [row.seconds for row in self.rows if row.seconds is not None]
-        return median(times) if times else None
+        return median(self._times) if self._times else None
 
     @property
     def images_per_second(self) -> float | None:
         """Of the metric alone, at the batch size of the run."""
-        times = [row.seconds for row in self.rows if row.seconds is not None]
-        return len(times) / sum(times) if times and sum(times) > 0 else None
+        return len(self._times) / sum(self._times) if sum(self._times) > 0 else None
 
-    def oriented(self, rows: Sequence[BenchmarkRow]) -> tuple[Floats, Floats]:
+    @property
+    def _times(self) -> list[float]:
+        return [row.seconds for row in self.rows if row.seconds is not None]
+
+    def oriented(self, rows: Sequence[BenchmarkRow]) -> tuple[np.ndarray, np.ndarray]:
         """Scores and opinions of `rows`, each (N,) and higher = better."""
-        signs = (-1 if self.facts["lower_better"] else 1, -1 if self.facts["dataset_facts"]["lower_better"] else 1)
-        values = [[row.score for row in rows], [row.mos for row in rows]]
-        scores, mos = (sign * np.array(column, np.float64) for sign, column in zip(signs, values, strict=True))
-        return scores, mos
+        scores = np.array([row.score for row in rows], np.float64)
+        mos = np.array([row.mos for row in rows], np.float64)
+        return self.signs[0] * scores, self.signs[1] * mos
 
 
 @dataclass(frozen=True)
@@ -129,6 +143,11 @@ class Pair:
             return None
         return self.first if self.difference > 0 else self.second
 
+    @property
+    def worse(self) -> str | None:
+        """The other one, if one is better."""
+        return {self.first: self.second, self.second: self.first, None: None}[self.better]
+
 
 @dataclass
 class Leaderboard:
@@ -151,8 +170,17 @@ class Leaderboard:
             found.setdefault(entry.metric, []).extend([] if entry.agreement.srcc is None else [entry.agreement.srcc])
         return sorted(found, key=lambda name: (-(sum(found[name]) / len(found[name])) if found[name] else 2, name))
 
+    @property
+    def alarms(self) -> list[str]:
+        """What must not be overlooked, a sentence per dataset (`wrong_direction`)."""
+        return [text for dataset in self.datasets if (text := self.wrong_direction(dataset))]
+
     def of(self, dataset: str) -> list[Entry]:
         return [entry for entry in self.entries if entry.dataset == dataset]
+
+    def ran(self, dataset: str) -> list[Entry]:
+        """Entries of metrics that could run."""
+        return [entry for entry in self.of(dataset) if entry.rows]
 
     def wrong_direction(self, dataset: str) -> str | None:
         """What to say where most metrics contradict the opinions, which they do if those are turned wrong; or None."""
@@ -183,58 +211,44 @@ def read_leaderboard(output: Path, resamples: int = RESAMPLES, seed: int = 0) ->
     """
     entries = []
     for path in sorted((output / "scores").glob("*/*.json")):
-        facts = read_facts(path)
         table = path.with_suffix(".csv")
-        rows = [row for row in read_rows(table, BenchmarkRow) if row.mos is not None] if table.exists() else []
-        entries.append(_entry(facts, rows, resamples, seed))
+        rows = read_rows(table, BenchmarkRow) if table.exists() else []
+        entry = Entry(read_facts(path), [row for row in rows if row.mos is not None])
+        scores, mos = entry.oriented(entry.scored)
+        fit = entry.agreement.fit
+        entry.intervals = intervals(scores, mos, None if fit is None else fit(scores), resamples, seed)
+        entries.append(entry)
     if not entries:
         raise InputError(f"{output} holds no results: run pyiqa-qscorer benchmark with this output first")
-    worst = -2.0  # what has no SRCC stands last
-    entries.sort(key=lambda e: (e.dataset, -(worst if e.agreement.srcc is None else e.agreement.srcc), e.metric))
+    # What has no SRCC stands last.
+    entries.sort(key=lambda e: (e.dataset, e.agreement.srcc is None, -(e.agreement.srcc or 0), e.metric))
     board = Leaderboard(entries, [], resamples, seed)
     for dataset in board.datasets:
         among = board.of(dataset)
-        found = _compared(dataset, among, resamples, seed)
-        board.pairs += found
+        pairs = _compared(dataset, among, resamples, seed)
+        beaten = {pair.worse for pair in pairs}
         for entry in among:
-            wins = [pair for pair in found if pair.better == entry.metric]
-            entry.better_than = [pair.second if pair.first == entry.metric else pair.first for pair in wins]
-        beaten = {metric for entry in among for metric in entry.better_than}
-        for entry in among:
+            entry.better_than = [pair.worse for pair in pairs if pair.worse and pair.better == entry.metric]
             ranked = entry.agreement.srcc is not None and board.wrong_direction(dataset) is None
             entry.not_worse_than_best = ranked and entry.metric not in beaten
+        board.pairs += pairs
     return board
-
-
-def _entry(facts: dict[str, Any], rows: list[BenchmarkRow], resamples: int, seed: int) -> Entry:
-    entry = Entry(facts, rows, Correlations(0), {})
-    scores, mos = entry.oriented(entry.scored)
-    entry.agreement = correlations(scores, mos)
-    fit = entry.agreement.fit
-    entry.intervals = intervals(scores, mos, None if fit is None else fit(scores), resamples, seed)
-    return entry
 
 
 def _compared(dataset: str, entries: Sequence[Entry], resamples: int, seed: int) -> list[Pair]:
     """Every pair of metrics, on the images that both scored."""
-    drawn: dict[tuple[str, frozenset[str]], Resampled | None] = {}  # most pairs share all images: drawn only once
+    by_path = [{row.path: row for row in sorted(entry.scored, key=lambda row: row.path)} for entry in entries]
 
-    def of(entry: Entry, shared: frozenset[str]) -> Resampled | None:
-        key = (entry.metric, shared)
-        if key not in drawn:
-            rows = sorted((row for row in entry.scored if row.path in shared), key=lambda row: row.path)
-            drawn[key] = resample(*entry.oriented(rows), resamples, seed)
-        return drawn[key]
+    @cache  # most pairs share all images
+    def drawn(number: int, shared: frozenset[str]) -> ResampledSrcc | None:
+        rows = [row for path, row in by_path[number].items() if path in shared]
+        return resampled_srcc(*entries[number].oriented(rows), resamples, seed)
 
     found = []
-    paths = {entry.metric: frozenset(row.path for row in entry.scored) for entry in entries}
-    for first, second in combinations(entries, 2):
-        shared = paths[first.metric] & paths[second.metric]
-        one, other = of(first, shared), of(second, shared)
+    for first, second in combinations(range(len(entries)), 2):
+        shared = frozenset(by_path[first].keys() & by_path[second].keys())
+        one, other = drawn(first, shared), drawn(second, shared)
         if one is not None and other is not None:
-            found.append((first.metric, second.metric, len(shared), compare(one, other)))
-    adjusted = holm([result.p for *_, result in found])
-    return [
-        Pair(dataset, first, second, images, result.difference, result.p, p)
-        for (first, second, images, result), p in zip(found, adjusted, strict=True)
-    ]
+            found.append((entries[first].metric, entries[second].metric, len(shared), *compare(one, other)))
+    adjusted = holm([p for *_, p in found])
+    return [Pair(dataset, *pair, adjusted=p) for pair, p in zip(found, adjusted, strict=True)]

@@ -11,6 +11,7 @@ Correlations and reports are computed from these files (`results`, `leaderboard_
 from __future__ import annotations
 
 import gc
+import glob
 import hashlib
 import json
 import os
@@ -35,10 +36,10 @@ from ..report import write_output
 from ..scorer import resolve_device
 from .cost import PeakMemory, machine_facts
 from .datasets import OpenDataset
-from .results import MACHINE_FACTS, read_facts, table_path
-from .scoring import BenchmarkRow, one_line, score_rows
+from .results import read_facts, table_path
+from .scoring import BenchmarkRow, InputReader, one_line, score_rows
 
-RUN_FACTS = ("batch_size", "processes", "device", *MACHINE_FACTS, "peak_memory_bytes")
+RUN_FACTS = ("batch_size", "processes", "device", "processor", "cores", "threads", "peak_memory_bytes")
 FORBIDDEN_IN_LABELS = set('/\\:*?"<>|')
 LONGEST_WAIT = timedelta(days=7)  # for a process whose images take longer than the others'
 
@@ -130,132 +131,120 @@ def run_benchmark(
     for spec, description in zip(specs, described, strict=True):
         todo = []
         for dataset in datasets:
+            pair = _Pair(spec, description, dataset, table_path(output, dataset.label, spec.label), state)
             reason = dataset.missing_references() if description.mode == "FR" else None
             if reason is None:
-                todo.append(dataset)
+                todo.append(pair)
             else:
-                problems.append(Problem(spec.label, dataset.label, reason))
+                problems.append(pair.cannot_run(reason))
         if not todo:
             continue
         memory = PeakMemory(where)
-        metric: PyiqaMetric | None = None
-        reason = None
-        try:
-            metric = pyiqa_metrics.PyiqaMetric(spec.name, where, spec.options)
-        except Exception as error:  # metrics are foreign code and raise anything: the others go on
-            reason = f"cannot be built: {one_line(error)}"
-        reason = next((other for other in gather_object([reason]) if other), None)
-        if reason is not None or metric is None:
-            problems += [Problem(spec.label, dataset.label, str(reason)) for dataset in todo]
+        metric = _build(spec, where)
+        if isinstance(metric, str):
+            problems += [pair.cannot_run(metric) for pair in todo]
             continue
-        for dataset in todo:
+        for pair in todo:
             memory.restart()
-            pair = _Pair(spec, description, metric, dataset, output, state)
-            pair.run(memory, batch_size, workers, overwrite, progress)
-        del metric, pair
+            pair.run(metric, memory, batch_size, workers, overwrite, progress)
+        del metric
         gc.collect()
         if where.type == "cuda":
             torch.cuda.empty_cache()
-    if state.is_main_process:
-        for problem in problems:
-            number = [spec.label for spec in specs].index(problem.metric)
-            dataset = next(dataset for dataset in datasets if dataset.label == problem.dataset)
-            path = table_path(output, problem.dataset, problem.metric)
-            if not path.exists():  # else an earlier run left scores, which stay
-                facts = _facts(specs[number], described[number], dataset) | {"problem": problem.reason}
-                write_output(path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
     state.wait_for_everyone()
     state.destroy_process_group()  # else its threads end the interpreter with an error
     return problems
 
 
-@dataclass
+def _build(spec: MetricSpec, device: torch.device) -> PyiqaMetric | str:
+    """The metric, or why it cannot be built, here or in another process."""
+    reason = None
+    try:
+        metric = pyiqa_metrics.PyiqaMetric(spec.name, device, spec.options)
+    except Exception as error:  # metrics are foreign code and raise anything: the others go on
+        reason = f"cannot be built: {one_line(error)}"
+    reason = next(filter(None, gather_object([reason])), None)
+    return metric if reason is None else reason
+
+
+@dataclass(frozen=True)
 class _Pair:
-    """One metric on one dataset."""
+    """One metric on one dataset, with the path of its table."""
 
     spec: MetricSpec
     description: MetricDescription
-    metric: PyiqaMetric
     dataset: OpenDataset
-    output: Path
+    path: Path
     state: PartialState
 
-    def __post_init__(self) -> None:
-        self.with_reference = self.description.mode == "FR"
-        self.identity = self.metric.facts.identity
-        if self.dataset.changes:
-            self.identity = hashlib.sha256(f"{self.identity} {self.dataset.changes}".encode()).hexdigest()[:16]
-        self.path = table_path(self.output, self.dataset.label, self.spec.label)
+    def cannot_run(self, reason: str) -> Problem:
+        """The problem; kept in the facts as well, unless an earlier run left scores."""
+        if self.state.is_main_process and not self.path.exists():
+            self._write_facts(dict.fromkeys(RUN_FACTS), reason)
+        return Problem(self.spec.label, self.dataset.label, reason)
 
-    def run(self, memory: PeakMemory, batch_size: int, workers: int, overwrite: bool, progress: Progress) -> None:
-        first = self.state.is_main_process
+    def run(
+        self,
+        metric: PyiqaMetric,
+        memory: PeakMemory,
+        batch_size: int,
+        workers: int,
+        overwrite: bool,
+        progress: Progress,
+    ) -> None:
+        """Score this process's share of the images that need it; process 0 writes table and facts."""
+        first, label, identity = self.state.is_main_process, self.spec.label, metric.facts.identity
+        if self.dataset.changes:
+            identity = hashlib.sha256(f"{identity} {self.dataset.changes}".encode()).hexdigest()[:16]
+        read = InputReader(metric, label, identity, self.description.mode == "FR", self.dataset.transform)
         with ExitStack() as stack:
             todo: list[OpinionRow] = []
             if first:
-                table = stack.enter_context(self._open(self.path, resume=not overwrite))
-                self._absorb(table, overwrite)
+                table = stack.enter_context(_open_table(self.path, not overwrite, label, identity))
+                if overwrite:
+                    for part in self._parts():
+                        part.unlink()
+                table.absorb(self._parts(), label, identity)
                 todo = self._unfinished(table)
             # The others open theirs only now, since it may have rows of a killed run, which process 0 has taken over.
             todo = gather_object([todo])[0]
             if not first:
                 part = self.path.with_suffix(f".part-{self.state.process_index}.jsonl")
-                table = stack.enter_context(self._open(part, resume=False))
+                table = stack.enter_context(_open_table(part, False, label, identity))
             share = todo[self.state.process_index :: self.state.num_processes]
             watch = progress if first else _nobody_watches
-            with watch(self.spec.label, self.dataset.label, len(share), len(self.dataset.rows) - len(todo)) as advance:
-                for row in score_rows(
-                    self.metric,
-                    share,
-                    self.spec.label,
-                    self.identity,
-                    with_reference=self.with_reference,
-                    transform=self.dataset.transform,
-                    batch_size=batch_size,
-                    workers=workers,
-                ):
+            with watch(label, self.dataset.label, len(share), len(self.dataset.rows) - len(todo)) as advance:
+                for row in score_rows(read, share, batch_size=batch_size, workers=workers):
                     table.add(row)
                     advance(row)
             if not first:
                 table.finish([row.path for row in share])
             peaks = [peak for peak in gather_object([memory.bytes()]) if peak is not None]
             if first:
-                self._absorb(table, overwrite=False)
+                table.absorb(self._parts(), label, identity)
                 self._finish(table)
                 run = {
-                    "batch_size": batch_size if self.metric.takes_batches else 1,
+                    "batch_size": batch_size if metric.takes_batches else 1,
                     "processes": self.state.num_processes,
-                    "device": _device_name(memory.device),
-                    **machine_facts(),
+                    **machine_facts(memory.device),
                     "peak_memory_bytes": max(peaks, default=None),
                 }
-                self._write_facts(run if todo else {})
+                run_facts = run if todo else self._earlier_run()
+                self._write_facts({**asdict(metric.facts), "identity": identity, **run_facts})
         self.state.wait_for_everyone()
 
-    def _open(self, path: Path, resume: bool) -> ScoreTable[BenchmarkRow]:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot make the folder {path.parent}: {error.strerror}") from error
-        return ScoreTable(path, resume, not resume, BenchmarkRow).open(self.spec.label, self.identity)
-
-    def _absorb(self, table: ScoreTable[BenchmarkRow], overwrite: bool) -> None:
-        """Take over what other processes scored, in this run or in one that was killed."""
-        start = f"{self.path.stem}.part-"
-        parts = sorted(path for path in self.path.parent.iterdir() if path.name.startswith(start))
-        if overwrite:
-            for part in parts:
-                part.unlink()
-        else:
-            table.absorb(parts, self.spec.label, self.identity)
+    def _parts(self) -> list[Path]:
+        """Tables of the other processes, of this run or of one that was killed."""
+        return sorted(self.path.parent.glob(f"{glob.escape(self.path.stem)}.part-*"))
 
     def _unfinished(self, table: ScoreTable[BenchmarkRow]) -> list[OpinionRow]:
         """Rows without a score of today's image, or scored beside another reference."""
         unscored = set(table.unfinished(row.path for row in self.dataset.rows))
+        with_reference = self.description.mode == "FR"
         return [
             row
             for row in self.dataset.rows
-            if row.path in unscored
-            or (self.with_reference and table.rows[file_key(row.path)].reference != row.reference)
+            if row.path in unscored or (with_reference and table.rows[file_key(row.path)].reference != row.reference)
         ]
 
     def _finish(self, table: ScoreTable[BenchmarkRow]) -> None:
@@ -265,32 +254,36 @@ class _Pair:
             table.rows[key] = replace(row, mos=opinions.get(key))
         table.finish([row.path for row in self.dataset.rows])
 
-    def _write_facts(self, run: dict[str, Any]) -> None:
-        """Facts of the metric and of the run that scored; of an earlier one where this one had nothing to score."""
+    def _earlier_run(self) -> dict[str, Any]:
+        """`RUN_FACTS` of the run that scored, where this one had nothing to score."""
         path = self.path.with_suffix(".json")
-        earlier = read_facts(path) if not run and path.exists() else {}
-        facts = _facts(self.spec, self.description, self.dataset) | {
-            **asdict(self.metric.facts),
-            "identity": self.identity,
-            **{key: earlier.get(key) for key in RUN_FACTS},
-            **run,
-            "problem": None,
+        earlier = read_facts(path) if path.exists() else {}
+        return {key: earlier.get(key) for key in RUN_FACTS}
+
+    def _write_facts(self, found: dict[str, Any], problem: str | None = None) -> None:
+        options = self.spec.options.items()
+        facts = {
+            "metric": self.spec.label,
+            "name": self.spec.name,
+            "options": {key: str(value) if isinstance(value, Path) else value for key, value in options},
+            "mode": self.description.mode,
+            "lower_better": self.description.lower_better,
+            "dataset": self.dataset.label,
+            "dataset_facts": self.dataset.facts,
+            "notes": self.dataset.notes,
+            "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            **found,
+            "problem": problem,
         }
-        write_output(path, json.dumps(facts, indent=2) + "\n")
+        write_output(self.path.with_suffix(".json"), json.dumps(facts, indent=2) + "\n")
 
 
-def _facts(spec: MetricSpec, description: MetricDescription, dataset: OpenDataset) -> dict[str, Any]:
-    return {
-        "metric": spec.label,
-        "name": spec.name,
-        "options": {key: str(value) if isinstance(value, Path) else value for key, value in spec.options.items()},
-        "mode": description.mode,
-        "lower_better": description.lower_better,
-        "dataset": dataset.label,
-        "dataset_facts": dataset.facts,
-        "notes": dataset.notes,
-        "written": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    }
+def _open_table(path: Path, resume: bool, metric: str, identity: str) -> ScoreTable[BenchmarkRow]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputError(f"cannot make the folder {path.parent}: {error.strerror}") from error
+    return ScoreTable(path, resume, not resume, BenchmarkRow).open(metric, identity)
 
 
 def _check_labels(labelled: Sequence[tuple[str, str]], what: str) -> None:
@@ -302,7 +295,3 @@ def _check_labels(labelled: Sequence[tuple[str, str]], what: str) -> None:
         if not label or label.startswith(".") or FORBIDDEN_IN_LABELS & set(label):
             raise InputError(f"{what} {label!r} cannot name a file: give another name, NEWNAME={source}")
         seen.add(label)
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

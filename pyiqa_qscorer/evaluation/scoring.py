@@ -50,48 +50,21 @@ class BenchmarkRow(ScoreRow):
         return self.reference is None or (self.reference_bytes, self.reference_modified) == file_stamp(self.reference)
 
 
-@dataclass
-class _Read:
-    """An image on its way to the metric: inputs (C, H, W), or the reason in `row.error`."""
+Inputs = tuple[BenchmarkRow, list[Tensor]]
+"""An image on its way to the metric, and its inputs (C, H, W): the image, and its reference if the metric uses one.
 
-    row: BenchmarkRow
-    inputs: list[Tensor] | None = None  # the image, and its reference if the metric uses one
+Without inputs the row says in `error` why the image cannot be scored.
+"""
 
 
-def score_rows(
-    metric: PyiqaMetric,
-    opinions: Sequence[OpinionRow],
-    label: str,
-    identity: str,
-    *,
-    with_reference: bool,
-    transform: Transform | None = None,
-    batch_size: int = 1,
-    workers: int = 1,
-) -> Iterator[BenchmarkRow]:
-    """One row per image, in order within what was readable.
-
-    An image that cannot be read, or that the metric fails on, is a row with `error` and stops nothing. In a batch that
-    fails, every image is tried alone.
+class InputReader:
+    """Reads an image of a dataset, and its reference, into `Inputs` of a metric.
 
     Args:
-        label, identity: for the rows.
+        label, identity: of the metric, for the rows.
         with_reference: whether the metric uses the references.
         transform: the dataset's own change of the pictures.
-        batch_size: images per pass of a metric that takes batches; others take one image at a time, as pyiqa does.
-        workers: threads that read.
     """
-    load = _Loader(metric, label, identity, with_reference, transform)
-    size = batch_size if metric.takes_batches else 1
-    read_ahead = ordered_prefetch(load, opinions, workers, ahead=size + workers)
-    while batch := list(islice(read_ahead, size)):
-        yield from (read.row for read in batch if read.inputs is None)
-        if readable := [read for read in batch if read.inputs is not None]:
-            yield from _score(metric, readable)
-
-
-class _Loader:
-    """Reads one image, and its reference, into inputs of the metric."""
 
     def __init__(
         self, metric: PyiqaMetric, label: str, identity: str, with_reference: bool, transform: Transform | None
@@ -99,13 +72,19 @@ class _Loader:
         self.metric, self.label, self.identity = metric, label, identity
         self.with_reference, self.transform = with_reference, transform
         # Distorted versions of one photo stand together in most datasets.
-        self._reference = lru_cache(REFERENCES_KEPT)(open_image)
+        self._open_reference = lru_cache(REFERENCES_KEPT)(open_image)
 
-    def __call__(self, opinion: OpinionRow) -> _Read:
+    def __call__(self, opinion: OpinionRow) -> Inputs:
         # Stamped before it is read, so that resume sees a change that comes in between.
-        row = BenchmarkRow(opinion.path, metric=self.label, identity=self.identity, mos=opinion.mos)
         size, modified = file_stamp(opinion.path)
-        row = replace(row, bytes=size, modified=modified)
+        row = BenchmarkRow(
+            opinion.path,
+            metric=self.label,
+            identity=self.identity,
+            bytes=size,
+            modified=modified,
+            mos=opinion.mos,
+        )
         reference = opinion.reference if self.with_reference else None
         if reference is not None:
             size, modified = file_stamp(reference)
@@ -114,15 +93,15 @@ class _Loader:
             pictures = [open_image(opinion.path)]
             row = replace(row, width=pictures[0].width, height=pictures[0].height)
             if reference is not None:
-                pictures.append(self._reference(reference))
+                pictures.append(self._open_reference(reference))
                 check_reference(*pictures)
             if self.transform is not None:
                 pictures = self.transform(pictures)
-            return _Read(row, [self.metric.prepare(picture) for picture in pictures])
+            return row, [self.metric.prepare(picture) for picture in pictures]
         except ImageError as error:
-            return _Read(replace(row, error=one_line(error).removeprefix(f"image {opinion.path!r}: ")))
+            return replace(row, error=one_line(error).removeprefix(f"image {opinion.path!r}: ")), []
         except MemoryError:
-            return _Read(replace(row, error="not enough memory to decode this image"))
+            return replace(row, error="not enough memory to decode this image"), []
 
 
 def check_reference(picture: Image.Image, reference: Image.Image) -> None:
@@ -134,24 +113,44 @@ def check_reference(picture: Image.Image, reference: Image.Image) -> None:
         )
 
 
-def _score(metric: PyiqaMetric, batch: Sequence[_Read]) -> Iterator[BenchmarkRow]:
+def score_rows(
+    read: InputReader, opinions: Sequence[OpinionRow], *, batch_size: int = 1, workers: int = 1
+) -> Iterator[BenchmarkRow]:
+    """One row per image, in order within what was readable.
+
+    An image that cannot be read, or that the metric fails on, is a row with `error` and stops nothing. In a batch that
+    fails, every image is tried alone.
+
+    Args:
+        batch_size: images per pass of a metric that takes batches; others take one image at a time, as pyiqa does.
+        workers: threads that read.
+    """
+    size = batch_size if read.metric.takes_batches else 1
+    read_ahead = ordered_prefetch(read, opinions, workers, ahead=size + workers)
+    while batch := list(islice(read_ahead, size)):
+        yield from (row for row, inputs in batch if not inputs)
+        if readable := [(row, inputs) for row, inputs in batch if inputs]:
+            yield from _score(read.metric, readable)
+
+
+def _score(metric: PyiqaMetric, batch: Sequence[Inputs]) -> Iterator[BenchmarkRow]:
     started = time.perf_counter()
     try:
-        stacked = [torch.stack(inputs) for inputs in zip(*(read.inputs or [] for read in batch), strict=True)]
-        scores = metric.score(stacked[0], stacked[1] if len(stacked) > 1 else None)
+        images, *references = (torch.stack(same) for same in zip(*(inputs for _, inputs in batch), strict=True))
+        scores = metric.score(images, references[0] if references else None)
     except Exception as error:  # metrics are foreign code and raise anything; the reason stands beside the image
         if len(batch) == 1:
-            yield replace(batch[0].row, error=one_line(error))
+            yield replace(batch[0][0], error=one_line(error))
             return
-        for read in batch:
-            yield from _score(metric, [read])
+        for one in batch:
+            yield from _score(metric, [one])
         return
     seconds = (time.perf_counter() - started) / len(batch)
-    for read, score in zip(batch, scores, strict=True):
+    for (row, _), score in zip(batch, scores, strict=True):
         if math.isfinite(score):
-            yield replace(read.row, score=score, seconds=round(seconds, 6))
+            yield replace(row, score=score, seconds=round(seconds, 6))
         else:
-            yield replace(read.row, error=f"its score is {score}")
+            yield replace(row, error=f"its score is {score}")
 
 
 def one_line(error: BaseException) -> str:
