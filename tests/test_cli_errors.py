@@ -25,8 +25,9 @@ from pyiqa_qscorer.errors import QScorerError
 from pyiqa_qscorer.images.preprocessing import pixels_from_pil
 from pyiqa_qscorer.images.reading import open_image
 from pyiqa_qscorer.metric import QScorer
-from pyiqa_qscorer.training.config import FolderDataset, parse_config
+from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.dataset import LabelledImages, read_dataset
+from pyiqa_qscorer.training.dataset_config import FolderDataset
 from pyiqa_qscorer.training.run import train
 
 FORMULATIONS = ("score_token", "level_onehot", "level_soft")

@@ -12,8 +12,8 @@ from PIL import Image
 
 from pyiqa_qscorer.errors import QScorerError
 from pyiqa_qscorer.host.pyiqa_datasets import pyiqa_dataset
-from pyiqa_qscorer.training.config import PyiqaDataset
 from pyiqa_qscorer.training.dataset import read_dataset
+from pyiqa_qscorer.training.dataset_config import PyiqaDataset
 
 
 def write(root: Path, table: str, header: list[str], rows: list[list[Any]], images: list[str]) -> None:

@@ -34,8 +34,8 @@ from pyiqa_qscorer.synthetic.rendering import (
     tone_of,
     weight_of_region,
 )
-from pyiqa_qscorer.training.config import FolderDataset
 from pyiqa_qscorer.training.dataset import read_dataset
+from pyiqa_qscorer.training.dataset_config import FolderDataset
 
 PHOTOS = Path(__file__).with_name("photos")
 CALIBRATION = Calibration((1.1, 0.3), -4.0)

@@ -13,7 +13,8 @@ from tiny_training import make_pictures, settings
 from typer.testing import CliRunner
 
 from pyiqa_qscorer.cli.app import app
-from pyiqa_qscorer.training.config import PyiqaDataset, TrainConfig
+from pyiqa_qscorer.training.config import TrainConfig
+from pyiqa_qscorer.training.dataset_config import PyiqaDataset
 
 
 @pytest.fixture

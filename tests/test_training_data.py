@@ -15,7 +15,6 @@ from tiny_training import make_pictures
 from pyiqa_qscorer.data.opinions import MosScale
 from pyiqa_qscorer.errors import TrainingDataError
 from pyiqa_qscorer.training.batches import Collator, MixedSampler
-from pyiqa_qscorer.training.config import FolderDataset
 from pyiqa_qscorer.training.dataset import (
     LabelledImage,
     LabelledImages,
@@ -23,6 +22,7 @@ from pyiqa_qscorer.training.dataset import (
     read_dataset,
     refuse_overlap,
 )
+from pyiqa_qscorer.training.dataset_config import FolderDataset
 from pyiqa_qscorer.training.text import training_text
 from pyiqa_qscorer.training.tokenizer import prompt_tokenizer
 

@@ -118,8 +118,8 @@ def errors(
 
 def _labelled(folder: Path, file_column: str | None, columns: OpinionColumns, opinions: Opinions) -> LabelledImages:
     """The images that networks are measured on; says which rows of the table are left out."""
-    from ..training.config import FolderDataset
     from ..training.dataset import read_dataset
+    from ..training.dataset_config import FolderDataset
 
     config = FolderDataset(
         folder=folder,

@@ -20,7 +20,7 @@ from ..errors import ImageError, OpinionTableError, TrainingDataError
 from ..host.pyiqa_datasets import pyiqa_dataset
 from ..images.preprocessing import Fit, pixels_from_pil
 from ..images.reading import open_image
-from .config import FolderDataset, PyiqaDataset
+from .dataset_config import FolderDataset, PyiqaDataset
 
 
 @dataclass(frozen=True)
