@@ -1,0 +1,36 @@
+"""The mean of the weights of checkpoints that were fine-tuned from one start, as one checkpoint in float16.
+
+    python benchmarks/average_checkpoints.py CHECKPOINT CHECKPOINT... OUTPUT
+
+Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models", ICML 2022. The last step of qscorer-mini.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from pyiqa_qscorer.checkpoints.load import load_folder
+from pyiqa_qscorer.checkpoints.save import save_folder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoints", type=Path, nargs="+")
+    parser.add_argument("output", type=Path)
+    arguments = parser.parse_args()
+    loaded = [load_folder(folder, None, dtype="float32") for folder in arguments.checkpoints]
+    states = [one.model.state_dict() for one in loaded]
+    shapes = [{name: value.shape for name, value in state.items()} for state in states]
+    if any(shape != shapes[0] for shape in shapes):
+        raise SystemExit("checkpoints must have the same network")
+    mean = {name: torch.stack([state[name] for state in states]).double().mean(0) for name in states[0]}
+    model = loaded[0].model
+    model.load_state_dict(mean)
+    print(save_folder(arguments.output, model.half(), loaded[0].tokenizer))
+
+
+if __name__ == "__main__":
+    main()
