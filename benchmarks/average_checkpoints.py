@@ -2,7 +2,8 @@
 
     python benchmarks/average_checkpoints.py CHECKPOINT CHECKPOINT... OUTPUT
 
-Wortsman et al., "Model soups: averaging weights of multiple fine-tuned models", ICML 2022. The last step of qscorer-mini.
+The last step of qscorer-mini. Wortsman et al., "Model soups: averaging weights of multiple fine-tuned
+models", ICML 2022.
 """
 
 from __future__ import annotations
