@@ -17,6 +17,7 @@ from torch import Tensor
 from pyiqa_qscorer.checkpoints import load_checkpoint, load_folder
 from pyiqa_qscorer.checkpoints.weights import read_shard
 from pyiqa_qscorer.errors import CheckpointError
+from pyiqa_qscorer.registry import MINI_CHECKPOINT
 
 
 def error_of(*folders: Path | None, **options: Any) -> str:
@@ -325,3 +326,29 @@ def test_settings_that_cannot_be_computed_are_refused(
     assert expected in message
     if "tokenizer" not in file:
         assert str(lora.parent / file.split("/")[0]) in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("hidden_size", 0, "hidden_size must be an integer above 0, got 0"),
+        ("vocab_size", "x", "vocab_size must be an integer above 0, got 'x'"),
+        ("num_hidden_layers", True, "num_hidden_layers must be an integer above 0, got True"),
+        ("num_attention_heads", -1, "num_attention_heads must be an integer above 0, got -1"),
+        ("rms_norm_eps", "nan", "rms_norm_eps must be a number above 0, got 'nan'"),
+        ("rope_base", float("inf"), "rope_base must be a number above 0, got inf"),
+        ("vision_config.image_size", 0, "vision_config: image_size must be an integer above 0, got 0"),
+        ("abstractor_config.grid_size", "7", "abstractor_config: grid_size must be an integer above 0, got '7'"),
+    ],
+)
+def test_numbers_of_a_configuration_are_checked(tmp_path: Path, field: str, value: object, words: str) -> None:
+    shutil.copytree(MINI_CHECKPOINT, tmp_path, dirs_exist_ok=True)
+    content = json.loads((tmp_path / "config.json").read_text())
+    *parts, last = field.split(".")
+    section = content
+    for part in parts:
+        section = section[part]
+    section[last] = value
+    (tmp_path / "config.json").write_text(json.dumps(content))
+    message = error_of(tmp_path)
+    assert words in message and "config.json" in message

@@ -151,7 +151,7 @@ def test_works_in_other_precisions(dtype: torch.dtype) -> None:
 def test_image_size_must_be_a_multiple_of_the_patch_size() -> None:
     with pytest.raises(ValueError, match="multiple of patch_size, got 450 and 14"):
         QScorerVisionConfig(image_size=450)
-    with pytest.raises(ValueError, match="multiple of num_attention_heads, got 48 and 5"):
+    with pytest.raises(ValueError, match="multiple of num_attention_heads, got 48, 5"):
         QScorerVisionConfig(hidden_size=48, num_attention_heads=5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -11,9 +12,13 @@ FORMULATIONS = ("score_token", "level_onehot", "level_soft")
 REGRESSORS = ("mlp", "hyper")
 IMAGE_FITS = ("pad", "mirror")
 VISION_KINDS = ("vit", "features")
+_SIZES = (
+    *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size"),
+    *("max_position_embeddings", "patch_size", "num_learnable_queries", "grid_size", "smallest_side"),
+)
+_CONSTANTS = ("rms_norm_eps", "layer_norm_eps", "rope_base")
+_NOT_IN_PUBLISHED = ("kind", "backbone", "stages", "image_fit", "smallest_side")  # of a vision encoder
 # Fields of the decoder that the published config.json has under the same name.
-#: Fields of a vision encoder that the published code does not have.
-_NOT_IN_PUBLISHED = ("kind", "backbone", "stages", "image_fit", "smallest_side")
 _SAME_IN_PUBLISHED = (
     *("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
     *("max_position_embeddings", "rms_norm_eps", "initializer_range", "bos_token_id", "eos_token_id", "pad_token_id"),
@@ -69,6 +74,7 @@ class QScorerVisionConfig(PreTrainedConfig):
         self.patch_size = patch_size
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
+        _check_numbers("vision_config", self)
         if kind not in VISION_KINDS:
             raise ValueError(f"vision_config: kind must be one of {', '.join(VISION_KINDS)}, got {kind!r}")
         if (kind == "features") != (backbone is not None and bool(self.stages)):
@@ -114,6 +120,7 @@ class QScorerAbstractorConfig(PreTrainedConfig):
         self.grid_size = grid_size
         self.layer_norm_eps = layer_norm_eps
         self.initializer_range = initializer_range
+        _check_numbers("abstractor_config", self)
         _check_heads("abstractor_config", hidden_size, num_attention_heads)
         if hidden_size % 4:
             raise ValueError(
@@ -196,6 +203,7 @@ class QScorerConfig(PreTrainedConfig):
         self.level_token_ids = list(level_token_ids)
         self.regressor = regressor
         self.prompt = prompt
+        _check_numbers("config", self)
         _check_heads("config", hidden_size, num_attention_heads)
         self._check_parts()
 
@@ -327,8 +335,15 @@ def _sub_config(config_class: type[Any], value: Any) -> Any:
     return config_class(**value) if isinstance(value, dict) else value
 
 
+def _check_numbers(place: str, config: PreTrainedConfig) -> None:
+    """Raise `ValueError` for a size that is no positive integer, or a constant that is no positive number."""
+    for names, kinds, wanted in ((_SIZES, (int,), "an integer"), (_CONSTANTS, (int, float), "a number")):
+        for name in names:
+            value = getattr(config, name, 1)
+            if type(value) not in kinds or not 0 < value < math.inf:  # a bool is no number here
+                raise ValueError(f"{place}: {name} must be {wanted} above 0, got {value!r}")
+
+
 def _check_heads(name: str, hidden_size: int, heads: int) -> None:
     if hidden_size % heads:
-        raise ValueError(
-            f"{name}: hidden_size must be a multiple of num_attention_heads, got {hidden_size} and {heads}"
-        )
+        raise ValueError(f"{name}: hidden_size must be a multiple of num_attention_heads, got {hidden_size}, {heads}")
