@@ -42,6 +42,8 @@ def test_the_next_run_fetches_what_is_not_complete(machine: Machine, big: str, e
     if end == "kill":
         machine.server.hang(WEIGHTS, after=CHUNK + 1)
         process = machine.start([([REPO], {})], "", {})
+        others = NEEDED - {WEIGHTS}  # are fetched at the same time, and must be complete
+        wait_for(lambda: others <= {path.name for path in machine.cache.glob("models--*/snapshots/*/*")})
         wait_for(lambda: [path.stat().st_size for path in machine.partial_files()] == [CHUNK])
         process.kill()
         process.communicate()
