@@ -3,7 +3,7 @@
     python benchmarks/mini.py --shared ../shared --biq2021 BIQ2021
 
 Kodak's photos were never trained on; other distortions of them chose the best epoch. Prints tables, and writes
-`mini.json`, `mini.png` and `mini_training.png` into `benchmarks/results`.
+`mini.json` and `mini.png` into `benchmarks/results`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from biq2021 import read_photos
+from biq2021 import Photos, read_photos
 from kadid_kodak import distort
 from PIL import Image, ImageDraw, ImageOps
 from rich.console import Console
@@ -47,7 +47,6 @@ from pyiqa_qscorer.synthetic.recipe import Recipe
 from pyiqa_qscorer.synthetic.rendering import CALIBRATION_FILE, find_photos, render, tone_of
 
 RESULTS = Path(__file__).with_name("results")
-LONGER_TRAINING = RESULTS / "mini_longer_training.json"  # a run of its `configuration`, whose weights were not taken
 CHAINS, CHAIN_SEED = 480, 17  # another seed than that of the pictures that chose the best epoch
 RESAMPLES = 2000
 SUBSETS = ("ss01", "ss02", "ss03")  # of BIQ2021
@@ -107,10 +106,9 @@ def kodak_kadid(photos: Sequence[Path], work: Path) -> TestSet:
     )
 
 
-def biq2021(folder: Path) -> list[TestSet]:
+def biq2021(folder: Path, photos: Photos) -> list[TestSet]:
     """BIQ2021's official test photos: all, those without a near-duplicate in its training table, each subset; and the
     photos that the committed rule held out of the training table."""
-    photos = read_photos(folder)
 
     def chosen(name: str, rows: np.ndarray) -> TestSet:
         files = [folder / "Images" / file for file in photos.names[rows]]
@@ -139,7 +137,10 @@ def flat_pixels(image: np.ndarray) -> float:
 
 
 def scene_statistics(image: np.ndarray) -> np.ndarray:
-    """Moments of locally normalised luminance and of its neighbours' products, at two scales (idea of BRISQUE)."""
+    """Moments of locally normalised luminance and of its neighbours' products, at two scales (idea of BRISQUE).
+
+    Zeros stand for moments of what a picture has none of: a flat one has no negative normals.
+    """
     gray = image @ np.array([0.299, 0.587, 0.114])
     values: list[float] = []
     for _ in range(2):
@@ -149,9 +150,11 @@ def scene_statistics(image: np.ndarray) -> np.ndarray:
         products = [normal[:, 1:] * normal[:, :-1], normal[1:] * normal[:-1], normal[1:, 1:] * normal[:-1, :-1]]
         for part in (normal, *products):
             left, right = part[part < 0], part[part >= 0]
-            values += [np.abs(part).mean(), part.std(), stats.kurtosis(part, axis=None), left.std(), right.std()]
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", RuntimeWarning)  # of moments that are not defined
+                values += [np.abs(part).mean(), part.std(), stats.kurtosis(part, axis=None), left.std(), right.std()]
         gray = ndimage.zoom(gray, 0.5, order=1)
-    return np.array(values)
+    return np.nan_to_num(values, posinf=0, neginf=0)
 
 
 def ridge(photos: Sequence[Path], work: Path) -> Callable[[np.ndarray], float]:
@@ -175,10 +178,7 @@ def fitted_ridge(values: np.ndarray, target: np.ndarray) -> Callable[[np.ndarray
 
 
 def statistics_of_file(file: Path) -> np.ndarray:
-    """Zeros stand for moments of what a picture has none of: a flat one has no negative normals."""
-    with np.errstate(all="ignore"), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        return np.nan_to_num(scene_statistics(read(file)), posinf=0, neginf=0)
+    return scene_statistics(read(file))
 
 
 def read(file: Path) -> np.ndarray:
@@ -218,17 +218,14 @@ def interval_over_groups(scores: np.ndarray, opinions: np.ndarray, groups: np.nd
     return float(np.percentile(found, 2.5)), float(np.percentile(found, 97.5))
 
 
-def photo_baselines(folder: Path, tests: Sequence[TestSet]) -> dict[str, dict[str, Any]]:
+def photo_baselines(folder: Path, photos: Photos, tests: Sequence[TestSet]) -> dict[str, dict[str, Any]]:
     """piqe, entropy, and ridge regression on scene statistics of the photos that the mini's last steps train on."""
-    photos = read_photos(folder)
-    chosen = np.flatnonzero(photos.is_training)
-    wanted = {file for test in tests for file in test.files}
-    trained = [folder / "Images" / file for file in photos.names[chosen]]
+    files = sorted({file for test in tests for file in test.files})
+    trained = [folder / "Images" / file for file in photos.names[photos.is_training]]
     with ProcessPoolExecutor() as pool:
         values = np.stack(list(pool.map(statistics_of_file, trained, chunksize=50)))
-        files = sorted(wanted)
         features = dict(zip(files, pool.map(statistics_of_file, files, chunksize=50), strict=True))
-    predict = fitted_ridge(values, photos.mos[chosen])
+    predict = fitted_ridge(values, photos.mos[photos.is_training])
     scores = {
         "scene statistics + ridge (same photos)": {file: predict(features[file]) for file in files},
         **{name: dict(zip(files, pyiqa_scores(name, files), strict=True)) for name in ("piqe", "entropy")},
@@ -398,34 +395,6 @@ def save(figure: Any, file: Path) -> None:
     write_bytes(file, drawn.getvalue())
 
 
-def plot_training(training: dict[str, Any], file: Path) -> None:
-    """SRCC over the pictures seen of a longer run that trained everything: what more time buys without more photos."""
-    settings, history = training["configuration"]["optimisation"], training["curves"]
-    per_step = settings["batch_size"] * settings["gradient_accumulation"] * training["processes"]
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axis = pyplot.subplots(figsize=(7, 4.2))
-    for name, label, style in (
-        ("train_srcc", f"training pictures, {settings['log_steps']} steps each", {"linewidth": 1, "alpha": 0.6}),
-        ("eval_srcc", "validation: Kodak, chains and KADID distortions", {"marker": "o", "linewidth": 2}),
-    ):
-        entries = [entry for entry in history if name in entry]
-        seen = [entry["step"] * per_step / 1000 for entry in entries]
-        axis.plot(seen, [entry[name] for entry in entries], label=label, **style)
-    axis.set_xlabel("thousand pictures seen")
-    axis.set_ylabel("SRCC")
-    axis.set_ylim(0.4, 1)
-    shipped = json.loads((MINI_CHECKPOINT / "training.json").read_text())["metrics"]["validation_srcc"]
-    axis.axhline(shipped, color="black", linestyle="--", linewidth=1, label="shipped weights, on more such pictures")
-    axis.set_title("Everything trained at once, for longer")
-    axis.grid(alpha=0.3)
-    axis.legend(loc="lower right")
-    save(figure, file)
-
-
 def show(results: dict[str, Any]) -> None:
     for name, methods in results.items():
         table = Table(title=name)
@@ -462,7 +431,8 @@ def main() -> None:
         test.name: {"qscorer-mini": agreement(values, test.opinions)} for test, values in zip(sets, scores, strict=True)
     }
     if arguments.biq2021:
-        of_people = biq2021(arguments.biq2021)
+        photos = read_photos(arguments.biq2021)
+        of_people = biq2021(arguments.biq2021, photos)
         files = sorted({file for test in of_people for file in test.files})
         of_file = dict(zip(files, scorer.score(files), strict=True))
         for test in of_people:
@@ -470,7 +440,7 @@ def main() -> None:
             results[test.name] = {"qscorer-mini": agreement(found, test.opinions, test.groups)}
         show(results)  # the rest takes longer than this
         if not arguments.only_mini:
-            for name, methods in photo_baselines(arguments.biq2021, of_people).items():
+            for name, methods in photo_baselines(arguments.biq2021, photos, of_people).items():
                 results[name] |= methods
     if not arguments.only_mini:
         known = find_photos([arguments.shared / "data/photos/bsds500", arguments.shared / "data/photos/cid22"])
@@ -519,7 +489,6 @@ def main() -> None:
     )
     if not arguments.only_mini:
         plot(sets, scores, results, RESULTS / "mini.png")
-        plot_training(json.loads(LONGER_TRAINING.read_text()), RESULTS / "mini_training.png")
         write_text(RESULTS / "mini.json", json.dumps(facts, indent=2) + "\n")
 
 

@@ -170,6 +170,9 @@ def test_labels_can_be_what_damage_leaves_of_a_photos_own_score(photos: list[Pat
     clean = Recipe(kind="clean", count=4, photo_opinions=table)
     for row in rows_of(render(clean, photos, tmp_path / "clean", workers=1)):
         assert float(row["mos"]) == own[row["photo"]]
+    table.write_text(table.read_text().replace("2.5", "2.6"))
+    with pytest.raises(SyntheticDataError, match="holds another recipe"):
+        render(recipe, photos, tmp_path / "own", workers=1)  # labelled by the scores before
     table.write_text("path,score\ncat.png,2\n")
     with pytest.raises(SyntheticDataError, match=r"every photo from 1 to 5; not so: \w+\.png, \w+\.png"):
         render(recipe, photos, tmp_path / "lacking", workers=1)

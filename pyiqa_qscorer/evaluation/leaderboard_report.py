@@ -25,6 +25,7 @@ from ..report import (
     size,
     write_output,
 )
+from .bootstrap import LEVEL
 from .plots import accuracy_against_cost, scatter, worst_disagreements
 from .published import SOURCE, published_results
 from .results import Entry, Leaderboard
@@ -295,7 +296,7 @@ def _method(board: Leaderboard) -> Section:
 def as_json(board: Leaderboard) -> dict[str, Any]:
     """Everything but the single images, as plain values; numbers that are not defined are null."""
     return {
-        "bootstrap": {"resamples": board.resamples, "seed": board.seed, "level": 0.95},
+        "bootstrap": {"resamples": board.resamples, "seed": board.seed, "level": LEVEL},
         "warnings": board.alarms,
         "entries": [_json_entry(entry) for entry in board.entries],
         "comparisons": [asdict(pair) | {"better": pair.better} for pair in board.pairs],

@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..errors import SyntheticDataError
+from ..data.opinions import read_opinions
+from ..errors import OpinionTableError, SyntheticDataError
 from ..files import write_bytes
 from ..host.reference_metrics import compare
 from ..images.reading import open_image
@@ -114,12 +115,12 @@ def render(
         it has the recipe, the photos, and the versions of the codecs that it was rendered with.
 
     Raises:
-        SyntheticDataError: `folder` holds another recipe, other photos, or labels of another calibration.
+        SyntheticDataError: `folder` holds another recipe, other photos, or labels of another calibration or of other
+            scores of the photos; or these cannot be read.
         ImageError: a photo that cannot be read.
     """
     calibration_file = calibration_file or folder / CALIBRATION_FILE
     table = folder / "labels.csv"
-    opinions = None if recipe.photo_opinions is None else _photo_opinions(recipe.photo_opinions, photos)
     facts = _recorded(recipe, photos, folder, calibration_file)
     if table.exists():
         return table
@@ -131,7 +132,7 @@ def render(
             calibration = _calibration(recipe, photos, calibration_file, pool)
             facts |= _recorded(recipe, photos, folder, calibration_file)
         write_bytes(folder / "recipe.json", json.dumps(facts, indent=1).encode())
-        render_one = partial(_render_one, recipe, photos, folder, calibration, opinions)
+        render_one = partial(_render_one, recipe, photos, folder, calibration, facts.get("photo_opinions"))
         rows = []
         for row in ordered_prefetch(render_one, range(recipe.count), pool, 4 * workers):
             rows.append(row)
@@ -153,6 +154,8 @@ def _recorded(recipe: Recipe, photos: Sequence[Path], folder: Path, calibration_
     if recipe.kind == "chains" and calibration_file.exists():
         fitted = json.loads(calibration_file.read_text())
         facts["calibration"] = [*fitted["weights"], fitted["bias"]]
+    if recipe.photo_opinions is not None:
+        facts["photo_opinions"] = _photo_opinions(recipe.photo_opinions, photos)
     file = folder / "recipe.json"
     before = json.loads(file.read_text()) if file.exists() else {}
     if before and {**before, "versions": None} != {**facts, "versions": None}:
@@ -197,14 +200,15 @@ def _render_one(
         mos = float(calibration.opinion(compare_as_seen(picture, apply_chain(photo, tone_of(steps), seed))))
         std = float(typical_spread(mos))
         what = {"chain": [asdict(step) for step in steps]}
+    kept = recipe.severity  # share of the fall below the undistorted photo
     if recipe.region is not None:
         area = float(rng.uniform(*recipe.region))
         picture = np.where(_region(photo.shape[:2], area, rng)[..., None], picture, photo)
-        mos = BEST_OPINION - (BEST_OPINION - min(mos, BEST_OPINION)) * weight_of_region(area)
-        std, what = float(typical_spread(mos)), {**what, "region": round(area, 4)}
-    if opinions is not None or recipe.severity != 1:
+        kept *= weight_of_region(area)
+        what = {**what, "region": round(area, 4)}
+    if opinions is not None or kept != 1:
         undistorted = BEST_OPINION if opinions is None else opinions[path.name]
-        mos = undistorted - recipe.severity * (undistorted - 1) * max(BEST_OPINION - mos, 0) / (BEST_OPINION - 1)
+        mos = undistorted - kept * (undistorted - 1) * max(BEST_OPINION - mos, 0) / (BEST_OPINION - 1)
         std = float(typical_spread(mos))
     encoded = io.BytesIO()
     Image.fromarray(picture).save(encoded, "png", compress_level=1)
@@ -221,13 +225,13 @@ def _photo_opinions(table: Path, photos: Sequence[Path]) -> dict[str, float]:
         SyntheticDataError: no such table, a photo that is not in it, or a score outside of 1..5.
     """
     try:
-        with table.open(newline="", encoding="utf-8") as file:
-            found = {Path(row["path"]).name: float(row["score"]) for row in csv.DictReader(file) if row["score"]}
-    except (OSError, KeyError, ValueError) as error:
+        rows = read_opinions(table, table.parent, file_column="path", mos_column="score")
+    except OpinionTableError as error:
         raise SyntheticDataError(
             f"photo_opinions: {table} must be a table with the columns path and score, as `pyiqa-qscorer score -o` "
-            f"writes it: {error!r}"
+            f"writes it: {error}"
         ) from error
+    found = {Path(row.path).name: row.mos for row in rows}
     lacking = [photo.name for photo in photos if not 1 <= found.get(photo.name, 0.0) <= 5]
     if lacking:
         raise SyntheticDataError(

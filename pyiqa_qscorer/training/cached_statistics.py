@@ -184,9 +184,7 @@ def _compute(data: QualityDataset, indices: range, encoder: FeatureEncoder, file
     size = 1 if device.type == "cpu" else 32  # large feature maps of several images leave the cache of a CPU
     array: np.memmap[Any, Any] | None = None
     start = 0
-    plain = copy.copy(data)
-    plain.flip = False
-    pixels = ordered_prefetch(lambda index: plain[index]["pixel_values"], indices, workers, 2 * size)
+    pixels = ordered_prefetch(data.pixels, indices, workers, 2 * size)
     with torch.no_grad(), tqdm(total=len(indices), desc="statistics of the feature network", unit="image") as bar:
         while batch := list(islice(pixels, size)):
             values = encoder.statistics(torch.stack(batch).to(device)).half().cpu().numpy()

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from ..data.opinions import MosScale, OpinionRow, read_opinions
@@ -176,8 +177,11 @@ class QualityDataset(Dataset[dict[str, Any]]):
         Args:
             item: index, or (index, epoch) as `MixedSampler` gives it; the epoch decides flip and question.
         """
-        facts = self.facts(item)
         index, epoch = item if isinstance(item, tuple) else (item, 0)
+        return {**self.facts(item), "pixel_values": self.pixels(index, epoch, self.flipped(index, epoch))}
+
+    def pixels(self, index: int, epoch: int = 0, flipped: bool = False) -> Tensor:
+        """(3, S, S) float32 pixel values of an image as an epoch sees it, mirrored or not."""
         image = self.images[index]
         try:
             picture = open_image(image.path)
@@ -185,11 +189,11 @@ class QualityDataset(Dataset[dict[str, Any]]):
             raise TrainingDataError(
                 f"dataset {image.dataset}: {error}; mend it, or set on_error: skip to leave broken images out"
             ) from error
-        if crop := self.parts[facts["dataset"]].crop:
+        if crop := self.parts[self.part_of[index]].crop:
             picture = _random_square(picture, crop, drawn_number(self.seed, epoch, index, 1))
-        if self.flipped(index, epoch):
+        if flipped:
             picture = ImageOps.mirror(picture)
-        return {**facts, "pixel_values": pixels_from_pil(picture, self.image_size, self.image_fit)}
+        return pixels_from_pil(picture, self.image_size, self.image_fit)
 
     def flipped(self, index: int, epoch: int) -> bool:
         """Whether an image is mirrored in an epoch."""

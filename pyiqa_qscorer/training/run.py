@@ -84,7 +84,7 @@ def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
     adapters = choose_trained(start.model, config)
     check_targets(config, start)
     share, trained = config.training.start_share, trained_parameters(start.model)
-    before = {name: value.detach().clone() for name, value in trained.items() if share}
+    before = {name: value.detach().clone() for name, value in trained.items()} if share else {}
     with opened_output(config):
         state = state_to_resume(config, resume)  # again: only now nobody else can change it
         trainer = _trainer(config, arguments, start, texts, data)
