@@ -31,7 +31,10 @@ def golden() -> Path:
 def shared() -> Path:
     """`../shared`, with the licensed tokenizer and the photos; tests that need it skip elsewhere."""
     if not SHARED.is_dir():
-        pytest.skip("needs ../shared, which is not beside this checkout")
+        pytest.skip(
+            "nothing is wrong: compares with opinions, pictures or the LLaMA tokenizer, whose owners do not "
+            "let us copy them here; runs where they lie in ../shared (CONTRIBUTING.md)"
+        )
     return SHARED
 
 

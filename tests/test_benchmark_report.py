@@ -184,7 +184,7 @@ def test_page_in_a_browser(output: Path, tmp_path: Path, width: int) -> None:
     """The page does not overflow, its script runs, and a click sorts."""
     browser = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if browser is None:
-        pytest.skip("needs a Chromium")
+        pytest.skip("looks at the page in a browser, and no Chromium is on the path")
     probe = """<script>
       const head = document.querySelectorAll("table.sortable thead")[1].rows[0].cells[2];
       head.querySelector("button").click(); head.querySelector("button").click();

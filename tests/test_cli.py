@@ -228,6 +228,7 @@ def test_a_bug_is_not_taken_for_failed_images(
         (["errors", "--mos", "labels.csv"], "pandas", "analysis", "analysis.study"),
         (["errors", "--mos", "l.csv", "--data", "d", "--checkpoint", "c"], "yaml", "analysis", "analysis.study"),
         (["render", "mini.yaml"], "av", "train", "synthetic.rendering"),
+        (["serve"], "fastapi", "serve", "serving.web"),
     ],
 )
 def test_a_missing_extra_is_said_before_anything_is_imported(
@@ -238,7 +239,7 @@ def test_a_missing_extra_is_said_before_anything_is_imported(
     monkeypatch.setitem(sys.modules, f"pyiqa_qscorer.{later}", None)  # importing it would be an ImportError
     result = Result(*arguments)
     assert result.code == 2
-    assert result.err == f"error: this command needs {module}: pip install 'pyiqa-qscorer[{extra}]'\n"
+    assert result.err == f'error: this command needs {module}: pip install "pyiqa-qscorer[{extra}]"\n'
 
 
 def test_options_are_passed_on(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ LAYERS = [
     {"metric"},
     {"scorer", "loss"},
     {"host"},
-    {"analysis", "evaluation", "training", "synthetic"},
+    {"analysis", "evaluation", "training", "synthetic", "serving"},
     {"cli"},
 ]
 """Top-level modules from bottom to top: each may import its own layer and those before."""
@@ -156,6 +156,7 @@ def test_no_module_needs_itself_to_load(all_imports: list[Import]) -> None:
         ("pyiqa", {"host"}),
         ("peft", {"checkpoints", "training"}),
         ("typer", {"cli"}),
+        ("fastapi", {"serving"}),
     ],
 )
 def test_library_is_imported_only_in(library: str, allowed: set[str], all_imports: list[Import]) -> None:

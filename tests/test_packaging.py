@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from environments import REPOSITORY, Environment, answer, run_python, write_toy_pyiqa
+from tiny_checkpoint import published_folders
 
 import pyiqa_qscorer
 from pyiqa_qscorer.scorer import Scorer
@@ -203,12 +204,13 @@ def llama():
 """
 
 
-def test_wheel_and_plain_import_of_pyiqa(wheel_environment: Environment) -> None:
+def test_wheel_and_plain_import_of_pyiqa(wheel_environment: Environment, tmp_path: Path) -> None:
     """`import pyiqa` alone gives names, arch, scores of the small model, and pyiqa's command line."""
-    golden = REPOSITORY.parent / "shared" / "golden"  # elsewhere there is no tokenizer to score with
+    golden = REPOSITORY / "tests" / "golden"
+    lora, base, _ = published_folders(tmp_path)
     image = golden / "images" / "c_rgb_448x448.png"
     photo = REPOSITORY / "tests" / "photos" / "coffee.jpg"
-    options = {"checkpoint": f"{golden}/official_lora_layout", "base": f"{golden}/base"}
+    options = {"checkpoint": str(lora), "base": str(base)}
     code = f"""
 import contextlib, io, json, sys
 import pyiqa
@@ -232,10 +234,9 @@ before = llama()
 found["arch"] = registry.get("QScorer").__module__
 mini = pyiqa.create_metric("qscorer-mini", device="cpu")
 found["mini"] = float(mini({str(photo)!r}))
-if {golden.is_dir()}:
-    # The command line has no options of metrics; the published checkpoint is 16 GB: a tiny one.
-    DEFAULT_CONFIGS["qscorer"]["metric_opts"] |= {options | {"dtype": "float32"}}
-    found["-t"] = command("qscorer", "-t", {str(image)!r}, "--device", "cpu")
+# The command line has no options of metrics; the published checkpoint is 16 GB: a tiny one.
+DEFAULT_CONFIGS["qscorer"]["metric_opts"] |= {options | {"dtype": "float32"}}
+found["-t"] = command("qscorer", "-t", {str(image)!r}, "--device", "cpu")
 after = llama()
 found["llama untouched"] = all(after[key] is part for key, part in before.items())
 found["qalign"] = "pyiqa.archs.qalign_arch" in sys.modules
@@ -245,10 +246,9 @@ print(json.dumps(found))
     found = answer(run_python(code, python=wheel_environment.python))
     assert wheel_environment.site_packages in Path(found.pop("installed")).parents
     assert found.pop("mini") == pytest.approx(Scorer("qscorer-mini", "cpu").score(photo)[0], abs=1e-3)
-    if golden.is_dir():
-        score = float(re.search(r"mean': \D*64\(([\d.]+)\)", found.pop("-t"))[1])
-        expected = json.loads((golden / "lora_golden" / "summary.json").read_text())
-        assert score == pytest.approx(expected["load_fp32_eager"]["score"][2], abs=1e-4)
+    score = float(re.search(r"mean': \D*64\(([\d.]+)\)", found.pop("-t"))[1])
+    expected = json.loads((golden / "lora_golden" / "summary.json").read_text())
+    assert score == pytest.approx(expected["load_fp32_eager"]["score"][2], abs=1e-4)
     assert found == {
         "listed": METRICS,
         "nr": METRICS,

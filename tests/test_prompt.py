@@ -29,8 +29,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         return write_sentencepiece(folder)
     if request.param != "licensed":
         return write_json(folder)
-    if not LICENSED_TOKENIZER.exists():
-        pytest.skip("needs ../shared, which is not beside this checkout")
+    request.getfixturevalue("shared")
     for name in ("tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"):
         shutil.copyfile(LICENSED_TOKENIZER.with_name(name), folder / name)
     return folder
@@ -88,10 +87,9 @@ def test_answers_of_the_training_have_the_published_ids(tokenizer: Any) -> None:
         assert tokenizer(text)["input_ids"] == probe
 
 
-def test_probe_texts_have_the_published_ids(tokenizer: Any, request: pytest.FixtureRequest) -> None:
+@pytest.mark.parametrize("folder", ["licensed"], indirect=True)  # the stand-in knows the words of the prompts only
+def test_probe_texts_have_the_published_ids(tokenizer: Any) -> None:
     """All but a text that starts with a blank: today's tokenizer adds none there, the published one did."""
-    if "stand-in" in request.node.callspec.id:
-        pytest.skip("the stand-in knows the words of the prompts only")
     for text, probe in GOLDEN_TOKENIZER["probe"].items():
         if not text.startswith(" "):
             assert tokenizer(text)["input_ids"] == probe["ids"], text

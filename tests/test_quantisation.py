@@ -20,7 +20,9 @@ from pyiqa_qscorer.model.fast_linear import FastLinear
 from pyiqa_qscorer.scorer import build_metric
 
 # pyiqa installs it everywhere but on macOS.
-bitsandbytes = pytest.importorskip("bitsandbytes")
+bitsandbytes = pytest.importorskip(
+    "bitsandbytes", reason="8 and 4 bits need bitsandbytes, an optional package: pip install it"
+)
 
 DECODER_LINEARS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
 

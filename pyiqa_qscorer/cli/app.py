@@ -21,6 +21,7 @@ from .error_analysis import errors
 from .options import option
 from .render import render
 from .score import score
+from .serve import serve
 from .train import train
 
 app = typer.Typer(
@@ -63,6 +64,7 @@ app.command(no_args_is_help=True)(benchmark)
 app.command(no_args_is_help=True)(errors)
 app.command(no_args_is_help=True)(train)
 app.command(no_args_is_help=True)(render)
+app.command()(serve)
 app.command()(download)
 app.command(no_args_is_help=True)(merge)
 app.command()(doctor)

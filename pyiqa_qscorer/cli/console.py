@@ -91,7 +91,7 @@ def require(extra: str, *modules: str) -> None:
     """Raise `QScorerError` that says what to install where a module that a command needs is missing."""
     missing = [name for name in modules if importlib.util.find_spec(name) is None]
     if missing:
-        raise QScorerError(f"this command needs {', '.join(missing)}: pip install 'pyiqa-qscorer[{extra}]'")
+        raise QScorerError(f'this command needs {", ".join(missing)}: pip install "pyiqa-qscorer[{extra}]"')
 
 
 class _StderrHandler(logging.Handler):
