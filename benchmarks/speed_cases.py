@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 from unittest.mock import patch
 
@@ -20,6 +21,7 @@ from pyiqa_qscorer.metric import QScorer
 from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring, language
 from pyiqa_qscorer.model import fast_linear as linear
 from pyiqa_qscorer.model.compiled import CompiledBackbone
+from pyiqa_qscorer.model.language import Prefix
 from pyiqa_qscorer.prompt import _LLAMA_BLANK, _LLAMA_IDS
 from pyiqa_qscorer.registry import METRICS, resolve_metric_options
 
@@ -37,6 +39,11 @@ class Case:
     suffix: tuple[int, ...]
     blank: int
 
+    @cached_property
+    def read(self) -> Prefix | None:
+        """The prefix, read once for many batches, as a run of `Scorer` does."""
+        return self.model.read_prefix(self.prefix)
+
     @property
     def device(self) -> torch.device:
         return self.model.lm_head.weight.device
@@ -52,7 +59,7 @@ class Case:
 
     def score(self, pixels: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.model.score(pixels, self.prefix, self.suffix, self.blank).raw_score
+            return self.model.score(pixels, self.prefix, self.suffix, self.blank, self.read).raw_score
 
 
 def make_case(name: str, dtype: str, device: str, formulation: str) -> Case:
@@ -160,7 +167,11 @@ def ways(case: Case, batch: int, *, compiled: bool, steps: bool) -> dict[str, Ca
         found["compiled"] = run_compiled
     if steps:
         plain: dict[str, list[Any]] = {
-            "without shared prefix": [lambda: patch.object(case.model, "_prefix", lambda *_: None)],
+            "with the prefix read per batch": [lambda: patch.dict(case.__dict__, read=None)],
+            "without shared prefix": [
+                lambda: patch.dict(case.__dict__, read=None),
+                lambda: patch.object(case.model, "_prefix", lambda *_: None),
+            ],
             "with last layer in full": [lambda: patch.object(language, "KERNELS_FOR_LAST", ())],
             "with eager attention": [lambda: kernel(case, "eager")],
         }

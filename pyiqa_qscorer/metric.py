@@ -23,6 +23,7 @@ from .images.preprocessing import (
 )
 from .model.attention import checkpoint_in_eval_mode, enable_gradient_checkpointing
 from .model.compiled import CompiledBackbone
+from .model.language import Prefix
 from .registry import SCORE_RANGE
 
 
@@ -185,13 +186,18 @@ class QScorer(nn.Module):
         valid = values_near_range(images) if clamp_images else values_in_range(images)
         return self.score_pixels(pixels_from_tensor(images, self.image_size, fit=self.image_fit), valid)
 
-    def score_pixels(self, pixel_values: Tensor, valid: Tensor | None = None) -> Tensor:
+    def read_prefix(self) -> Prefix | None:
+        """The prompt before the image, read by the model: for several `score_pixels` while no weight changes."""
+        return self.network.read_prefix(self.prompt.prefix)
+
+    def score_pixels(self, pixel_values: Tensor, valid: Tensor | None = None, prefix: Prefix | None = None) -> Tensor:
         """Scores of preprocessed images.
 
         Args:
             pixel_values: (B, 3, S, S) float32 normalised pixels, S = `image_size`, on any device.
             valid: (B,) flags of images whose values can be scored. They are read after the model ran, so that the
                 device is waited for only once.
+            prefix: `read_prefix()`, only without gradients; None: the prompt is read anew.
 
         Returns:
             (B,) float32 on the device of the model.
@@ -201,7 +207,7 @@ class QScorer(nn.Module):
             QScorerError: the model gave a number that is not finite.
         """
         output = self.network.score(
-            pixel_values.to(self.device), self.prompt.prefix, self.prompt.suffix, self.prompt.blank
+            pixel_values.to(self.device), self.prompt.prefix, self.prompt.suffix, self.prompt.blank, prefix
         )
         raw = output.raw_score.float()
         if valid is not None and not bool(valid.all()):

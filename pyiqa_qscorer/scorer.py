@@ -139,7 +139,7 @@ class Scorer:
         if on_error not in ("raise", "nan"):
             raise ValueError(f"on_error must be 'raise' or 'nan', not {on_error!r}")
         many = cast("Iterable[ImageLike]", [images] if is_single(images) else images)
-        results = list(self.score_iter(many))
+        results = list(self._run(iter(many), weights_stay=True))
         scores = np.array([np.nan if item.score is None else item.score for item in results], dtype=np.float32)
         failures = [item for item in results if item.error is not None]
         if failures and on_error == "raise":
@@ -154,9 +154,10 @@ class Scorer:
         """
         if is_single(images):
             raise TypeError(f"score_iter takes an iterable of images, not a {type(images).__name__}: put it in a list")
-        return self._score_iter(iter(images))
+        return self._run(iter(images))
 
-    def _score_iter(self, images: Iterator[ImageLike]) -> Iterator[ScoredImage]:
+    def _run(self, images: Iterator[ImageLike], weights_stay: bool = False) -> Iterator[ScoredImage]:
+        """As `score_iter`; the model reads the prompt once where the caller does not change weights in between."""
         input_error: Exception | None = None
 
         def taken() -> Iterator[ImageLike]:
@@ -173,11 +174,14 @@ class Scorer:
         ahead = 2 + math.ceil(self.workers / self.batch_size)
         staged = ordered_prefetch(Stager(self.device).stage, in_batches, 1, ahead)
         index = 0
+        shared: dict[str, Any] = {}
         try:
+            if weights_stay and hasattr(self.metric, "read_prefix"):
+                shared["prefix"] = self.metric.read_prefix()
             for batch in staged:
                 sources = [image.source for image in batch.images if image.error is None]
                 pixels = batch.wait()
-                scores = iter([] if pixels is None else self._scores(pixels, sources))
+                scores = iter([] if pixels is None else self._scores(pixels, sources, **shared))
                 for item in batch.images:
                     found = item.error or next(scores)
                     # As the shortest decimal: 3.302386, not 3.30238604545593.
@@ -195,16 +199,16 @@ class Scorer:
             staged.close()  # first: a batch on its way needs its images
             decoders.shutdown(wait=True, cancel_futures=True)
 
-    def _scores(self, pixels: torch.Tensor, sources: Sequence[str]) -> list[float | str]:
+    def _scores(self, pixels: torch.Tensor, sources: Sequence[str], **shared: Any) -> list[float | str]:
         """Score of every image, or why there is none."""
         try:
             with torch.no_grad():  # not inference_mode: what the metric caches may be needed by a loss later
-                scores: list[float] = self.metric.score_pixels(pixels).tolist()
+                scores: list[float] = self.metric.score_pixels(pixels, **shared).tolist()
         except QScorerError as error:
             if len(sources) == 1:
                 return [reason(error, sources[0])]
             # The metric refuses a batch with a score that is not finite. Its neighbours have one.
-            return [self._scores(pixels[row : row + 1], [source])[0] for row, source in enumerate(sources)]
+            return [self._scores(pixels[row : row + 1], [source], **shared)[0] for row, source in enumerate(sources)]
         return [score if math.isfinite(score) else f"the model's score is {score}" for score in scores]
 
 
@@ -270,7 +274,10 @@ def _default_workers() -> int:
 
 
 def score_files(scorer: Scorer, paths: Iterable[str], table: ScoreTable | None = None) -> Iterator[ScoreRow]:
-    """Score image files: yield one row per path, in order, each first added to `table` if given."""
+    """Score image files: yield one row per path, in order, each first added to `table` if given.
+
+    The weights must not change before the last row.
+    """
     rows: deque[ScoreRow] = deque()
     name, identity = scorer.name, scorer.identity
 
@@ -281,7 +288,7 @@ def score_files(scorer: Scorer, paths: Iterable[str], table: ScoreTable | None =
             rows.append(ScoreRow(path, metric=name, identity=identity, bytes=size, modified=modified))
             yield path
 
-    for item in scorer.score_iter(read()):
+    for item in scorer._run(read(), weights_stay=True):
         row = replace(rows.popleft(), score=item.score, error=item.error, width=item.width, height=item.height)
         if table is not None:
             table.add(row)

@@ -225,7 +225,7 @@ def test_a_bug_is_not_taken_for_failed_images(
     ("arguments", "module", "extra", "later"),
     [
         (["benchmark", "-m", "piqe", "-d", "koniq10k"], "jinja2", "benchmark", "evaluation.leaderboard_report"),
-        (["errors", "--mos", "labels.csv"], "pandas", "analysis", "analysis.study"),
+        (["errors", "--mos", "labels.csv"], "matplotlib", "analysis", "analysis.study"),
         (["errors", "--mos", "l.csv", "--data", "d", "--checkpoint", "c"], "yaml", "analysis", "analysis.study"),
         (["render", "mini.yaml"], "av", "train", "synthetic.rendering"),
         (["serve"], "fastapi", "serve", "serving.web"),

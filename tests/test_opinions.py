@@ -35,7 +35,7 @@ def test_own_range_and_spread_are_mapped_alike(tmp_path: Path) -> None:
     assert mos.tolist() == [1, 5, 3]
     assert std == pytest.approx([0.6, 0, 1])
     assert (found.images, found.zero_std, found.missing_std, found.missing_mos) == (3, 1, 0, 0)
-    assert (found.low, found.high, found.own_range, found.mos_column) == (20, 60, True, "MOS")
+    assert (found.scale.low, found.scale.high, found.own_range, found.mos_column) == (20, 60, True, "MOS")
 
 
 def test_stated_ranges_and_dmos(tmp_path: Path) -> None:

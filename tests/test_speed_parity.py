@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from golden_data import build, check_scores, pixel_values, small_inputs, table, tensors
@@ -32,6 +33,7 @@ from pyiqa_qscorer.model.fast_linear import FastLinear, onednn_linear, use_fast_
 from pyiqa_qscorer.model.multiway import NO_VISUAL, VisualSpan
 from pyiqa_qscorer.model.qscorer import IMAGE_TOKEN_ID
 from pyiqa_qscorer.model.vision import quick_gelu
+from pyiqa_qscorer.scorer import Scorer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 
@@ -147,6 +149,20 @@ def test_the_prefix_is_read_once_for_a_batch() -> None:
     for rows in (1, 3, 6):
         torch.testing.assert_close(scores(model, pixels[:rows], prefix, suffix), expected[:rows], **EXACT)
     assert runs == [len(prefix)] * 3
+
+
+def test_the_prefix_is_read_once_for_a_run_and_anew_where_weights_may_have_changed(own: Path) -> None:
+    scorer = Scorer(QScorer(own), batch_size=1)
+    photos = [torch.rand(3, 56, 56, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+    runs = prefix_runs(scorer.metric.network)
+    before = scorer.score(photos)
+    assert len(runs) == 1
+    results = scorer.score_iter(photos)
+    assert next(results).score == pytest.approx(before[0])
+    scorer.metric.network.model.embed_tokens.weight.data.mul_(2)
+    after = [item.score for item in results]
+    np.testing.assert_array_equal(np.float32(after), scorer.score(photos)[1:])
+    assert len(runs) == 5 and np.abs(after - before[1:]).max() > 1e-3
 
 
 def test_a_prompt_may_begin_with_the_image() -> None:

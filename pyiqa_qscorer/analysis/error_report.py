@@ -27,7 +27,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
     opinions = study.opinions
     left_out = f", {opinions.missing_mos:,} rows without MOS left out" if opinions.missing_mos else ""
     source = "smallest and largest MOS of the table" if opinions.own_range else "stated"
-    direction = ", lower is better, mirrored" if opinions.lower_better else ""
+    direction = ", lower is better, mirrored" if opinions.scale.lower_better else ""
     known = opinions.images - opinions.missing_std
     spreads = f"{known:,} of {opinions.images:,} images, {opinions.zero_std:,} of them 0"
     if not known:
@@ -35,7 +35,7 @@ def facts(study: Study) -> list[tuple[str, str]]:
     shown = [
         ("table", str(opinions.path)),
         ("images", f"{opinions.images:,}{left_out}"),
-        ("range", f"{opinions.low:g} to {opinions.high:g} ({source}) -> 1 to 5{direction}"),
+        ("range", f"{opinions.scale.low:g} to {opinions.scale.high:g} ({source}) -> 1 to 5{direction}"),
         ("spread of opinions", spreads),
     ]
     sampled = [row for row in study.rows if row.mae_standard_error > 0]
@@ -208,9 +208,9 @@ def as_json(study: Study, measured: Sequence[MeasuredModel] = ()) -> dict[str, A
         "dataset": {
             "table": str(opinions.path),
             **{name: getattr(opinions, name) for name in ("images", "missing_mos", "missing_std", "zero_std")},
-            "range": [opinions.low, opinions.high],
+            "range": [opinions.scale.low, opinions.scale.high],
             "own_range": opinions.own_range,
-            "lower_better": opinions.lower_better,
+            "lower_better": opinions.scale.lower_better,
             "vote_shares": None if opinions.vote_shares is None else opinions.vote_shares.tolist(),
         },
         "detail": study.detail,

@@ -81,7 +81,7 @@ def benchmark(
     $ pyiqa-qscorer benchmark -m ssim -m vif -d my.csv --images DIR --dmos
     """
     with clean_errors(debug):
-        require("benchmark", "scipy", "matplotlib", "jinja2", "accelerate")
+        require("benchmark", "matplotlib", "jinja2", "accelerate")
         from ..evaluation.leaderboard_report import terminal_tables, write_reports
         from ..evaluation.published import check_published as differences
         from ..evaluation.results import read_leaderboard

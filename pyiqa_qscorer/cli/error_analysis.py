@@ -81,7 +81,7 @@ def errors(
     $ pyiqa-qscorer errors --mos val.csv --data photos --checkpoint out/checkpoint_qscorer
     """
     with clean_errors(debug):
-        require("analysis", "scipy", "pandas", "matplotlib", "jinja2", *(("pydantic", "yaml") if checkpoint else ()))
+        require("analysis", "matplotlib", "jinja2", *(("pydantic", "yaml") if checkpoint else ()))
         from ..analysis.study import study
         from ..data.opinions import OpinionColumns, read_opinion_table
 
@@ -127,7 +127,7 @@ def _labelled(folder: Path, file_column: str | None, columns: OpinionColumns, op
         file_column=file_column,
         mos_column=opinions.mos_column,
         std_column=columns.std,
-        mos_range=(opinions.low, opinions.high),
+        mos_range=(opinions.scale.low, opinions.scale.high),
         std_range=columns.std_range,
         lower_better=columns.lower_better,
     )

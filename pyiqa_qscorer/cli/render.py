@@ -36,7 +36,7 @@ def render(
     $ pyiqa-qscorer render my.yaml -o rendered/ --set train.chains.count=100
     """
     with clean_errors(debug):
-        require("train", "pydantic", "yaml", "scipy", "cv2", "av")
+        require("train", "pydantic", "yaml", "cv2", "av")
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
         from ..synthetic.recipe import read_recipe

@@ -48,7 +48,7 @@ def train(
     $ pyiqa-qscorer train my.yaml --set training.per_device_train_batch_size=4
     """
     with clean_errors(debug):
-        require("train", "pydantic", "yaml", "accelerate", "tensorboard", "scipy", "tokenizers")
+        require("train", "pydantic", "yaml", "accelerate", "tensorboard", "filelock", "tokenizers")
         if examples:
             _show_examples(config)
             return

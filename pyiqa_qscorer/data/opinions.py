@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -36,16 +36,6 @@ class OpinionRow(NamedTuple):
     mos: float
     std: float | None = None
     reference: str | None = None
-
-
-class NamedDatasets(Protocol):
-    """Opens the datasets that are known by name (`pyiqa_qscorer.host.pyiqa_datasets.pyiqa_dataset`)."""
-
-    def __call__(
-        self, name: str, data_root: Path, options: dict[str, Any], *, download: bool = False
-    ) -> tuple[list[OpinionRow], dict[str, Any]]:
-        """Rows, and the dataset's facts: `mos_range`, `lower_better`, and `transform` (a `Transform`) if it has one."""
-        ...
 
 
 Transform = Callable[[Sequence["Image.Image"]], "list[Image.Image]"]
@@ -209,22 +199,6 @@ class Opinions:
     @property
     def has_std(self) -> bool:
         return self.missing_std < self.images
-
-    @property
-    def low(self) -> float:
-        return self.scale.low
-
-    @property
-    def high(self) -> float:
-        return self.scale.high
-
-    @property
-    def lower_better(self) -> bool:
-        return self.scale.lower_better
-
-    def chunks(self) -> Iterator[tuple[Floats, Floats]]:
-        """`mos` and `std`, in one piece."""
-        yield self.mos, self.std
 
     def sample(self, size: int, seed: int = 0, only_with_std: bool = False) -> tuple[Floats, Floats]:
         """MOS and spread of at most `size` images: all, in order, or as many drawn without replacement."""

@@ -145,6 +145,7 @@ class QScorerForScoring(QScorerPreTrainedModel):
         prefix_ids: Sequence[int],
         suffix_ids: Sequence[int],
         space_id: int,
+        prefix: Prefix | None = None,
     ) -> ScoreOutput:
         """Score images by the two published steps; a level formulation by the expected level.
 
@@ -158,12 +159,16 @@ class QScorerForScoring(QScorerPreTrainedModel):
             pixel_values: (B, 3, S, S) normalised pixels.
             prefix_ids, suffix_ids: prompt before and after the image.
             space_id: id of the blank that stands before a score token.
+            prefix: `read_prefix(prefix_ids)` of the very weights that are to score, without gradients; None: it is read
+                here.
 
         Returns:
             Scores that are NaN where the logits are not finite, from which no token can be chosen.
         """
         visual_tokens = self._backbone.encode_images(pixel_values)
-        read = functools.partial(self._read, prefix_ids, suffix_ids, self._prefix(prefix_ids, len(pixel_values)))
+        if prefix is None:
+            prefix = self._prefix(prefix_ids, len(pixel_values))
+        read = functools.partial(self._read, prefix_ids, suffix_ids, prefix)
         if self.config.formulation != "score_token":
             at_end = read(visual_tokens, wanted=1)[:, 0]
             logits = self.lm_head(at_end)
@@ -215,14 +220,16 @@ class QScorerForScoring(QScorerPreTrainedModel):
 
         None where it goes through the decoder with every image: there is none, its gradient is wanted, or the batch
         is so small that on an accelerator, where a pass over few tokens takes as long as one over many, a second pass
-        costs more than it saves. It is not kept for the next batch: whether weights have changed cannot be told for
-        certain (a write to `.data` leaves no trace), short of reading all of them, which costs as much as this pass.
+        costs more than it saves. It is not kept for the next batch, only callers can know that no weight changes until
+        then: a write to `.data` leaves no trace.
         """
         wants_gradient = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.model.parameters())
         too_few = self.model.embed_tokens.weight.device.type != "cpu" and batch < SMALLEST_SHARING_BATCH
-        if not ids or wants_gradient or too_few:
-            return None
-        return self.model.read_prefix(self._embed_text(ids))
+        return None if wants_gradient or too_few else self.read_prefix(ids)
+
+    def read_prefix(self, ids: Sequence[int]) -> Prefix | None:
+        """The text before the image as `score` takes it, for as long as no weight changes; None: there is none."""
+        return self.model.read_prefix(self._embed_text(ids)) if ids else None
 
     def _embed_text(self, ids: Sequence[int]) -> Tensor:
         """(1, T, width) embeddings."""

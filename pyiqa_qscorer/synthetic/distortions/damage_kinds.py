@@ -36,6 +36,11 @@ class StepKind:
     apply: Callable[[Picture, Parameters, Random], Picture]
 
 
+def _plain(draw: Callable[[float, Random], Parameters], apply: Callable[..., Picture]) -> StepKind:
+    """A kind whose parameters are the keyword arguments of a function of the picture."""
+    return StepKind(draw, lambda image, parameters, rng: apply(image, **parameters))
+
+
 def _between(weak: float, strong: float, strength: float, power: float = 1.0) -> float:
     """`weak` at strength 0, `strong` at 1; a power above 1 keeps it weak for longer."""
     return round(weak + (strong - weak) * strength**power, 4)
@@ -194,51 +199,31 @@ def _compress_small(image: Picture, parameters: Parameters, rng: Random) -> Pict
 
 
 STEP_KINDS: dict[str, StepKind] = {
-    "gaussian_blur": StepKind(
-        lambda strength, rng: {"sigma": _geometric(0.3, 5, strength)},
-        lambda image, parameters, rng: gaussian_blur(image, **parameters),
-    ),
-    "defocus": StepKind(
-        lambda strength, rng: {"radius": _geometric(0.5, 8, strength)},
-        lambda image, parameters, rng: defocus(image, **parameters),
-    ),
-    "motion_blur": StepKind(_draw_motion, lambda image, parameters, rng: motion_blur(image, **parameters)),
-    "tone": StepKind(_draw_tone, lambda image, parameters, rng: tone.tone(image, **parameters)),
+    "gaussian_blur": _plain(lambda strength, rng: {"sigma": _geometric(0.3, 5, strength)}, gaussian_blur),
+    "defocus": _plain(lambda strength, rng: {"radius": _geometric(0.5, 8, strength)}, defocus),
+    "motion_blur": _plain(_draw_motion, motion_blur),
+    "tone": _plain(_draw_tone, tone.tone),
     "low_light": StepKind(_draw_low_light, _low_light),
     "sensor_noise": StepKind(_draw_noise, lambda image, parameters, rng: sensor_noise(image, **parameters, rng=rng)),
-    "denoise": StepKind(
-        lambda strength, rng: {"method": _choice(rng, DENOISERS), "strength": round(strength, 4)},
-        lambda image, parameters, rng: denoise(image, **parameters),
+    "denoise": _plain(
+        lambda strength, rng: {"method": _choice(rng, DENOISERS), "strength": round(strength, 4)}, denoise
     ),
-    "sharpen": StepKind(
-        lambda strength, rng: {
-            "amount": _geometric(0.15, 6, strength),
-            "radius": _uniform(rng, 0.7, 2.5),
-        },
-        lambda image, parameters, rng: sharpen(image, **parameters),
+    "sharpen": _plain(
+        lambda strength, rng: {"amount": _geometric(0.15, 6, strength), "radius": _uniform(rng, 0.7, 2.5)}, sharpen
     ),
-    "banding": StepKind(
+    "banding": _plain(
         lambda strength, rng: {
             "levels": round(_geometric(64, 5, strength)),
             "space": _choice(rng, tone.BANDING_SPACES),
         },
-        lambda image, parameters, rng: tone.banding(image, **parameters),
+        tone.banding,
     ),
-    "resample": StepKind(_draw_resample, lambda image, parameters, rng: resample(image, **parameters)),
+    "resample": _plain(_draw_resample, resample),
     "upscaler": StepKind(_draw_upscaler, _upscaler),
-    "jpeg": StepKind(_draw_jpeg, lambda image, parameters, rng: codecs.jpeg(image, **parameters)),
-    "webp": StepKind(
-        lambda strength, rng: {"quality": _quality("webp", strength)},
-        lambda image, parameters, rng: codecs.webp(image, **parameters),
-    ),
-    "avif": StepKind(
-        lambda strength, rng: {"quality": _quality("avif", strength)},
-        lambda image, parameters, rng: codecs.avif(image, **parameters),
-    ),
-    "jpeg2000": StepKind(
-        lambda strength, rng: {"ratio": _geometric(6, 250, strength)},
-        lambda image, parameters, rng: codecs.jpeg2000(image, **parameters),
-    ),
+    "jpeg": _plain(_draw_jpeg, codecs.jpeg),
+    "webp": _plain(lambda strength, rng: {"quality": _quality("webp", strength)}, codecs.webp),
+    "avif": _plain(lambda strength, rng: {"quality": _quality("avif", strength)}, codecs.avif),
+    "jpeg2000": _plain(lambda strength, rng: {"ratio": _geometric(6, 250, strength)}, codecs.jpeg2000),
     "video": StepKind(_draw_video, _video),
     "recompress": StepKind(_draw_recompress, _recompress),
     "compress_small": StepKind(_draw_compress_small, _compress_small),

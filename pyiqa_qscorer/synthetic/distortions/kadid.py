@@ -27,10 +27,6 @@ Random = np.random.Generator
 _AREA = 512 * 384
 
 
-def _motion_blur(image: Picture, length: float, rng: Random) -> Picture:
-    return motion_blur(image, length, rng.uniform(0, 180))
-
-
 def _colour_diffusion(image: Picture, amount: float, rng: Random) -> Picture:
     """Chroma spread by a Gaussian and raised by `amount`."""
     lab = to_lab(image)
@@ -99,10 +95,6 @@ def _impulse_noise(image: Picture, density: float, rng: Random) -> Picture:
     return result
 
 
-def _multiplicative_noise(image: Picture, variance: float, rng: Random) -> Picture:
-    return to_levels(to_values(image) * (1 + np.sqrt(variance) * normal(rng, *image.shape)))
-
-
 def _denoise(image: Picture, variance: float, rng: Random) -> Picture:
     """Noise, then a denoiser too strong for it, whose own blur grows with the noise.
 
@@ -119,18 +111,6 @@ def _curve(image: Picture, middle: float) -> Picture:
     light = lab[..., 0] / 100
     lab[..., 0] = 100 * np.clip(light + 4 * (middle - 0.5) * light * (1 - light), 0, 1)
     return from_lab(lab)
-
-
-def _brighten(image: Picture, amount: float, rng: Random) -> Picture:
-    return _curve(image, 0.5 + amount / 2)
-
-
-def _darken(image: Picture, amount: float, rng: Random) -> Picture:
-    return _curve(image, 0.5 - amount / 2)
-
-
-def _mean_shift(image: Picture, amount: float, rng: Random) -> Picture:
-    return to_levels(to_values(image) + amount)
 
 
 def _jitter(image: Picture, amount: float, rng: Random) -> Picture:
@@ -218,7 +198,9 @@ class _Kind:
 _KINDS = {
     1: _Kind("Gaussian blur", (0.1, 0.5, 1, 2, 5), lambda image, sigma, rng: gaussian_blur(image, sigma)),
     2: _Kind("lens blur", (1, 2, 4, 6, 8), lambda image, radius, rng: defocus(image, radius)),
-    3: _Kind("motion blur", (1, 2, 4, 6, 10), _motion_blur),
+    3: _Kind(
+        "motion blur", (1, 2, 4, 6, 10), lambda image, length, rng: motion_blur(image, length, rng.uniform(0, 180))
+    ),
     4: _Kind("colour diffusion", (1, 3, 6, 8, 12), _colour_diffusion),
     5: _Kind("colour shift", (1, 3, 6, 8, 12), _colour_shift),
     6: _Kind("colour quantization", (64, 48, 32, 16, 8), _colour_quantisation),
@@ -229,11 +211,17 @@ _KINDS = {
     11: _Kind("white noise", (0.001, 0.002, 0.003, 0.005, 0.01), _white_noise),
     12: _Kind("white noise in colour (YCbCr)", (0.0001, 0.0005, 0.001, 0.002, 0.003), _white_noise_ycbcr),
     13: _Kind("impulse noise", (0.001, 0.005, 0.01, 0.02, 0.03), _impulse_noise),
-    14: _Kind("multiplicative noise", (0.001, 0.005, 0.01, 0.02, 0.05), _multiplicative_noise),
+    14: _Kind(
+        "multiplicative noise",
+        (0.001, 0.005, 0.01, 0.02, 0.05),
+        lambda image, variance, rng: to_levels(to_values(image) * (1 + np.sqrt(variance) * normal(rng, *image.shape))),
+    ),
     15: _Kind("denoise", (0.001, 0.002, 0.003, 0.005, 0.01), _denoise),
-    16: _Kind("brighten", (0.1, 0.2, 0.4, 0.7, 1.1), _brighten),
-    17: _Kind("darken", (0.05, 0.1, 0.2, 0.4, 0.8), _darken),
-    18: _Kind("mean shift", (0.15, 0.08, 0, -0.08, -0.15), _mean_shift),
+    16: _Kind("brighten", (0.1, 0.2, 0.4, 0.7, 1.1), lambda image, amount, rng: _curve(image, 0.5 + amount / 2)),
+    17: _Kind("darken", (0.05, 0.1, 0.2, 0.4, 0.8), lambda image, amount, rng: _curve(image, 0.5 - amount / 2)),
+    18: _Kind(
+        "mean shift", (0.15, 0.08, 0, -0.08, -0.15), lambda image, amount, rng: to_levels(to_values(image) + amount)
+    ),
     19: _Kind("jitter", (0.05, 0.1, 0.2, 0.5, 1), _jitter),
     20: _Kind("non-eccentricity patch", (20, 40, 60, 80, 100), _non_eccentricity_patches),
     21: _Kind("pixelate", (0.01, 0.05, 0.1, 0.2, 0.5), _pixelate),
