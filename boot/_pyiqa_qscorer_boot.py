@@ -3,7 +3,7 @@
 `_pyiqa_qscorer_boot.pth` calls `install()` whenever this Python starts (`.start`: the same from
 Python 3.15 on, PEP 829). All that happens then is one small object on `sys.meta_path`; only when
 pyiqa imports its table of metrics is `pyiqa_qscorer` imported, which adds its names to that table
-and takes the object off again.
+and puts its own finder in the place of the object.
 
 Off switch: environment variable PYIQA_QSCORER_AUTOLOAD=0.
 """
@@ -21,7 +21,7 @@ def is_switched_off() -> bool:
 class BootFinder:
     """Import finder that hands pyiqa's table of metrics over to `pyiqa_qscorer.host.registration`."""
 
-    is_pyiqa_qscorer = True  # the mark by which `plugin` finds this object again
+    is_pyiqa_qscorer = True  # the mark by which `host.registration` finds this object again
 
     def find_spec(self, name: str, path=None, target=None):  # type: ignore[no-untyped-def]
         if name != METRIC_TABLE or is_switched_off():
@@ -44,5 +44,5 @@ class BootFinder:
 
 def install() -> None:
     """Put the finder on `sys.meta_path`, unless switched off or already there."""
-    if not is_switched_off() and not any(isinstance(f, BootFinder) for f in sys.meta_path):
+    if not is_switched_off() and not any(hasattr(f, "is_pyiqa_qscorer") for f in sys.meta_path):
         sys.meta_path.insert(0, BootFinder())

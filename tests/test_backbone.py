@@ -15,12 +15,17 @@ from safetensors.torch import save_file
 from test_features import ARCHITECTURE, BACKBONE, encoder
 from tiny_training import make_pictures, settings
 
+import pyiqa_qscorer
 from pyiqa_qscorer import Scorer
-from pyiqa_qscorer.errors import CheckpointError, TrainingConfigError, TrainingFailedError
+from pyiqa_qscorer.checkpoints.load import load_folder
+from pyiqa_qscorer.errors import CheckpointError, TrainingConfigError, TrainingDataError, TrainingFailedError
 from pyiqa_qscorer.training.cached_statistics import CachedStatistics, fit_standardisation, load_backbone
 from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.dataset import QualityDataset, read_dataset
 from pyiqa_qscorer.training.run import train
+from pyiqa_qscorer.training.starting_model import with_changed_vision
+
+MINI = Path(pyiqa_qscorer.__file__).parent / "weights" / "mini"
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +90,36 @@ def test_backbone_weights_of_a_trained_checkpoint_go_over_those_of_more_stages(p
     save_file({f"model.vision_model.backbone.{first}": before[first][:1].clone()}, tmp_path / "model.safetensors")
     with pytest.raises(CheckpointError, match="another feature network"):
         load_backbone(network, str(tmp_path / "model.safetensors"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "header", "empty", "other", "pickle"])
+def test_damaged_statistics_are_named(pictures: Path, tmp_path: Path, damage: str) -> None:
+    data, network = dataset(pictures), encoder()
+    CachedStatistics(data, network, tmp_path)
+    (file,) = tmp_path.iterdir()
+    content = file.read_bytes()
+    if damage == "other":
+        np.save(file, np.zeros((18, 3), np.float16))
+    elif damage == "pickle":
+        np.save(file, np.array([print], dtype=object), allow_pickle=True)
+    else:
+        file.write_bytes({"cut": content[:-9], "header": content[:9] + b"(((" + content[12:], "empty": b""}[damage])
+    with pytest.raises(TrainingDataError, match=rf"{file.name} is damaged: .*delete it"):
+        CachedStatistics(data, network, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"image_fit": "sideways"}, "image_fit must be one of"),
+        ({"stages": [0, 1, 2, 3, 4, 99]}, "has stages 0 to 4"),
+        ({"stages": 3}, "not iterable"),
+        ({"smallest_side": "x"}, "smallest_side must be an integer"),
+    ],
+)
+def test_values_of_model_vision_are_checked(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(TrainingFailedError, match=rf"model.vision does not make a vision encoder: .*{words}"):
+        with_changed_vision(load_folder(MINI).model, changes, [])
 
 
 def test_a_checkpoint_can_read_more_stages_and_keep_a_share_of_what_it_was(pictures: Path, tmp_path: Path) -> None:

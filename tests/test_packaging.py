@@ -162,7 +162,7 @@ state = sys.modules["pyiqa_qscorer"].registration_state()
 print(json.dumps([before, finders(), len(ours()), light, state.started_by, state.registered]))
 """
     done = run_python(code, python=wheel_environment.python, path=(toy,))
-    assert answer(done) == [1, 0, 3, True, "startup file", True]
+    assert answer(done) == [1, 1, 3, True, "startup file", True]
 
 
 @pytest.mark.parametrize("when", ["before Python starts", "before pyiqa is imported"])

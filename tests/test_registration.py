@@ -56,14 +56,51 @@ def test_any_order_any_number_of_times(order: str, flags: tuple[str, ...], toy: 
     found = answer(run(f"{order}\nreport()", toy, *flags))
     assert found["ours"] == OURS
     assert found["archs"] == {"QScorer": ARCH}
-    assert found["finders"] == 0
-    assert found["state"]["hook_installed"] is False
+    assert found["finders"] == 1
+    assert found["state"]["hook_installed"] is True
     assert sorted(found["state"]["metrics"]) == OURS
     assert found["state"]["arch"] == ARCH
     assert found["state"]["problem"] is None
     if flags:
         assert found["state"]["started_by"] == "import"
         assert found["state"]["startup_file_ran"] is False
+
+
+@both_ways_in
+@pytest.mark.parametrize("removed", [("pyiqa",), ("pyiqa", "pyiqa_qscorer")], ids=["pyiqa", "both"])
+def test_pyiqa_removed_and_imported_again(removed: tuple[str, ...], flags: tuple[str, ...], toy: Path) -> None:
+    code = f"""
+    {"import pyiqa_qscorer" if flags else ""}
+    import pyiqa
+    for _ in range(2):
+        for name in [n for n in sys.modules if n.partition(".")[0] in {removed}]:
+            del sys.modules[name]
+        import pyiqa
+    report()
+    """
+    found = answer(run(code, toy, *flags))
+    assert (found["ours"], found["archs"], found["finders"]) == (OURS, {"QScorer": ARCH}, 1)
+    assert found["state"]["problem"] is None
+
+
+def test_behind_a_finder_that_answers_for_pyiqa_doctor_says_so(toy: Path) -> None:
+    code = """
+    import importlib.machinery, pyiqa_qscorer
+    from pyiqa_qscorer.cli.doctor import registration_problems
+    class Foreign:
+        def find_spec(self, name, path=None, target=None):
+            return importlib.machinery.PathFinder.find_spec(name, path) if name.startswith("pyiqa.") else None
+    sys.meta_path.insert(0, Foreign())
+    import pyiqa
+    problems = registration_problems(pyiqa_qscorer.registration_state())
+    before = pyiqa.list_models()
+    pyiqa_qscorer.register()
+    report(before=before, problems=problems, after=registration_problems(pyiqa_qscorer.registration_state()))
+    """
+    found = answer(run(code, toy))
+    assert found["before"] == ["toy"] and found["after"] == []
+    assert "pyiqa is imported but not extended" in found["problems"][0] and "register()" in found["problems"][0]
+    assert found["ours"] == OURS
 
 
 def test_state_before_pyiqa_is_imported(toy: Path) -> None:
@@ -120,7 +157,7 @@ def test_what_a_user_changed_in_our_entry_stays(toy: Path) -> None:
 
 
 def test_the_import_system_sees_nothing_unusual(toy: Path) -> None:
-    """The wrapped loader acts as the real one, is gone after the import, and reload works."""
+    """The wrapped loader acts as the real one, no module shows it, and reload works."""
     code = """
     import copy, importlib, importlib.util, inspect
     import pyiqa_qscorer
@@ -138,7 +175,8 @@ def test_the_import_system_sees_nothing_unusual(toy: Path) -> None:
         "others": FINDER.find_spec("pyiqa.api_helpers", [folder]),
         "still waiting": FINDER in sys.meta_path,
     }
-    spec = importlib.util.find_spec(NAME)  # imports pyiqa, as it does for any submodule
+    importlib.util.find_spec(NAME)  # imports pyiqa, as it does for any submodule
+    spec = importlib.util.find_spec(NAME)
     table = sys.modules[NAME]
     seen["loaders"] = [type(x).__name__ for x in (spec.loader, table.__loader__)]
     seen["loaders"].append(type(table.__spec__.loader).__name__)
@@ -146,7 +184,6 @@ def test_the_import_system_sees_nothing_unusual(toy: Path) -> None:
     importlib.reload(table)
     seen["after reload"] = sorted(table.DEFAULT_CONFIGS)
     seen["pyiqa after reload"] = sys.modules["pyiqa"].list_models()
-    pyiqa_qscorer.register()
     report(seen=seen)
     """
     found = answer(run(code, toy, "-S"))
@@ -160,7 +197,7 @@ def test_the_import_system_sees_nothing_unusual(toy: Path) -> None:
         "still waiting": True,
         "loaders": ["SourceFileLoader"] * 3,
         "getsource": True,
-        "after reload": ["toy"],
+        "after reload": [*OURS, "toy"],
         "pyiqa after reload": [*OURS, "toy"],
     }
     assert found["ours"] == OURS
@@ -270,7 +307,7 @@ def test_failure_warns_with_the_reason_and_pyiqa_imports(
     assert "PYIQA_QSCORER_AUTOLOAD=0" in message
     assert found["raised"] in found["problem"]
     assert found["registered"] is False
-    assert found["waiting"] is False
+    assert found["waiting"] is True
 
 
 def test_threads_that_import_everything_at_once(toy: Path) -> None:
@@ -299,7 +336,7 @@ def test_threads_that_import_everything_at_once(toy: Path) -> None:
         found = answer(run(code, toy, "-S"))
         assert (found["errors"], found["alive"]) == ([], 0)
         assert (found["ours"], found["archs"]) == (OURS, {"QScorer": ARCH})
-        assert found["finders"] == 0
+        assert found["finders"] == 1
 
 
 def test_import_while_another_thread_runs_pyiqas_table(tmp_path: Path) -> None:

@@ -244,14 +244,19 @@ import resource, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from pyiqa_qscorer.checkpoints import load_folder, save_folder
+from peft import LoraConfig, get_peft_model
+from pyiqa_qscorer.checkpoints import load_folder, save_folder, save_lora_folder
 from pyiqa_qscorer.errors import CheckpointError
 
 source, output, layout = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 loaded = load_folder(source, dtype="float16")
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # a write beyond fails, as on a full disk
 try:
-    save_folder(output, loaded.model, loaded.tokenizer, layout=layout, tokenizer_source=source)
+    if layout == "published_lora":
+        adapters = get_peft_model(loaded.model, LoraConfig(r=64, target_modules=["q_proj"]))
+        save_lora_folder(output, loaded.model, adapters)
+    else:
+        save_folder(output, loaded.model, loaded.tokenizer, layout=layout, tokenizer_source=source)
 except CheckpointError as error:
     print(error)
 else:
@@ -260,17 +265,18 @@ else:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
-def test_a_full_disk_leaves_nothing_behind(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+@pytest.mark.parametrize("layout", ["qscorer", "published_lora"])
+def test_a_full_disk_leaves_nothing_behind(folders: tuple[Path, Path, Path], tmp_path: Path, layout: str) -> None:
     environment = {**os.environ, "PYIQA_QSCORER_AUTOLOAD": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", FULL_DISK, str(folders[2]), str(tmp_path / "out"), "qscorer"],
+        [sys.executable, "-c", FULL_DISK, str(folders[2]), str(tmp_path / "out"), layout],
         capture_output=True,
         text=True,
         env=environment,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert f"could not write {tmp_path / 'out'}" in done.stdout
+    assert f"could not write {tmp_path / 'out'}: the disk is full: " in done.stdout
     assert "nothing was left behind" in done.stdout
     assert list(tmp_path.iterdir()) == []
 

@@ -1,14 +1,16 @@
-"""What a training does where its folder is shared, its best state is gone, or the disk is full."""
+"""What a training does where its folder is shared, its states are gone or damaged, or disk or a worker fails."""
 
 from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,15 +55,23 @@ def test_a_second_training_in_the_same_folder_is_refused_and_the_first_ends_well
     assert facts["best_state"] is not None and facts["steps"] == 9
 
 
-@pytest.fixture
-def stopped(pictures: Path, tmp_path: Path) -> tuple[dict[str, Any], Path]:
-    """A configuration whose run was stopped in its third epoch, and the best state so far."""
-    content = settings(pictures, tmp_path / "out", training={"num_train_epochs": 3, "save_total_limit": 3})
-    status, result = run(content, tmp_path, STOP_AT_STEP="8")
+@pytest.fixture(scope="module")
+def stopped_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """A configuration whose run was stopped in its third epoch, and its folder; not to be changed."""
+    folder = tmp_path_factory.mktemp("stopped")
+    content = settings(pictures, folder / "out", training={"num_train_epochs": 3, "save_total_limit": 3})
+    status, result = run(content, folder, STOP_AT_STEP="8")
     assert status == 0 and not result["finished"]
-    newest = last_complete_state(tmp_path / "out")
+    return content, folder / "out"
+
+
+@pytest.fixture
+def stopped(stopped_run: tuple[dict[str, Any], Path], tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    """A copy of it, and the best state so far."""
+    newest = last_complete_state(Path(shutil.copytree(stopped_run[1], tmp_path / "out")))
     assert newest is not None and newest.name == "checkpoint-8"
     best = json.loads((newest / "trainer_state.json").read_text())["best_global_step"]
+    content = {**stopped_run[0], "output": str(tmp_path / "out"), "training": {**stopped_run[0]["training"]}}
     return content, tmp_path / "out" / f"checkpoint-{best}"
 
 
@@ -100,6 +110,54 @@ def test_the_best_state_is_found_where_the_folder_was_moved(
     content["output"] = str(tmp_path / "moved")
     facts = json.loads((train(parse_config(content)).folders["qscorer"] / "training.json").read_text())
     assert (tmp_path / "moved" / facts["best_state"]).is_dir()
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def flip(file: Path) -> None:
+    content = file.read_bytes()
+    part = slice(len(content) // 4, len(content) // 2)
+    file.write_bytes(content[: part.start] + bytes(255 - byte for byte in content[part]) + content[part.stop :])
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink, Path.touch], ids=lambda damage: damage.__name__)
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_a_damaged_state_is_set_aside_for_the_one_before(
+    stopped: tuple[dict[str, Any], Path], name: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
+) -> None:
+    out = stopped[1].parent
+    states = {state.name: state for state in out.glob("checkpoint-*")}
+    whole = damage is Path.touch
+    damage(states["checkpoint-8"] / name)
+    content, losses = stopped[0], json.loads((states["checkpoint-8"] / "trainer_state.json").read_text())["log_history"]
+    (folder,) = train(parse_config(content)).folders.values()
+    curves = json.loads((folder / "training.json").read_text())["curves"]
+    before, after = ([line["loss"] for line in lines if "loss" in line] for lines in (losses, curves))
+    assert after[:8] == pytest.approx(before, rel=1e-4)
+    assert (out / "damaged-checkpoint-8").exists() is not whole
+    assert (f"{name} of the state {states['checkpoint-8']} cannot be read" in caplog.text) is not whole
+
+
+def test_where_no_state_is_whole_nothing_is_trained(stopped: tuple[dict[str, Any], Path]) -> None:
+    states = sorted(stopped[1].parent.glob("checkpoint-*"))
+    for state in states:
+        truncate(state / "optimizer.pt")
+    with pytest.raises(TrainingFailedError, match=r"no state .* is whole: optimizer.pt of checkpoint-8"):
+        train(parse_config(stopped[0]))
+    assert sorted(stopped[1].parent.glob("checkpoint-*")) == states
+
+
+def test_a_killed_worker_is_an_error_that_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
+    content = settings(pictures, tmp_path / "out", training={"num_train_epochs": 2, "dataloader_num_workers": 1})
+    status, failed = run(content, tmp_path, KILL_WORKER_AT_STEP="4")
+    assert status != 0
+    assert re.search(
+        r"TrainingFailedError: a process that reads images was killed .*from checkpoint-3", failed["stderr"]
+    )
+    status, finished = run(content, tmp_path)
+    assert status == 0 and finished["finished"], finished
 
 
 @pytest.mark.slow

@@ -3,12 +3,14 @@
     python train_in_subprocess.py CONFIG.json LOSSES.json
 
 Environment: KILL_AT_STEP sends SIGKILL to itself when that step ends, STOP_AT_STEP SIGTERM,
-PAUSE_AT_STEP SIGSTOP; FILE_SIZE_LIMIT fills the "disk": no file can grow beyond that many bytes.
+PAUSE_AT_STEP SIGSTOP; KILL_WORKER_AT_STEP kills the processes that read images; FILE_SIZE_LIMIT
+fills the "disk": no file can grow beyond that many bytes.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import resource
 import signal
@@ -31,6 +33,9 @@ class SignalAtStep(TrainerCallback):
             os.kill(os.getpid(), signal.SIGTERM)
         if state.global_step == int(os.environ.get("PAUSE_AT_STEP", -1)):
             os.kill(os.getpid(), signal.SIGSTOP)
+        if state.global_step == int(os.environ.get("KILL_WORKER_AT_STEP", -1)):
+            for worker in multiprocessing.active_children():
+                worker.kill()
 
 
 class WatchedTrainer(trainer.QScorerTrainer):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +30,7 @@ if TYPE_CHECKING:  # peft takes seconds to import, and scoring does not need it
     from peft import LoraConfig, PeftModel
 
 SavedLayout = Literal["qscorer", "published"]
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 NOT_IN_BASE = ("model.embed_tokens.", "lm_head.", "deepmlp.")  # new rows and the regressor, trained or not
 
 
@@ -168,6 +171,17 @@ def save_lora_folder(
     return output
 
 
+def disk_is_full(error: Exception) -> bool:
+    """Whether a failed write says so. Only Python's own errors have a number for it."""
+    if isinstance(error, OSError):
+        return error.errno in FULL_DISK
+    if isinstance(error, SafetensorError):  # in its text only
+        return any(f"os error {number}" in str(error) for number in FULL_DISK)
+    # torch.save has one of several texts, none of which names a cause: what counts is that it could not write.
+    frames = traceback.extract_tb(error.__traceback__)
+    return any(frame.name == "save" and frame.filename == torch.serialization.__file__ for frame in frames)
+
+
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
     """A temporary folder beside `output` that becomes `output` when the block ends well, and vanishes otherwise."""
@@ -183,7 +197,10 @@ def _new_folder(output: Path) -> Iterator[Path]:
         if output.exists():
             output.rmdir()
         unfinished.rename(output)
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"could not write {output}: {error}; nothing was left behind") from error
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if isinstance(error, RuntimeError) and not disk_is_full(error):
+            raise
+        full = "the disk is full: " * disk_is_full(error)
+        raise CheckpointError(f"could not write {output}: {full}{error}; nothing was left behind") from error
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

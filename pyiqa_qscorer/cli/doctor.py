@@ -125,6 +125,11 @@ def registration_problems(state: RegistrationState) -> list[str]:
         return [
             "PYIQA_QSCORER_AUTOLOAD=0 keeps pyiqa from knowing the metrics: unset it, or call pyiqa_qscorer.register()"
         ]
+    if state.pyiqa_imported and not state.registered:
+        return [
+            "pyiqa is imported but not extended: another import hook on sys.meta_path answered for it, or its tables "
+            "were replaced. Call pyiqa_qscorer.register() after `import pyiqa`, or remove that hook"
+        ]
     if not state.startup_file_ran:
         return [
             "Python's start-up files were not read (python -S, PYTHONPATH or pip --target): there "

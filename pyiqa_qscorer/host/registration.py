@@ -3,9 +3,10 @@
 pyiqa looks a metric up in two places: `create_metric` and `list_models` in the dict
 `pyiqa.default_model_configs.DEFAULT_CONFIGS`, which takes no entry points, and `build_network` in
 `pyiqa.utils.registry.ARCH_REGISTRY`. Where one of these modules is already imported, it is
-extended at once; where not, `FINDER` waits on `sys.meta_path` and extends it right after its own
-code has run. So pyiqa is never imported from here, and nothing heavy is: the arch is entered by
-its import path and loads with the first metric.
+extended at once; and `FINDER` stays on `sys.meta_path` and extends it right after its own code has
+run, whenever it is imported, reloaded, or removed from `sys.modules` and imported again. So pyiqa
+is never imported from here, and nothing heavy is: the arch is entered by its import path and loads
+with the first metric.
 
 Ways in: the start-up file (`boot/`), `import pyiqa_qscorer`, `register()` and pyiqa's entry-point
 group `pyiqa.archs`; any of them, in any order and any number of times.
@@ -48,7 +49,7 @@ class RegistrationState:
         switched_off: `PYIQA_QSCORER_AUTOLOAD=0` is set.
         startup_file_ran: Python's start-up files were read for us; not so under `python -S` or
             with `PYTHONPATH`.
-        hook_installed: A finder of ours waits for pyiqa to be imported.
+        hook_installed: A finder of ours stands on `sys.meta_path`.
         pyiqa_imported: pyiqa's table of metrics has been imported.
         metrics: Our metric names that pyiqa knows by now.
         arch: "module:Class" that pyiqa's arch registry has under `QScorer`, None if nothing.
@@ -75,9 +76,9 @@ class RegistrationState:
 def register() -> None:
     """Make pyiqa know our metrics, now or as soon as it is imported, whatever the off switch says.
 
-    Needed only where `PYIQA_QSCORER_AUTOLOAD=0` is set or pyiqa's tables were rebuilt
-    (`importlib.reload`); else plain `import pyiqa`, or `import pyiqa_qscorer` before or after it,
-    does the same. Idempotent. Does not import pyiqa.
+    Needed only where `PYIQA_QSCORER_AUTOLOAD=0` is set, or where another import hook answers for pyiqa so that
+    ours is not asked; else plain `import pyiqa`, or `import pyiqa_qscorer` before or after it, does the same.
+    Idempotent. Does not import pyiqa.
 
     Raises:
         QScorerError: pyiqa has something else under one of our names, or is older than 0.1.16.
@@ -87,18 +88,13 @@ def register() -> None:
     """
     _start("register()")
     problem: Exception | None = None
-    for name, extend in _EXTENSIONS.items():
-        # Watch first, look second: whoever imports the module in between is caught either way.
-        FINDER.watch(name)
-        if name not in sys.modules:
-            continue
+    FINDER.install()  # first: whoever imports a table meanwhile is caught either way
+    for name in EXTENSIONS.keys() & sys.modules.keys():
         try:
             # import_module, since it waits where another thread is still running that module.
-            extend(import_module(name))
+            EXTENSIONS[name](import_module(name))
         except Exception as error:  # raised below, after the other table has had its turn
             problem = problem or error
-        finally:
-            FINDER.unwatch(name)
     if problem is not None:
         _history["problem"] = _describe(problem)
         raise problem
@@ -234,7 +230,7 @@ def _is_ours(path: str | None) -> bool:
     return path is not None and path.startswith("pyiqa_qscorer.")
 
 
-_EXTENSIONS: dict[str, Callable[[ModuleType], None]] = {
+EXTENSIONS: dict[str, Callable[[ModuleType], None]] = {
     METRIC_TABLE: _add_metrics,
     ARCH_TABLE: _add_arch,
 }
@@ -246,37 +242,24 @@ def _is_finder_of_ours(finder: Any) -> bool:
 
 
 class Finder:
-    """Finds pyiqa's two tables as they are, and has them extended once their own code has run.
-
-    On `sys.meta_path` only while there is a module to wait for.
-    """
+    """Finds pyiqa's two tables as they are, and has them extended once their own code has run."""
 
     is_pyiqa_qscorer = True
 
-    def __init__(self) -> None:
-        self._waiting: set[str] = set()
-        self._lock = Lock()
-
-    def watch(self, name: str) -> None:
-        """Wait for module `name`."""
-        with self._lock:
-            self._waiting.add(name)
-            if self not in sys.meta_path:
-                sys.meta_path.insert(0, self)
-
-    def unwatch(self, name: str) -> None:
-        """Stop waiting for `name`; after the last one, take our finders off `sys.meta_path`."""
-        with self._lock:
-            self._waiting.discard(name)
-            if not self._waiting:
-                for finder in [f for f in sys.meta_path if _is_finder_of_ours(f)]:
-                    sys.meta_path.remove(finder)
+    def install(self) -> None:
+        """Stand on `sys.meta_path`, in the place of the boot module's finder or of an older copy of this module."""
+        with _lock:
+            for index, finder in enumerate(sys.meta_path):
+                if _is_finder_of_ours(finder):
+                    sys.meta_path[index] = self  # not removed: an import under way would skip the next finder
+                    return
+            sys.meta_path.insert(0, self)
 
     def find_spec(
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """What the other finders say, its loader wrapped, if `name` is waited for; else None."""
-        if name not in self._waiting:
+        """What the other finders say, its loader wrapped, if `name` is one of the tables; else None."""
+        if name not in EXTENSIONS:
             return None
         for finder in list(sys.meta_path):
             if _is_finder_of_ours(finder) or not hasattr(finder, "find_spec"):
@@ -289,6 +272,7 @@ class Finder:
         return None
 
 
+_lock = Lock()
 FINDER = Finder()
 
 
@@ -311,8 +295,7 @@ class _ExtendingLoader:
             module.__spec__.loader = self._loader
         self._loader.exec_module(module)
         try:
-            _EXTENSIONS[self._name](module)
+            # By the copy of our module that `sys.modules` has: it may have been removed there and imported again.
+            import_module(__name__).EXTENSIONS[self._name](module)
         except Exception as error:  # pyiqa's import must go on, with or without our names
             _warn(error)
-        finally:
-            FINDER.unwatch(self._name)

@@ -70,6 +70,11 @@ class FeatureEncoder(nn.Module):
         """timm's network up to the last stage that is read, with random weights and its batch norms as layers."""
         assert self.config.backbone is not None  # by the configuration
         network: Any = timm.create_model(self.config.backbone, num_classes=0, pretrained=False).eval()
+        if self.config.stages[-1] >= len(network.feature_info):
+            raise ValueError(
+                f"vision_config: {self.config.backbone} has stages 0 to {len(network.feature_info) - 1}, "
+                f"got {list(self.config.stages)}"
+            )
         network.prune_intermediate_layers(list(self.config.stages), prune_norm=True, prune_head=True)
         return network
 

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, TrainingDataError
 from ..prefetch import ordered_prefetch
 from .dataset import LabelledImages, QualityDataset
 
@@ -136,6 +136,9 @@ class CachedStatistics(Dataset[dict[str, Any]]):
         encoder: frozen.
         folder: of the files.
         workers: threads that read images.
+
+    Raises:
+        TrainingDataError: a file of statistics is damaged.
     """
 
     def __init__(self, data: QualityDataset, encoder: FeatureEncoder, folder: Path, workers: int = 2) -> None:
@@ -151,7 +154,7 @@ class CachedStatistics(Dataset[dict[str, Any]]):
             file = folder / f"{_digest(part, encoder)}.npy"
             if not file.exists():
                 _compute(data, indices, encoder, file, workers)
-            self.statistics += list(np.load(file, mmap_mode="r"))
+            self.statistics += list(_read(file, (len(indices), 1 + grid * grid, len(encoder.standardise.mean))))
             start = indices.stop
 
     def __len__(self) -> int:
@@ -164,6 +167,16 @@ class CachedStatistics(Dataset[dict[str, Any]]):
         if self.data.flipped(index, epoch):
             values = values[self.mirrored]
         return {**facts, "pixel_values": torch.from_numpy(values)}
+
+
+def _read(file: Path, shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        array = np.lib.format.open_memmap(file, mode="r")
+    except (EOFError, SyntaxError, ValueError):  # whatever numpy raises
+        array = None
+    if array is None or array.shape != shape or array.dtype != np.float16:
+        raise TrainingDataError(f"{file} is damaged: it is no array of {shape} float16; delete it to compute it again")
+    return array
 
 
 def _digest(part: LabelledImages, encoder: FeatureEncoder) -> str:

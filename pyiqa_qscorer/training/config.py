@@ -101,6 +101,8 @@ class ModelConfig(Section):
             raise ValueError("give either checkpoint or architecture")
         if self.vision is not None and self.checkpoint is None:
             raise ValueError("vision changes a checkpoint: write it into architecture.vision_config")
+        if self.backbone_weights and self.architecture is None and self.vision is None:
+            raise ValueError("backbone_weights go with architecture, or with vision: a checkpoint has its own")
         if self.formulation != "score_token" and len(self.level_words) != self.levels:
             raise ValueError(f"level_words must be {self.levels} words, got {self.level_words}")
         return self

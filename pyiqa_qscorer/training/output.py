@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import traceback
@@ -19,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checkpoints import SavedLayout, save_folder, save_lora_folder
 from ..checkpoints.save import check_output as check_folder
+from ..checkpoints.save import disk_is_full
 from ..checkpoints.start import StartingPoint
 from ..errors import TrainingFailedError
 from ..files import write_text
@@ -26,7 +26,7 @@ from ..model import QScorerForScoring
 from .config import TrainConfig
 from .model_card import model_card
 from .starting_model import from_checkpoint
-from .trainer import last_complete_state, refuse_lost_best
+from .trainer import last_complete_state, refuse_lost_best, set_damaged_aside
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -41,7 +41,6 @@ FREE_SETTINGS = {
     *("training.per_device_train_batch_size", "training.gradient_accumulation_steps", "model.gradient_checkpointing"),
 }
 """Settings that may differ when a run goes on: where it lies, and how it is computed."""
-FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def state_to_resume(config: TrainConfig, resume: bool) -> Path | None:
@@ -49,13 +48,14 @@ def state_to_resume(config: TrainConfig, resume: bool) -> Path | None:
 
     Raises:
         TrainingFailedError: the folder cannot be written, or holds a run of another configuration, one that is not to
-            be resumed, or one whose best state is gone.
+            be resumed, or one whose best state is gone or whose states are all damaged.
     """
     output = config.output
     there = next(path for path in (output, *output.absolute().parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise TrainingFailedError(f"output {output} cannot be made in {there}; choose another folder")
-    state, file = last_complete_state(output), output / CONFIGURATION_FILE
+    finished = len(written_checkpoints(config)) == len(config.layouts)
+    state, file = last_complete_state(output, readable=not finished), output / CONFIGURATION_FILE
     if state is None:
         return None
     if not resume:
@@ -67,7 +67,6 @@ def state_to_resume(config: TrainConfig, resume: bool) -> Path | None:
             raise TrainingFailedError(
                 f"output {output} holds a run of another configuration: {shown}. Set it back, or use a new folder"
             )
-    finished = len(written_checkpoints(config)) == len(config.layouts)
     if config.training.load_best_model_at_end and config.data.validation and not finished:
         refuse_lost_best(state)
     return state
@@ -75,10 +74,11 @@ def state_to_resume(config: TrainConfig, resume: bool) -> Path | None:
 
 @contextmanager
 def opened_output(config: TrainConfig) -> Iterator[None]:
-    """Inside, the folder is there, is this run's alone, and failures of memory and disk say what to change.
+    """Inside, the folder is there, is this run's alone, the newest state is whole, and failures say what to change.
 
     Raises:
-        TrainingFailedError: another process trains into the folder; or, from inside, memory or disk ran out.
+        TrainingFailedError: another process trains into the folder; or, from inside, memory or disk ran out, or a
+            process that reads images was killed.
     """
     output = config.output
     lock = FileLock(output / LOCK_FILE)
@@ -86,6 +86,7 @@ def opened_output(config: TrainConfig) -> Iterator[None]:
         output.mkdir(parents=True, exist_ok=True)
         if int(os.environ.get("RANK", 0)) == 0:  # of several processes of one run, the first holds it
             lock.acquire(timeout=0)
+            set_damaged_aside(output)
             write_text(output / CONFIGURATION_FILE, json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
         yield
     except Timeout as error:
@@ -98,26 +99,29 @@ def opened_output(config: TrainConfig) -> Iterator[None]:
             "training.gradient_accumulation_steps, turn on model.gradient_checkpointing, train fewer parts "
             "(trainable.*), or set lora.quantise_base: 4bit"
         ) from error
-    except (OSError, RuntimeError, SafetensorError) as error:
-        if not _disk_is_full(error):
+    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
+        if _worker_died(error):
+            reason = "a process that reads images was killed"
+            remedy = "where the system did it for want of memory, lower training.dataloader_num_workers (0: none)"
+        elif disk_is_full(error):
+            reason, remedy = f"the disk of {output} is full", "make room"
+        else:
             raise
         raise TrainingFailedError(
-            f"the disk of {output} is full ({str(error).splitlines()[0]}); make room and run the same command again: "
-            f"it goes on from {getattr(last_complete_state(output), 'name', 'the start')}"
+            f"{reason} ({' '.join(str(error).split())}); {remedy}, and run the same command again: it goes on from "
+            f"{getattr(last_complete_state(output), 'name', 'the start')}"
         ) from error
     finally:
         lock.release()
 
 
-def _disk_is_full(error: Exception) -> bool:
-    """Only Python's own errors have a number for it."""
-    if isinstance(error, OSError):
-        return error.errno in FULL_DISK
-    if isinstance(error, SafetensorError):  # in its text only
-        return any(f"os error {number}" in str(error) for number in FULL_DISK)
-    # torch.save has one of several texts, none of which names a cause: what counts is that it could not write.
+def _worker_died(error: Exception) -> bool:
+    """As torch's signal handler says, anywhere, or as a connection that broke in its loader."""
+    if str(error).startswith("DataLoader worker (pid"):
+        return True
+    loader = torch.utils.data.dataloader.__file__
     frames = traceback.extract_tb(error.__traceback__)
-    return any(frame.name == "save" and Path(frame.filename) == Path(torch.serialization.__file__) for frame in frames)
+    return isinstance(error, (ConnectionError, EOFError)) and any(frame.filename == loader for frame in frames)
 
 
 def _deciding_settings(content: dict[str, Any], place: str = "") -> dict[str, Any]:

@@ -74,18 +74,21 @@ def with_changed_vision(
         backbone_weights: see `load_backbone`; the model's own go over them.
 
     Raises:
-        TrainingFailedError: no feature network, a field that cannot be changed, or stages that the model reads and the
-            changes leave out.
+        TrainingFailedError: no feature network, a field that cannot be changed, a value outside its rule, or stages
+            that the model reads and the changes leave out.
     """
     _refuse_without_features(model, "vision")
     before = model.config.vision_config
     if odd := sorted(changes.keys() - {"stages", "image_fit", "smallest_side"}):
         raise TrainingFailedError(f"model.vision can change stages, image_fit and smallest_side, got {odd[0]}")
     config = cast(QScorerConfig, copy.deepcopy(model.config))
-    config.vision_config = QScorerVisionConfig(**{**before.to_dict(), **changes})
-    if not set(before.stages) <= set(config.vision_config.stages):
-        raise TrainingFailedError(f"model.vision.stages must keep {list(before.stages)}, got {changes['stages']}")
-    changed = QScorerForScoring(config)
+    try:
+        config.vision_config = QScorerVisionConfig(**{**before.to_dict(), **changes})
+        if not set(before.stages) <= set(config.vision_config.stages):
+            raise ValueError(f"stages must keep {list(before.stages)}, got {changes['stages']}")
+        changed = QScorerForScoring(config)
+    except (TypeError, ValueError) as error:
+        raise TrainingFailedError(f"model.vision does not make a vision encoder: {error}") from error
     new = changed.model.vision_model
     for source in backbone_weights:
         load_backbone(new, source)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
+import shutil
+import zipfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -13,9 +16,11 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers.trainer_pt_utils import safe_globals
 
 from ..errors import CheckpointError, TrainingFailedError
 from ..evaluation.correlation import correlations
@@ -29,6 +34,7 @@ from .config import ObjectiveConfig
 from .dataset import LabelledImages, QualityDataset
 from .objectives import total_objective
 
+logger = logging.getLogger("pyiqa_qscorer")
 TRAINED_WEIGHTS = "trained.safetensors"
 REMEDY = "lower training.learning_rate, or set training.fp16: false (bf16: true, or float32), with a new output folder"
 STATE_FILE = "trainer_state.json"  # transformers writes it last, so a folder with a whole one is complete
@@ -228,9 +234,60 @@ def evaluation_metrics(names: Sequence[str], prediction: EvalPrediction) -> dict
     return mean | {f"srcc_{number}_{names[number]}": one["srcc"] for number, one in enumerate(found)}
 
 
-def last_complete_state(output: Path) -> Path | None:
-    """Newest resumable state of a run that was written to its end; a killed process leaves torn ones behind."""
-    return next((state for state in states_of(output)[::-1] if _is_complete(state)), None)
+def last_complete_state(output: Path, readable: bool = True) -> Path | None:
+    """Newest resumable state of a run that was written to its end; a killed process leaves torn ones behind.
+
+    Args:
+        readable: of those, the newest without a damaged file.
+
+    Raises:
+        TrainingFailedError: all of them are damaged.
+    """
+    complete = [state for state in states_of(output)[::-1] if _is_complete(state)]
+    for state in complete:
+        if not readable or damaged_file(state) is None:
+            return state
+    if complete:
+        raise TrainingFailedError(
+            f"no state in {output} is whole: {damaged_file(complete[0])} of {complete[0].name} cannot be read. Put a "
+            "state back from a copy, or train again in a new output folder"
+        )
+    return None
+
+
+def set_damaged_aside(output: Path) -> None:
+    """Rename complete states that are newer than the newest whole one, so that they do not outlast whole ones."""
+    whole = last_complete_state(output)
+    for state in states_of(output)[::-1]:
+        if state == whole:
+            return
+        if _is_complete(state):
+            aside = state.with_name(f"damaged-{state.name}")
+            logger.warning(
+                f"{damaged_file(state)} of the state {state} cannot be read: it becomes {aside.name}, and the training "
+                f"goes on from {whole and whole.name}"
+            )
+            shutil.rmtree(aside, ignore_errors=True)
+            state.rename(aside)
+
+
+def damaged_file(state: Path, kinds: Sequence[str] = ("safetensors", "pt", "pth")) -> str | None:
+    """Name of a file of a complete state that is not there or not as it was written, None if all are whole."""
+    names = {TRAINED_WEIGHTS, "optimizer.pt", "scheduler.pt", *(file.name for file in state.glob("*"))}
+    if not any(name.startswith("rng_state_") for name in names):  # of several processes
+        names.add("rng_state.pth")
+    for name in sorted(name for name in names if name.rpartition(".")[2] in kinds):
+        try:
+            if name.endswith(".safetensors"):
+                with safe_open(state / name, "pt"):  # compares sizes
+                    continue
+            with safe_globals(), zipfile.ZipFile(state / name) as archive:
+                torch.load(state / name, "cpu", weights_only=True, mmap=True)
+                if archive.testzip() is not None:
+                    return name
+        except Exception:  # a damaged pickle may raise anything
+            return name
+    return None
 
 
 def states_of(output: Path) -> list[Path]:
@@ -248,7 +305,7 @@ def refuse_lost_best(state: Path) -> None:
 
 def refuse_lost_state(state: Path, metric: float | None) -> None:
     """Raise `TrainingFailedError` where a best state is not there any more."""
-    if not _is_complete(state):
+    if not _is_complete(state) or damaged_file(state, ["safetensors"]):
         raise TrainingFailedError(
             f"the best state of this run, {state} (validation {metric}), is gone or torn, so its weights are lost. Put "
             "it back from a copy, train again in a new output folder, or set training.load_best_model_at_end: false to "
@@ -261,4 +318,4 @@ def _is_complete(state: Path) -> bool:
         json.loads((state / STATE_FILE).read_text())
     except (OSError, ValueError):
         return False
-    return (state / TRAINED_WEIGHTS).exists()
+    return True
