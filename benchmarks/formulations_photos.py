@@ -1,13 +1,13 @@
 """Which formulation predicts opinions of real photos best: score tokens, level words, and what can be added to them.
 
     python benchmarks/biq2021.py BIQ2021 runs/biq2021
-    python benchmarks/formulations_photos.py runs/biq2021 [--seeds 5] [--work runs/formulations]
+    python benchmarks/formulations_photos.py runs/biq2021 [--seeds 5] [--sizes 300 --sizes 1000] [--additions]
 
 The mini's network with a frozen feature network (ImageNet) and everything else from nothing, trained on the first 300,
-1,000 and 3,000 photos of a seeded order of BIQ2021's training part, tested on its validation part (972 photos, no
+1,000 and 3,000 photos (or `--sizes`) of a seeded order of BIQ2021's training part, tested on its validation part (972 photos, no
 near-duplicates of training photos). Every formulation gets the same photos, order, epochs and a search over the same
 three learning rates, on 500 other training photos at 1,000 photos and a seed of its own; the last state counts, so the
-test photos choose nothing. Then, at 1,000 photos, one change at a time to `score_token`, at its learning rate.
+test photos choose nothing. With `--additions`, at 1,000 photos, one change at a time to `score_token`, at its rate.
 
 BIQ2021 gives no spread of opinions: where an objective needs one, it is 0.5 on the scale 1..5.
 
@@ -73,6 +73,8 @@ Run = dict[str, Any]
 def main(
     data: Annotated[Path, typer.Argument(help="what benchmarks/biq2021.py wrote")],
     seeds: Annotated[int, typer.Option(min=2)] = 5,
+    sizes: Annotated[list[int], typer.Option(help="of 300, 1000, 3000")] = list(EPOCHS),  # noqa: B006
+    additions: bool = False,
     work: Path = Path("runs/formulations"),
     processes: Annotated[int, typer.Option(min=1)] = 2,
 ) -> None:
@@ -80,7 +82,7 @@ def main(
     started = time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
     make_tables(data, work)
-    for size in EPOCHS:  # the feature network's statistics, once, before processes share them
+    for size in {SEARCH_SIZE, *sizes}:  # the feature network's statistics, once, before processes share them
         run_once(work, data, "score_token", size, RATES[0], SEARCH_SEED, "search", epochs=1)
     search = [(name, SEARCH_SIZE, rate, SEARCH_SEED, "search") for name in FORMULATIONS for rate in RATES]
     found = run_all(work, data, search, processes)
@@ -88,9 +90,10 @@ def main(
         name: max((run for run in found if run["name"] == name), key=lambda run: run["srcc"])["rate"]
         for name in FORMULATIONS
     }
-    everywhere = range(seeds)
-    plan = [(name, size, rates[name], seed, "test") for size in EPOCHS for seed in everywhere for name in FORMULATIONS]
-    plan += [(name, 1000, rates["score_token"], seed, "test") for seed in everywhere for name in ADDITIONS]
+    names = [(name, size) for size in sorted(sizes) for name in FORMULATIONS]
+    plan = [(name, size, rates[name], seed, "test") for seed in range(seeds) for name, size in names]
+    if additions:
+        plan += [(name, 1000, rates["score_token"], seed, "test") for seed in range(seeds) for name in ADDITIONS]
     runs = run_all(work, data, plan, processes)
     report(runs, found, rates, {"seeds": seeds, "minutes_of_this_call": round((time.monotonic() - started) / 60, 1)})
 
@@ -211,8 +214,10 @@ def paired(runs: list[Run], size: int, names: list[str], measure: str = "srcc") 
 
 def report(runs: list[Run], search: list[Run], rates: dict[str, float], facts: dict[str, Any]) -> None:
     """Table on the terminal, JSON and learning curves in `results/`."""
-    differences = {str(size): paired(runs, size, list(FORMULATIONS)[1:]) for size in EPOCHS}
-    differences["1000, additions"] = paired(runs, 1000, list(ADDITIONS))
+    sizes = sorted({run["size"] for run in runs})
+    differences = {str(size): paired(runs, size, list(FORMULATIONS)[1:]) for size in sizes}
+    if any(run["name"] in ADDITIONS for run in runs):
+        differences["1000, additions"] = paired(runs, 1000, list(ADDITIONS))
     content = {
         **facts,
         "machine": {"processor": platform.processor() or platform.machine(), "threads": 1},
@@ -230,7 +235,7 @@ def report(runs: list[Run], search: list[Run], rates: dict[str, float], facts: d
     figure, axis = plt.subplots(figsize=(6, 4))
     for name in ALL:
         curve = []
-        for size in EPOCHS:
+        for size in sizes:
             chosen = [run for run in runs if run["name"] == name and run["size"] == size]
             if not chosen:
                 continue
@@ -246,8 +251,8 @@ def report(runs: list[Run], search: list[Run], rates: dict[str, float], facts: d
             sizes, means, spreads = (np.array(column) for column in zip(*curve, strict=True))
             axis.errorbar(sizes, means, spreads, marker="o", capsize=3, label=name)
     Console(width=160).print(table)
-    axis.set(xscale="log", xlabel="training photos", ylabel="SRCC on 972 other photos", xticks=list(EPOCHS))
-    axis.set_xticklabels([f"{size:,}" for size in EPOCHS])
+    axis.set(xscale="log", xlabel="training photos", ylabel="SRCC on 972 other photos", xticks=sizes)
+    axis.set_xticklabels([f"{size:,}" for size in sizes])
     axis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend()
