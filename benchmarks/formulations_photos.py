@@ -4,10 +4,11 @@
     python benchmarks/formulations_photos.py runs/biq2021 [--seeds 5] [--sizes 300 --sizes 1000] [--additions]
 
 The mini's network with a frozen feature network (ImageNet) and everything else from nothing, trained on the first 300,
-1,000 and 3,000 photos (or `--sizes`) of a seeded order of BIQ2021's training part, tested on its validation part (972 photos, no
-near-duplicates of training photos). Every formulation gets the same photos, order, epochs and a search over the same
-three learning rates, on 500 other training photos at 1,000 photos and a seed of its own; the last state counts, so the
-test photos choose nothing. With `--additions`, at 1,000 photos, one change at a time to `score_token`, at its rate.
+1,000 and 3,000 photos (or `--sizes`) of a seeded order of BIQ2021's training part, tested on its validation part (972
+photos, no near-duplicates of training photos). Every formulation gets the same photos, order, epochs and a search over
+the same three learning rates, on 500 other training photos at 1,000 photos and a seed of its own; the last state
+counts, so the test photos choose nothing. With `--additions`, at 1,000 photos, one change at a time to `score_token`,
+at its rate.
 
 BIQ2021 gives no spread of opinions: where an objective needs one, it is 0.5 on the scale 1..5.
 

@@ -166,6 +166,11 @@ def html_page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> s
     Args:
         lead: paragraphs under the title.
     """
+    return render_template("page.html.j2", title=title, lead=lead, sections=sections)
+
+
+def render_template(name: str, **values: Any) -> str:
+    """A page from one of our templates; everything in `values` is escaped."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     environment = Environment(
@@ -175,13 +180,8 @@ def html_page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> s
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    return environment.get_template("page.html.j2").render(
-        title=title,
-        lead=lead,
-        sections=sections,
-        made=datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC"),
-        version=__version__,
-    )
+    made = datetime.now(timezone.utc).strftime("%d %B %Y, %H:%M UTC")
+    return environment.get_template(name).render(**values, made=made, version=__version__)
 
 
 def write_output(path: Path, content: str | bytes) -> None:

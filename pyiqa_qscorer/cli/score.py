@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 LIST = "-"
 """Stands for a list of inputs on standard input."""
 
+WORST_BESIDE_A_PAGE = 10
+
 
 def score(
     context: typer.Context,
@@ -62,6 +64,11 @@ def score(
     resume: Annotated[bool, option("go on from an interrupted or finished --output", "--resume")] = False,
     overwrite: Annotated[bool, option("replace an existing --output", "--overwrite")] = False,
     worst: Annotated[int | None, option("print the N lowest scores only, lowest first", min=1, metavar="N")] = None,
+    report: Annotated[
+        Path | None,
+        option("write a page to look at: thumbnails from worst to best", metavar="FILE.html", show_default=False),
+    ] = None,
+    thumbnails: Annotated[bool, option("small copies of images in --report", "--thumbnails/--no-thumbnails")] = True,
     device: Device = None,
     batch_size: Annotated[int, option("images per pass of the model", min=1, metavar="N")] = 16,
     workers: Annotated[
@@ -89,6 +96,7 @@ def score(
     [bold]Examples[/bold]
     $ pyiqa-qscorer score photo.jpg holiday/
     $ pyiqa-qscorer score 'data/**/*.png' -o scores.csv --resume --worst 10
+    $ pyiqa-qscorer score photos/ --report page.html
     $ pyiqa-qscorer score photos/ | sort -rn | head
     $ find photos -newer list.txt -print0 | pyiqa-qscorer score -
     """
@@ -99,6 +107,10 @@ def score(
         resolve_metric_options(metric, options)
         if output is None and (resume or overwrite):
             raise InputError("--resume and --overwrite go with --output")
+        if report is not None:
+            if report.suffix.lower() not in (".html", ".htm") or not report.parent.is_dir():
+                raise InputError(f"--report must be a file .html in a folder that exists, got {report}")
+            worst = worst or WORST_BESIDE_A_PAGE
         from ..data.find_images import find_images
         from ..data.score_store import ScoreTable
 
@@ -139,6 +151,11 @@ def score(
         if worst is not None or (table is None and cli_output.out.is_terminal):
             cli_output.print_scores(rows, worst)
         cli_output.print_summary(rows, *timing, output)
+        if report is not None:
+            from ..data.score_page import write_score_page
+
+            write_score_page(report, rows, thumbnails)
+            say("Page: ", (str(report), "bold"))
     raise typer.Exit(1 if any(row.score is None for row in rows) else 0)
 
 

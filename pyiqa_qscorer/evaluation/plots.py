@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import io
-import os
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import quote
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..errors import ImageError
-from ..images.reading import open_image
-from ..report import Picture, data_uri, legend_below, log_ticks, new_axes
+from ..images.thumbnails import address_from, thumbnail
+from ..report import Picture, legend_below, log_ticks, new_axes
 from .results import Entry
-from .scoring import BenchmarkRow
 
 THUMBNAIL_SIDE = 200
 DISAGREEMENTS = 3
@@ -94,29 +89,10 @@ def worst_disagreements(entry: Entry, page: Path, thumbnails: bool = True) -> di
     def picture(index: int) -> Picture:
         name = rows[index].path.replace("\\", "/").rsplit("/", 1)[-1]
         caption = f"{name}: people {sign * mos[index]:.3g}, metric {sign * predicted[index]:.3g}"
-        uri = _thumbnail(rows[index]) if thumbnails else None
-        return Picture(uri, name, caption, _link(rows[index].path, page))
+        uri = thumbnail(rows[index].path, THUMBNAIL_SIDE) if thumbnails else None
+        return Picture(uri, name, caption, address_from(page, rows[index].path))
 
     return {
         "Rated too high": [picture(index) for index in reversed(order[len(order) - count :].tolist())],
         "Rated too low": [picture(index) for index in order[:count].tolist()],
     }
-
-
-def _link(path: str, page: Path) -> str:
-    """An image's address as seen from a folder, or absolute where no relative path leads there (another drive)."""
-    try:
-        return quote(os.path.relpath(path, page).replace(os.sep, "/"))
-    except ValueError:
-        return Path(path).absolute().as_uri()
-
-
-def _thumbnail(row: BenchmarkRow) -> str | None:
-    try:
-        picture = open_image(row.path).copy()
-    except ImageError:  # moved or changed since it was scored: the report does without
-        return None
-    picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
-    return data_uri(buffer.getvalue(), "jpeg")
