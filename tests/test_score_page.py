@@ -12,11 +12,11 @@ from urllib.parse import unquote
 import pytest
 from environments import REPOSITORY
 from PIL import Image
+from test_cli import Result
 
 from pyiqa_qscorer.data.score_page import write_score_page
 from pyiqa_qscorer.data.score_rows import ScoreRow
 from pyiqa_qscorer.images.thumbnails import thumbnail
-from test_cli import Result
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&amp;.png"
 
