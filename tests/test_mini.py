@@ -13,9 +13,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 from scipy import stats
+from transformers import AutoConfig, AutoModel
 
 from pyiqa_qscorer import Scorer
+from pyiqa_qscorer.checkpoints import load_checkpoint
 from pyiqa_qscorer.images.preprocessing import pixels_from_pil
+from pyiqa_qscorer.model import QScorerConfig
 from pyiqa_qscorer.registry import DEFAULT_METRIC, MINI_CHECKPOINT
 from pyiqa_qscorer.synthetic.distortions import apply_chain, single_step
 
@@ -118,3 +121,14 @@ def test_agrees_with_people_on_live_jpeg(scorer: Scorer, shared: Path) -> None:
         rows = list(csv.DictReader(file))
     scores = scorer.score([shared / "data/live_jpeg/images" / row["img_name"] for row in rows])
     assert -stats.spearmanr(scores, [float(row["mos"]) for row in rows]).statistic > 0.9
+
+
+def test_transformers_auto_classes_know_the_model() -> None:
+    pixels = torch.rand(2, 3, 448, 448, generator=torch.Generator().manual_seed(0))
+    ours = load_checkpoint(MINI_CHECKPOINT, dtype="float32")
+    assert isinstance(AutoConfig.from_pretrained(MINI_CHECKPOINT), QScorerConfig)
+    theirs = AutoModel.from_pretrained(MINI_CHECKPOINT, dtype=torch.float32)
+    prompt = (ours.prompt.prefix, ours.prompt.suffix, ours.prompt.blank)
+    with torch.no_grad():
+        found, expected = (model.score(pixels, *prompt).raw_score for model in (theirs, ours.model))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

@@ -39,7 +39,7 @@ def all_figures(study: Study, measured: Sequence[MeasuredModel] = ()) -> dict[st
         "error_against_levels": (
             error_against_levels(study),
             "Mean absolute error against the number of levels. Dashed: closed form for a uniform MOS. Horizontal: a "
-            "score token in two number formats.",
+            "score token in two number formats. Where labels are restored exactly there is no point.",
         ),
         "rank_ceilings": (
             rank_ceilings(study),
