@@ -19,6 +19,7 @@ from .published_layout import LoraAdapter, check_image_settings, read_non_lora
 from .source import CheckpointSource, PathOrId
 from .weights import WeightFiller, read_shard
 
+TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 Precision = Literal["auto", "float16", "bfloat16", "float32", "8bit", "4bit"]
 # Parts that stay in 16 bit under quantisation: small, and the score hangs on them. Full paths, since transformers
 # compares them with the beginning of a module's name.
@@ -119,13 +120,24 @@ def load_folder(
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """Tokenizer of a folder: `tokenizer.json` (ours) or LLaMA's `tokenizer.model`. No remote code."""
-    if (folder / "tokenizer.json").exists():
-        kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class", "")
-        return (LlamaTokenizer if kind.startswith("Llama") else PreTrainedTokenizerFast).from_pretrained(folder)
-    if (folder / "tokenizer.model").exists():
-        return LlamaTokenizer.from_pretrained(folder)
-    raise CheckpointError(f"{folder} has no tokenizer: expected tokenizer.json or tokenizer.model")
+    """Tokenizer of a folder: `tokenizer.json` (ours) or LLaMA's `tokenizer.model`. No remote code.
+
+    Raises:
+        CheckpointError: there is none, or a file of it is damaged.
+    """
+    file = next((folder / name for name in ("tokenizer.json", "tokenizer.model") if (folder / name).exists()), None)
+    if file is None:
+        raise CheckpointError(f"{folder} has no tokenizer: expected tokenizer.json or tokenizer.model")
+    needed = ["tokenizer_config.json"] if file.suffix == ".json" else []
+    found = [name for name in TOKENIZER_SETTINGS if name in needed or (folder / name).exists()]
+    kind = {name: read_json(folder / name) for name in found}.get("tokenizer_config.json", {}).get("tokenizer_class")
+    llama = file.suffix == ".model" or str(kind).startswith("Llama")
+    try:
+        return (LlamaTokenizer if llama else PreTrainedTokenizerFast).from_pretrained(folder)
+    except Exception as error:  # the tokenizers library raises `Exception` itself
+        raise CheckpointError(
+            f"{file} cannot be read as a tokenizer ({type(error).__name__}); fetch it again"
+        ) from error
 
 
 def _configuration(folder: CheckpointFolder, tokenizer: PreTrainedTokenizerBase) -> QScorerConfig:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..checkpoints.layouts import read_json
 from ..data.opinions import read_opinions
 from ..errors import OpinionTableError, SyntheticDataError
 from ..files import write_bytes
@@ -152,12 +153,12 @@ def _recorded(recipe: Recipe, photos: Sequence[Path], folder: Path, calibration_
         "photos": [[f"{photo.parent.name}/{photo.name}", photo.stat().st_size] for photo in photos],
     }
     if recipe.kind == "chains" and calibration_file.exists():
-        fitted = json.loads(calibration_file.read_text())
+        fitted = read_json(calibration_file)
         facts["calibration"] = [*fitted["weights"], fitted["bias"]]
     if recipe.photo_opinions is not None:
         facts["photo_opinions"] = _photo_opinions(recipe.photo_opinions, photos)
     file = folder / "recipe.json"
-    before = json.loads(file.read_text()) if file.exists() else {}
+    before = read_json(file) if file.exists() else {}
     if before and {**before, "versions": None} != {**facts, "versions": None}:
         raise SyntheticDataError(
             f"{folder} holds another recipe, other photos or labels of another calibration; use a new folder, or "
@@ -180,7 +181,7 @@ def _render_one(
     file = f"images/{index:06d}.png"
     note = folder / "images" / f"{index:06d}.json"
     if note.exists():
-        return json.loads(note.read_text())
+        return read_json(note)
     rng = np.random.default_rng((recipe.seed, index))
     path = photos[int(rng.integers(len(photos)))]
     photo = _part(np.asarray(open_image(path)), recipe, rng)
@@ -309,7 +310,7 @@ def _resized(picture: np.ndarray, longer_side: float) -> np.ndarray:
 def _calibration(recipe: Recipe, photos: Sequence[Path], file: Path, pool: ProcessPoolExecutor) -> Calibration:
     """The fit to KADID's cells on some of the photos, from `file` if it is there."""
     if file.exists():
-        return Calibration(**json.loads(file.read_text()))
+        return Calibration(**read_json(file))
     rng = np.random.default_rng((recipe.seed, 2**32))
     chosen = rng.permutation(len(photos))[: recipe.calibration_photos]
     cells = list(product(chosen, CALIBRATION_TYPES, range(1, 6)))

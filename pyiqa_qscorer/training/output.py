@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..checkpoints import SavedLayout, save_folder, save_lora_folder
+from ..checkpoints.layouts import read_json
 from ..checkpoints.save import check_output as check_folder
 from ..checkpoints.save import disk_is_full
 from ..checkpoints.start import StartingPoint
@@ -61,7 +62,7 @@ def state_to_resume(config: TrainConfig, resume: bool) -> Path | None:
     if not resume:
         raise TrainingFailedError(f"output {output} holds the run {state.name}: resume it, or use a new folder")
     if file.exists():
-        before, now = map(_deciding_settings, (json.loads(file.read_text()), config.model_dump(mode="json")))
+        before, now = map(_deciding_settings, (read_json(file), config.model_dump(mode="json")))
         if changed := sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key)):
             shown = "; ".join(f"{key} was {before.get(key)!r} and is {now.get(key)!r}" for key in changed[:5])
             raise TrainingFailedError(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 from transformers import set_seed
 
 from .. import __version__
+from ..checkpoints.layouts import read_json
 from ..checkpoints.start import StartingPoint
 from ..errors import TrainingConfigError
 from ..model.attention import enable_gradient_checkpointing
@@ -72,7 +73,7 @@ def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
     state = state_to_resume(config, resume)
     written = written_checkpoints(config)
     if state is not None and len(written) == len(config.layouts):  # nothing is left to do
-        history = json.loads((next(iter(written.values())) / "training.json").read_text())
+        history = read_json(next(iter(written.values())) / "training.json")
         return TrainingResult(written, history["metrics"], True)
     data = _read(config)
     arguments = _arguments(config)
