@@ -288,7 +288,7 @@ def test_stopped_runs_resume_to_the_same_table(photos: Path) -> None:
     output, expected = Path("scores.csv"), Path("expected.csv")
     assert Result("score", "photos", "-o", expected).code == 1
     command = [*PROGRAM, "score", "photos", "-o", str(output), "--batch-size", "4", "--resume"]
-    slow = program(FAKE_SECONDS_PER_IMAGE=0.5)
+    slow = program(FAKE_SECONDS_PER_IMAGE=0.1)
 
     run = subprocess.Popen(command, stderr=subprocess.PIPE, **slow)
     wait_for_rows(output, 8, run)
