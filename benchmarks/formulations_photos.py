@@ -23,6 +23,7 @@ import json
 import platform
 import time
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -83,8 +84,9 @@ def main(
     started = time.monotonic()
     work.mkdir(parents=True, exist_ok=True)
     make_tables(data, work)
-    for size in {SEARCH_SIZE, *sizes}:  # the feature network's statistics, once, before processes share them
-        run_once(work, data, "score_token", size, RATES[0], SEARCH_SEED, "search", epochs=1)
+    # The feature network's statistics of every table, once, before processes share them.
+    for size, on in [(SEARCH_SIZE, "search"), *((size, "test") for size in sizes)]:
+        run_once(work, data, "score_token", size, RATES[0], SEARCH_SEED, on, epochs=1)
     search = [(name, SEARCH_SIZE, rate, SEARCH_SEED, "search") for name in FORMULATIONS for rate in RATES]
     found = run_all(work, data, search, processes)
     rates = {
@@ -121,7 +123,7 @@ def make_tables(data: Path, work: Path) -> None:
 
 
 def run_all(work: Path, data: Path, plan: list[tuple[str, int, float, int, str]], processes: int) -> list[Run]:
-    with ProcessPoolExecutor(processes) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn")) as pool:  # a fork of torch with threads may hang
         started = [pool.submit(run_once, work, data, *arguments) for arguments in plan]
         for done in as_completed(started):
             run = done.result()

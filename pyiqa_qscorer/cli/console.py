@@ -53,6 +53,11 @@ def say(*parts: str | tuple[str, str], style: str = "") -> None:
     err.print(Text.assemble(*parts, style=style), soft_wrap=True)
 
 
+def say_loading(metric: str, checkpoint: str | None) -> None:
+    """That a metric is being loaded, which may take minutes."""
+    say(f"Loading {metric}{f' from {checkpoint}' if checkpoint else ''} ...", style="dim")
+
+
 @contextmanager
 def clean_errors(debug: bool) -> Iterator[None]:
     """What the package raises on purpose, and what the system refuses, becomes one message and exit code 2."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..registry import DEFAULT_METRIC, METRICS, OPTIONS, PUBLISHED_METRIC
+from ..registry import DEFAULT_METRIC, METRICS, OPTIONS, PUBLISHED_METRIC, default_metric, resolve_metric_options
 
 
 def option(help: str, *flags: str, metavar: str = "", **settings: Any) -> Any:
@@ -46,3 +46,12 @@ Device = Annotated[
     str | None, option("cpu, cuda, cuda:1, ...", metavar="DEVICE", show_default="cuda if there, else cpu")
 ]
 Debug = Annotated[bool, option("show the traceback of an error", "--debug")]
+
+
+def chosen_metric(context: typer.Context) -> tuple[str, dict[str, Any]]:
+    """Metric name and options of a command that has `ScoreMetric` and all of `OPTIONS`, checked without torch."""
+    given = context.params
+    metric = given["metric"] or default_metric(given["checkpoint"])
+    options = {name: given[name] for name in OPTIONS}
+    resolve_metric_options(metric, options)
+    return metric, options

@@ -14,9 +14,8 @@ import typer
 
 from ..errors import InputError
 from ..files import file_key
-from ..registry import OPTIONS, default_metric, resolve_metric_options
 from . import console as cli_output
-from .console import clean_errors, count, say
+from .console import clean_errors, count, say, say_loading
 from .options import (
     AttnImplementation,
     Base,
@@ -32,6 +31,7 @@ from .options import (
     Prompt,
     Revision,
     ScoreMetric,
+    chosen_metric,
     option,
 )
 
@@ -102,9 +102,7 @@ def score(
     """
     with clean_errors(debug), ExitStack() as stack:
         # What can be wrong with the command itself comes before torch and the model.
-        metric = metric or default_metric(checkpoint)
-        options = {name: value for name, value in context.params.items() if name in OPTIONS}
-        resolve_metric_options(metric, options)
+        metric, options = chosen_metric(context)
         if output is None and (resume or overwrite):
             raise InputError("--resume and --overwrite go with --output")
         if report is not None:
@@ -123,7 +121,7 @@ def score(
 
         from ..scorer import Scorer, score_files
 
-        say(f"Loading {metric}{f' from {checkpoint}' if checkpoint else ''} ...", style="dim")
+        say_loading(metric, checkpoint)
         scorer = Scorer(metric, device, batch_size, workers, **options)
         todo = found.paths
         if table is not None:

@@ -9,8 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..registry import OPTIONS, default_metric, resolve_metric_options
-from .console import clean_errors, require, say
+from .console import clean_errors, require, say, say_loading
 from .options import (
     AttnImplementation,
     Base,
@@ -26,6 +25,7 @@ from .options import (
     Prompt,
     Revision,
     ScoreMetric,
+    chosen_metric,
     option,
 )
 
@@ -68,9 +68,7 @@ def serve(
     """
     with clean_errors(debug):
         require("serve", "fastapi", "uvicorn", "python_multipart")
-        metric = metric or default_metric(checkpoint)
-        options = {name: value for name, value in context.params.items() if name in OPTIONS}
-        resolve_metric_options(metric, options)
+        metric, options = chosen_metric(context)
         for number in (signal.SIGINT, signal.SIGTERM):  # while it serves, uvicorn's own take their place
             signal.signal(number, _stop)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -81,7 +79,7 @@ def serve(
             from ..serving.web import create_app
             from ..serving.worker import ScoringThread
 
-            say(f"Loading {metric}{f' from {checkpoint}' if checkpoint else ''} ...", style="dim")
+            say_loading(metric, checkpoint)
             scorer = Scorer(metric, device, batch_size, **options)
             thread = ScoringThread(scorer)
             try:

@@ -55,13 +55,14 @@ def write_score_page(path: Path, rows: Sequence[ScoreRow], thumbnails: bool = Tr
     ]
     scores = np.array([row.score for row in scored], dtype=float)
     counts, edges = np.histogram(scores.clip(*SCORE_RANGE), bins=BINS, range=SCORE_RANGE)
-    quartiles = np.percentile(scores, (10, 50, 90)) if len(scores) else None
+    quantiles = np.percentile(scores, (10, 50, 90)) if len(scores) else None
+    highest = max(counts.max(), 1)
     page = render_template(
         "scores.html.j2",
         title=f"Quality of {len(scored):,} images",
         metric=next((row.metric for row in rows if row.metric), None),
-        quantiles=quartiles,
-        bars=[(edge, count, count / max(counts.max(), 1)) for edge, count in zip(edges, counts.tolist(), strict=False)],
+        quantiles=quantiles,
+        bars=[(edge, count, count / highest) for edge, count in zip(edges[:-1], counts.tolist(), strict=True)],
         step=(SCORE_RANGE[1] - SCORE_RANGE[0]) / BINS,
         images=images,
         failures=[(printable(row.path), row.error) for row in rows if row.score is None],
