@@ -19,6 +19,7 @@ from test_training_run import PROGRAM, run
 from tiny_training import make_pictures, settings
 
 from pyiqa_qscorer.errors import TrainingFailedError
+from pyiqa_qscorer.training import output
 from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.run import train
 from pyiqa_qscorer.training.trainer import last_complete_state
@@ -158,6 +159,25 @@ def test_a_killed_worker_is_an_error_that_says_how_to_go_on(pictures: Path, tmp_
     )
     status, finished = run(content, tmp_path)
     assert status == 0 and finished["finished"], finished
+
+
+def test_a_killed_worker_is_named_though_torchs_handler_interrupts(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its signal comes at any moment: here while the connection that broke first is being looked at."""
+    pending = [RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")]
+    look = output._worker_died
+
+    def interrupted(error: Exception) -> bool:
+        if pending:
+            raise pending.pop()
+        return look(error)
+
+    monkeypatch.setattr(output, "_worker_died", interrupted)
+    config = parse_config(settings(pictures, tmp_path / "out"))
+    expected = r"a process that reads images was killed .*from the start"
+    with pytest.raises(TrainingFailedError, match=expected), output.opened_output(config):
+        raise ConnectionResetError
 
 
 @pytest.mark.slow

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
 CONFIGURATION_FILE = "configuration.json"
 LOCK_FILE = ".lock"
+SECONDS_TO_END = 5  # for a killed process to give back its memory
 FREE_SETTINGS = {
     *("output", "layouts", "data.statistics"),
     *(f"training.{name}" for name in ("dataloader_num_workers", "use_cpu", "report_to", "load_best_model_at_end")),
@@ -89,7 +91,10 @@ def opened_output(config: TrainConfig) -> Iterator[None]:
             lock.acquire(timeout=0)
             set_damaged_aside(output)
             write_text(output / CONFIGURATION_FILE, json.dumps(config.model_dump(mode="json"), indent=2) + "\n")
-        yield
+        # Twice: a worker's death breaks a connection, and torch's signal handler raises besides, at any moment, so also
+        # while the inner one looks at the broken connection.
+        with _killed_worker_named(output), _killed_worker_named(output):
+            yield
     except Timeout as error:
         raise TrainingFailedError(
             f"another process trains into {output}: wait for its end, or use another output folder"
@@ -100,20 +105,26 @@ def opened_output(config: TrainConfig) -> Iterator[None]:
             "training.gradient_accumulation_steps, turn on model.gradient_checkpointing, train fewer parts "
             "(trainable.*), or set lora.quantise_base: 4bit"
         ) from error
-    except (OSError, EOFError, RuntimeError, SafetensorError) as error:
-        if _worker_died(error):
-            reason = "a process that reads images was killed"
-            remedy = "where the system did it for want of memory, lower training.dataloader_num_workers (0: none)"
-        elif disk_is_full(error):
-            reason, remedy = f"the disk of {output} is full", "make room"
-        else:
+    except (OSError, RuntimeError, SafetensorError) as error:
+        if not disk_is_full(error):
             raise
-        raise TrainingFailedError(
-            f"{reason} ({' '.join(str(error).split())}); {remedy}, and run the same command again: it goes on from "
-            f"{getattr(last_complete_state(output), 'name', 'the start')}"
-        ) from error
+        raise _to_be_repeated(f"the disk of {output} is full", error, "make room", output) from error
     finally:
         lock.release()
+
+
+@contextmanager
+def _killed_worker_named(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except (ConnectionError, EOFError, RuntimeError) as error:
+        if not _worker_died(error):
+            raise
+        if isinstance(error, (ConnectionError, EOFError)):
+            with suppress(RuntimeError):  # of torch's handler, once the process has ended: here, not in what follows
+                time.sleep(SECONDS_TO_END)
+        remedy = "where the system did it for want of memory, lower training.dataloader_num_workers (0: none)"
+        raise _to_be_repeated("a process that reads images was killed", error, remedy, output) from error
 
 
 def _worker_died(error: Exception) -> bool:
@@ -121,8 +132,17 @@ def _worker_died(error: Exception) -> bool:
     if str(error).startswith("DataLoader worker (pid"):
         return True
     loader = torch.utils.data.dataloader.__file__
-    frames = traceback.extract_tb(error.__traceback__)
-    return isinstance(error, (ConnectionError, EOFError)) and any(frame.filename == loader for frame in frames)
+    frames = (frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__))
+    return isinstance(error, (ConnectionError, EOFError)) and loader in frames
+
+
+def _to_be_repeated(reason: str, error: Exception, remedy: str, output: Path) -> TrainingFailedError:
+    # Not read through: that takes long, and would take torch's signal for damage.
+    state = last_complete_state(output, readable=False)
+    return TrainingFailedError(
+        f"{reason} ({' '.join(str(error).split())}); {remedy}, and run the same command again: it goes on from "
+        f"{state.name if state else 'the start'}"
+    )
 
 
 def _deciding_settings(content: dict[str, Any], place: str = "") -> dict[str, Any]:
