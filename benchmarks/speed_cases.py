@@ -42,7 +42,7 @@ class Case:
     @cached_property
     def read(self) -> Prefix | None:
         """The prefix, read once for many batches, as a run of `Scorer` does."""
-        return self.model.read_prefix(self.prefix)
+        return self.model._read_ids(self.prefix)
 
     @property
     def device(self) -> torch.device:

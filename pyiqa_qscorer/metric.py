@@ -13,17 +13,11 @@ from torch import Tensor, nn
 
 from .checkpoints import LoadedCheckpoint, Precision, half_precision, load_checkpoint
 from .errors import ImageError, QScorerError
-from .images.preprocessing import (
-    Fit,
-    check_images,
-    pixels_from_tensor,
-    straight_through,
-    values_in_range,
-    values_near_range,
-)
+from .images.model_images import ModelImages
+from .images.preprocessing import check_images, straight_through, values_in_range, values_near_range
+from .model import QScorerForScoring
 from .model.attention import checkpoint_in_eval_mode, enable_gradient_checkpointing
 from .model.compiled import CompiledBackbone
-from .model.language import Prefix
 from .registry import SCORE_RANGE
 
 
@@ -31,8 +25,9 @@ class QScorer(nn.Module):
     """No-reference image quality by a Q-Scorer model; higher is better.
 
     Args:
-        checkpoint: Hub id or local folder, in any of the three layouts.
-        base: Hub id or local folder of the model under a LoRA checkpoint; not touched for the other layouts.
+        checkpoint: Hub id or local folder, in any layout.
+        base: Hub id or local folder of the model under a LoRA checkpoint; not touched for whole models. Adapters on
+            another backbone name theirs.
         revision, base_revision: branch, tag or commit on the Hub.
         dtype: `auto`, `float16`, `bfloat16`, `float32`, `8bit` or `4bit`. `auto`: float32 for a checkpoint of this
             package saved in float32, else float16 on accelerators and bfloat16 on the CPU, also after `.to(device)`.
@@ -95,18 +90,18 @@ class QScorer(nn.Module):
             cache_dir=cache_dir,
             device=device,
         )
-        self.network = loaded.model
+        self.network: Any = loaded.model  # a `ScoringNetwork`
         if compile:
-            self.network.compiled = CompiledBackbone(self.network.model)
+            if not isinstance(loaded.model, QScorerForScoring):
+                raise ValueError(f"compile must be False on another backbone than the published one: {checkpoint}")
+            loaded.model.compiled = CompiledBackbone(loaded.model.model)
         self.prompt = loaded.prompt
         self.clamp = clamp
-        vision = loaded.model.config.vision_config
-        self.image_size: int = vision.image_size
-        self.image_fit: Fit = vision.image_fit
-        self.smallest_side: int = vision.smallest_side
+        self.images: ModelImages = loaded.images
+        self.smallest_side: int = loaded.images.smallest_side
         self._quantised = dtype in ("8bit", "4bit")
         self._fingerprint = loaded.fingerprint
-        self._follow_device = dtype == "auto" and self.dtype != torch.float32
+        self._follow_device = dtype == "auto" and self.dtype != torch.float32 and not loaded.folder.is_vlm
         self._gradient_checkpointing = gradient_checkpointing
         if gradient_checkpointing:
             enable_gradient_checkpointing(self.network)
@@ -114,12 +109,14 @@ class QScorer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.network.model.embed_tokens.weight.device
+        device: torch.device = self.network.device
+        return device
 
     @property
     def dtype(self) -> torch.dtype:
         """Of the activations: that of the weights that quantisation leaves alone."""
-        return self.network.model.embed_tokens.weight.dtype
+        dtype: torch.dtype = self.network.dtype
+        return dtype
 
     @property
     def identity(self) -> str:
@@ -184,17 +181,18 @@ class QScorer(nn.Module):
             )
         images = images.to(self.device)
         valid = values_near_range(images) if clamp_images else values_in_range(images)
-        return self.score_pixels(pixels_from_tensor(images, self.image_size, fit=self.image_fit), valid)
+        return self.score_pixels(self.images.inputs_from_batch(images), valid)
 
-    def read_prefix(self) -> Prefix | None:
+    def read_prefix(self) -> Any:
         """The prompt before the image, read by the model: for several `score_pixels` while no weight changes."""
-        return self.network.read_prefix(self.prompt.prefix)
+        return self.network.read_prefix(self.prompt)
 
-    def score_pixels(self, pixel_values: Tensor, valid: Tensor | None = None, prefix: Prefix | None = None) -> Tensor:
+    def score_pixels(self, pixel_values: Any, valid: Tensor | None = None, prefix: Any = None) -> Tensor:
         """Scores of preprocessed images.
 
         Args:
-            pixel_values: (B, 3, S, S) float32 normalised pixels, S = `image_size`, on any device.
+            pixel_values: what `images` (see `ModelImages`) makes of a batch, on any device: of the published network
+                (B, 3, 448, 448) float32 normalised pixels, on another backbone a list of 8-bit pictures (3, H, W).
             valid: (B,) flags of images whose values can be scored. They are read after the model ran, so that the
                 device is waited for only once.
             prefix: `read_prefix()`, only without gradients; None: the prompt is read anew.
@@ -206,9 +204,7 @@ class QScorer(nn.Module):
             ImageError: an image that is not `valid`.
             QScorerError: the model gave a number that is not finite.
         """
-        output = self.network.score(
-            pixel_values.to(self.device), self.prompt.prefix, self.prompt.suffix, self.prompt.blank, prefix
-        )
+        output = self.network.score_prompted(pixel_values, self.prompt, prefix)
         raw = output.raw_score.float()
         if valid is not None and not bool(valid.all()):
             rows = (~valid).nonzero().flatten().tolist()

@@ -25,6 +25,16 @@ DEFAULT_METRIC = "qscorer-mini"
 PUBLISHED_METRIC = "qscorer"
 """Its options fit any checkpoint: the base is only used for a LoRA, and `auto` keeps float32 as it is."""
 
+BACKBONES = {
+    "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct",
+    "qwen2.5-vl-7b": "Qwen/Qwen2.5-VL-7B-Instruct",
+    "internvl3-1b": "OpenGVLab/InternVL3-1B-hf",
+    "smolvlm-256m": "HuggingFaceTB/SmolVLM-256M-Instruct",
+    "smolvlm-500m": "HuggingFaceTB/SmolVLM-500M-Instruct",
+    "llava-onevision-0.5b": "llava-hf/llava-onevision-qwen2-0.5b-ov-hf",
+}
+"""Short names of models to train on (`model.backbone`): recipes, no weights published by us, not trained by us."""
+
 ARCH_NAME = "QScorer"
 """`type` of the metric in pyiqa's configs and YAML files."""
 
@@ -32,8 +42,8 @@ SCORE_RANGE = (0.0, 5.0)
 """Scores of every metric, worst to best; where `clamp` is on, none lies outside."""
 
 OPTIONS: dict[str, str] = {
-    "checkpoint": "Hub id or local folder of the weights, in any of the three layouts",
-    "base": "Hub id or local folder of the model under a LoRA checkpoint",
+    "checkpoint": "Hub id or local folder of the weights, in any layout",
+    "base": "Hub id or local folder of the model under a LoRA checkpoint, if not the one it names",
     "revision": "branch, tag or commit of the checkpoint on the Hub",
     "base_revision": "branch, tag or commit of the base on the Hub",
     "dtype": "auto (float32 if this package saved it so; else float16 on GPUs, bfloat16 on the CPU), float16, "

@@ -25,6 +25,7 @@ from .data.score_store import ScoreTable
 from .errors import FailedImagesError, QScorerError, UnknownOptionError
 from .files import file_stamp
 from .images.inputs import ImageLike, ImagePreparation, is_single, reason
+from .images.model_images import ModelImages, SquareImages
 from .images.staging import Stager
 from .prefetch import ordered_prefetch
 from .registry import OPTIONS, default_metric, nearest, resolve_metric_options
@@ -69,7 +70,7 @@ class Scorer:
 
     Args:
         metric: A name of `pyiqa_qscorer.METRICS`; or a built `QScorer` (any module with
-            `score_pixels`, `image_size` and `identity`), which is set to eval mode. Default
+            `score_pixels`, `image_size` or `images`, and `identity`), which is set to eval mode. Default
             `qscorer-mini`; with `checkpoint` (and no metric) `qscorer`.
         device: Where the model runs; default CUDA where there is one, else CPU. A built metric
             stays where it is.
@@ -113,7 +114,9 @@ class Scorer:
             self.device = next(tensors).device if device is None else resolve_device(device)
             built = metric
         self.metric = cast("QScorer", built.to(self.device).eval())
-        self._prepare = ImagePreparation(self.metric.image_size, getattr(self.metric, "image_fit", "pad"))
+        given: Any = self.metric
+        self._images: ModelImages = given.images if hasattr(given, "images") else SquareImages(given.image_size)
+        self._prepare = ImagePreparation(self._images)
 
     def __repr__(self) -> str:
         return (
@@ -172,7 +175,7 @@ class Scorer:
         in_batches = iter(lambda: list(islice(submitted, self.batch_size)), [])
         # Beside the batch in work the next one, and as many as give every decoder an image.
         ahead = 2 + math.ceil(self.workers / self.batch_size)
-        staged = ordered_prefetch(Stager(self.device).stage, in_batches, 1, ahead)
+        staged = ordered_prefetch(Stager(self.device, self._images).stage, in_batches, 1, ahead)
         index = 0
         shared: dict[str, Any] = {}
         try:
@@ -199,7 +202,7 @@ class Scorer:
             staged.close()  # first: a batch on its way needs its images
             decoders.shutdown(wait=True, cancel_futures=True)
 
-    def _scores(self, pixels: torch.Tensor, sources: Sequence[str], **shared: Any) -> list[float | str]:
+    def _scores(self, pixels: Any, sources: Sequence[str], **shared: Any) -> list[float | str]:
         """Score of every image, or why there is none."""
         try:
             with torch.no_grad():  # not inference_mode: what the metric caches may be needed by a loss later
@@ -247,7 +250,7 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
 
 
 def _check_built(metric: object, options: dict[str, Any]) -> None:
-    needed = ("score_pixels", "image_size", "identity")
+    needed = ("score_pixels", "image_size" if not hasattr(metric, "images") else "images", "identity")
     missing = [name for name in needed if not hasattr(metric, name)]
     if missing:
         raise TypeError(

@@ -19,6 +19,7 @@ import pyiqa_qscorer
 from pyiqa_qscorer import Scorer
 from pyiqa_qscorer.checkpoints.load import load_folder
 from pyiqa_qscorer.errors import CheckpointError, TrainingConfigError, TrainingDataError, TrainingFailedError
+from pyiqa_qscorer.images.model_images import SquareImages
 from pyiqa_qscorer.training.cached_statistics import CachedStatistics, fit_standardisation, load_backbone
 from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.dataset import QualityDataset, read_dataset
@@ -45,7 +46,7 @@ def feature_settings(pictures: Path, output: Path, **sections: Any) -> dict[str,
 
 def dataset(pictures: Path) -> QualityDataset:
     config = parse_config(settings(pictures, pictures / "out"))
-    return QualityDataset([read_dataset(config.data.train[0], "train")], 64)
+    return QualityDataset([read_dataset(config.data.train[0], "train")], SquareImages(64).sample)
 
 
 def test_cache_holds_what_the_network_gives(pictures: Path, tmp_path: Path) -> None:
@@ -63,8 +64,8 @@ def test_cache_holds_what_the_network_gives(pictures: Path, tmp_path: Path) -> N
 def test_mirrored_pictures_have_the_cells_of_the_cache_in_mirrored_order(pictures: Path, tmp_path: Path) -> None:
     config, network = parse_config(settings(pictures, pictures / "out")), encoder()
     parts = [read_dataset(config.data.train[0], "train")]
-    plain = CachedStatistics(QualityDataset(parts, 64), network, tmp_path)
-    mirrored = CachedStatistics(QualityDataset(parts, 64, flip=True), network, tmp_path)
+    plain = CachedStatistics(QualityDataset(parts, SquareImages(64).sample), network, tmp_path)
+    mirrored = CachedStatistics(QualityDataset(parts, SquareImages(64).sample, flip=True), network, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1  # one file serves both
     grid = network.config.image_size // network.config.patch_size
     found = set()

@@ -14,6 +14,7 @@ from tiny_training import make_pictures
 
 from pyiqa_qscorer.data.opinions import MosScale
 from pyiqa_qscorer.errors import TrainingDataError
+from pyiqa_qscorer.images.model_images import SquareImages
 from pyiqa_qscorer.training.batches import Collator, MixedSampler
 from pyiqa_qscorer.training.dataset import (
     LabelledImage,
@@ -95,10 +96,10 @@ def test_a_broken_image_stops_or_is_counted(pictures: Path) -> None:
     (pictures / "02.png").write_bytes(content[: len(content) // 2])
     part = read_dataset(own(pictures), "train")
     with pytest.raises(TrainingDataError, match=r"02\.png"):
-        QualityDataset([part], 56)[2]
+        QualityDataset([part], SquareImages(56).sample)[2]
     skipping = read_dataset(own(pictures), "train", on_error="skip")
     assert [Path(path).name for path, _ in skipping.skipped] == ["02.png"]
-    assert all(QualityDataset([skipping], 56)[index]["mos"] for index in range(7))
+    assert all(QualityDataset([skipping], SquareImages(56).sample)[index]["mos"] for index in range(7))
 
 
 @pytest.mark.parametrize(
@@ -161,10 +162,10 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
 
 
 def test_flips_and_questions_change_by_epoch_only(pictures: Path) -> None:
-    data = QualityDataset([read_dataset(own(pictures), "train")], 56, texts=3, flip=True, seed=5)
+    data = QualityDataset([read_dataset(own(pictures), "train")], SquareImages(56).sample, texts=3, flip=True, seed=5)
     first, again = data[(2, 0)], data[(2, 0)]
     assert torch.equal(first["pixel_values"], again["pixel_values"])
-    plain = QualityDataset([read_dataset(own(pictures), "train")], 56)[2]["pixel_values"]
+    plain = QualityDataset([read_dataset(own(pictures), "train")], SquareImages(56).sample)[2]["pixel_values"]
     mirrored = {}
     for epoch in range(12):
         pixels = data[(2, epoch)]["pixel_values"]
@@ -181,7 +182,7 @@ def test_batches_name_the_interval_of_the_mos(pictures: Path, count: int) -> Non
     tokenizer.add_tokens(names, special_tokens=True)
     ids = tokenizer.convert_tokens_to_ids(names)
     collator = Collator([training_text(tokenizer, "training", "<score1>")], ids)
-    data = QualityDataset([read_dataset(own(pictures), "train")], 56)
+    data = QualityDataset([read_dataset(own(pictures), "train")], SquareImages(56).sample)
     batch = collator([data[index] for index in range(8)])
     assert batch["pixel_values"].shape == (8, 3, 56, 56)
     assert torch.isnan(batch["mos_std"]).all()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -83,12 +84,12 @@ class _LevelReader(nn.Module):
     def __init__(self, metric: QScorer) -> None:
         super().__init__()
         self.metric = metric
-        self.image_size, self.image_fit, self.identity = metric.image_size, metric.image_fit, metric.identity
+        self.images, self.identity = metric.images, metric.identity
         self.shares: list[Tensor] = []  # (B, K) of the whole vocabulary's softmax
 
-    def score_pixels(self, pixel_values: Tensor) -> Tensor:
-        network, prompt = self.metric.network, self.metric.prompt
-        output = network.score(pixel_values.to(self.metric.device), prompt.prefix, prompt.suffix, prompt.blank)
+    def score_pixels(self, pixel_values: Any) -> Tensor:
+        network = self.metric.network
+        output = network.score_prompted(pixel_values, self.metric.prompt)
         raw = output.raw_score.float()
         if not bool(raw.isfinite().all()):
             raise QScorerError(f"the model gave scores that are not finite ({raw.tolist()}) in {self.metric.dtype}")

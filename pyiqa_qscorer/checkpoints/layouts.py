@@ -17,10 +17,12 @@ OUR_MODEL_TYPE = "qscorer"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 NON_LORA_WEIGHTS = "non_lora_trainables.bin"
+VLM_CONFIG, VLM_REGRESSOR = "qscorer_config.json", "regressor.safetensors"
 SAFETENSORS, SAFETENSORS_INDEX = "model.safetensors", "model.safetensors.index.json"
 TORCH_BIN, TORCH_BIN_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 SETTINGS_FILES = re.compile(
-    r"config\.json|\w+_config\.json|(special_tokens_map|added_tokens|tokenizer|vocab)\.json|\w+\.model"
+    r"config\.json|\w+_config\.json|(special_tokens_map|added_tokens|tokenizer|vocab|chat_template)\.json|\w+\.model|"
+    r"chat_template\.jinja|merges\.txt|regressor\.safetensors"
 )
 
 
@@ -30,6 +32,8 @@ class Layout(Enum):
     PUBLISHED_LORA = "published LoRA folder (needs a base)"
     PUBLISHED_MERGED = "published merged folder"
     QSCORER = "pyiqa-qscorer folder"
+    VLM_ADAPTER = "pyiqa-qscorer adapter of another backbone (needs that one)"
+    VLM_MERGED = "pyiqa-qscorer folder on another backbone"
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,10 @@ class CheckpointFolder:
     """A recognised local checkpoint.
 
     Attributes:
-        layout: which of the three.
+        layout: which one.
         path: its folder.
-        base: folder of the base model, only for the LoRA layout.
-        config: parsed config.json of `path`.
+        base: folder of the base model, only for adapters.
+        config: parsed config.json of `path`; on another backbone, of its qscorer_config.json.
     """
 
     layout: Layout
@@ -50,8 +54,13 @@ class CheckpointFolder:
 
     @property
     def tokenizer_folder(self) -> Path:
-        """Where the tokenizer lies: a LoRA folder has none of its own."""
-        return self.base if self.base is not None else self.path
+        """Where the tokenizer lies: a published LoRA folder has none of its own."""
+        return self.base if self.layout is Layout.PUBLISHED_LORA and self.base is not None else self.path
+
+    @property
+    def is_vlm(self) -> bool:
+        """Whether it stands on an image-text-to-text model of transformers, not on the published network."""
+        return self.layout in (Layout.VLM_ADAPTER, Layout.VLM_MERGED)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -78,11 +87,6 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
-def is_lora_folder(path: Path) -> bool:
-    """True where the adapter files of the published LoRA layout lie."""
-    return has_lora_files(entry.name for entry in path.iterdir())
-
-
 def has_lora_files(names: Iterable[str]) -> bool:
     """True where any of the file names belongs to the published LoRA layout."""
     return not {ADAPTER_CONFIG, *ADAPTER_WEIGHTS, NON_LORA_WEIGHTS}.isdisjoint(names)
@@ -95,7 +99,9 @@ def recognise(path: Path, base: Path | None = None) -> CheckpointFolder:
         CheckpointError: none of the layouts, an incomplete one, or a LoRA folder without a base. The message says what
             was found and what was expected.
     """
-    if is_lora_folder(path):
+    if (path / VLM_CONFIG).exists():
+        return _recognise_vlm(path, base)
+    if has_lora_files(entry.name for entry in path.iterdir()):
         return _recognise_lora(path, base)
     if not (path / "config.json").exists():
         raise CheckpointError(_unknown(path))
@@ -130,6 +136,20 @@ def _recognise_lora(path: Path, base: Path | None) -> CheckpointFolder:
         )
     weight_shards(base)
     return CheckpointFolder(Layout.PUBLISHED_LORA, path, base, read_json(path / "config.json"))
+
+
+def _recognise_vlm(path: Path, base: Path | None) -> CheckpointFolder:
+    config = read_json(path / VLM_CONFIG)
+    adapter = (path / ADAPTER_CONFIG).exists()
+    needed = [VLM_REGRESSOR, *([ADAPTER_WEIGHTS[0]] if adapter else [])]
+    if missing := [name for name in needed if not (path / name).exists()]:
+        raise CheckpointError(f"{path} is a Q-Scorer on another backbone but lacks {', '.join(missing)}")
+    if not adapter:
+        weight_shards(path)
+        return CheckpointFolder(Layout.VLM_MERGED, path, None, config)
+    if base is None:
+        raise CheckpointError(f"{path} is an adapter: give the model it was trained on, {config.get('base')}, as base=")
+    return CheckpointFolder(Layout.VLM_ADAPTER, path, base, config)
 
 
 def weight_shards(path: Path) -> list[Path]:

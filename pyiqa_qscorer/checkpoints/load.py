@@ -8,15 +8,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import CheckpointError
+from ..images.model_images import ModelImages, SquareImages, WholePictures
 from ..model import QScorerConfig, QScorerForScoring
 from ..model.fast_linear import use_fast_linear
+from ..model.vlm import VlmQScorer
+from ..model.vlm_inputs import ChatPrompt
 from ..prompt import PromptTokens, score_tokens, tokenize_prompt
 from .layouts import CheckpointFolder, Layout, listed, read_json, recognise, weight_shards
 from .published_layout import LoraAdapter, check_image_settings, read_non_lora
 from .source import CheckpointSource, PathOrId
+from .vlm_checkpoint import load_vlm, saved_dtype
 from .weights import WeightFiller, read_shard
 
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -31,17 +36,19 @@ class LoadedCheckpoint:
     """A model ready to score.
 
     Attributes:
-        model: in evaluation mode, parameters frozen, on the CPU unless quantised.
+        model: a `ScoringNetwork` in evaluation mode, parameters frozen, on the CPU unless quantised.
         tokenizer: knows prompt and score tokens.
-        prompt: the prompt as ids.
+        prompt: as the model takes it: of the published network the ids.
+        images: how pictures become its inputs.
         folder: where it came from.
         fingerprint: hex digest of the configuration and a sample of every weight; equal weights in equal precision give
             equal fingerprints, whatever the layout.
     """
 
-    model: QScorerForScoring
+    model: QScorerForScoring | VlmQScorer
     tokenizer: PreTrainedTokenizerBase
-    prompt: PromptTokens
+    prompt: PromptTokens | ChatPrompt
+    images: ModelImages
     folder: CheckpointFolder
     fingerprint: str
 
@@ -104,6 +111,8 @@ def load_folder(
         raise ValueError(f"dtype must be one of {', '.join(get_args(Precision))}, got {dtype!r}")
     folder = recognise(path, base)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if folder.is_vlm:
+        return _load_vlm_folder(folder, dtype, prompt, attn_implementation or "sdpa", device)
     tokenizer = load_tokenizer(folder.tokenizer_folder)
     config = _configuration(folder, tokenizer)
     check_image_settings(folder.tokenizer_folder, config.vision_config.image_size)
@@ -111,12 +120,35 @@ def load_folder(
     config._attn_implementation = attn_implementation or "sdpa"
     torch_dtype = _torch_dtype(dtype, folder, device.type)
     model = _read_weights(folder, config, torch_dtype)
-    fingerprint = _fingerprint(model, dtype)
+    fingerprint = _fingerprint(model, _settings(config, dtype))
     if dtype in ("8bit", "4bit"):
         model = quantise(model, dtype, device)
     use_fast_linear(model)
     model.eval().requires_grad_(False)
-    return LoadedCheckpoint(model, tokenizer, prompt_tokens, folder, fingerprint)
+    vision = config.vision_config
+    images = SquareImages(vision.image_size, vision.image_fit, vision.smallest_side)
+    return LoadedCheckpoint(model, tokenizer, prompt_tokens, images, folder, fingerprint)
+
+
+def _load_vlm_folder(
+    folder: CheckpointFolder, dtype: Precision, prompt: str | None, attn_implementation: str, device: torch.device
+) -> LoadedCheckpoint:
+    bits = dtype if dtype in ("8bit", "4bit") else None
+    if bits and device.type == "cpu":
+        raise CheckpointError(f"dtype={dtype!r} of another backbone needs a CUDA GPU; use 'bfloat16' or 'float32'")
+    if dtype in ("float16", "bfloat16", "float32"):
+        number_format = getattr(torch, dtype)
+    else:
+        number_format = torch.bfloat16 if bits else saved_dtype(folder)
+    model = load_vlm(folder, number_format, attn_implementation, device, bits)
+    settings = (dtype if bits else "", model.config.formulation, model.config.quality_token_ids)
+    images = repr(model.encode.processor.image_processor.to_dict())
+    fingerprint = _fingerprint(model, (*settings, model.base.config.model_type, images))
+    model.deepmlp.to(number_format)
+    model.eval().requires_grad_(False)
+    chat_prompt = model.encode.prompt(prompt or model.config.prompt, model.config.quality_tokens)
+    tokenizer, side = model.encode.processor.tokenizer, model.config.smallest_side
+    return LoadedCheckpoint(model, tokenizer, chat_prompt, WholePictures(side), folder, fingerprint)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -221,24 +253,27 @@ def empty_model(config: QScorerConfig) -> QScorerForScoring:
         ) from error
 
 
-def _fingerprint(model: QScorerForScoring, dtype: Precision) -> str:
-    """Digest of the settings that no weight shows and of about 1,000 evenly spaced elements of every tensor.
-
-    Training changes nearly all elements, so a sample is enough.
-    """
-    config = model.config
-    settings = (
+def _settings(config: QScorerConfig, dtype: Precision) -> tuple[Any, ...]:
+    """Those that no weight shows."""
+    return (
         dtype if dtype in ("8bit", "4bit") else "",
         *(config.num_attention_heads, config.rms_norm_eps, config.rope_base),
         *(config.formulation, config.score_token_ids, config.level_token_ids),
         *((part.num_attention_heads, part.layer_norm_eps) for part in (config.vision_config, config.abstractor_config)),
     )
+
+
+def _fingerprint(model: nn.Module, settings: tuple[Any, ...]) -> str:
+    """Digest of the settings that no weight shows and of about 1,000 evenly spaced elements of every tensor.
+
+    Training changes nearly all elements, so a sample is enough.
+    """
     digest = hashlib.sha256(repr(settings).encode())
     for name, tensor in sorted(model.state_dict().items()):
         flat = tensor.flatten()
         sample = flat[:: max(1, flat.numel() // 1024)].contiguous()
         digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-        digest.update(sample.view(torch.uint8).numpy().tobytes())
+        digest.update(sample.view(torch.uint8).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 

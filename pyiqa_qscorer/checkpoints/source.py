@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import CheckpointError
+from ..registry import PUBLISHED_BASE
 from . import hub
-from .layouts import has_lora_files, is_lora_folder
+from .layouts import ADAPTER_CONFIG, VLM_CONFIG, has_lora_files, read_json
 
 PathOrId = str | os.PathLike[str]
 
@@ -21,8 +23,8 @@ class CheckpointSource:
     """Where a checkpoint is, as the options of every metric say it.
 
     Attributes:
-        checkpoint: folder on this machine or Hub id "owner/name", in any of the three layouts.
-        base: the same for the model under a LoRA checkpoint; not looked at where none is needed.
+        checkpoint: folder on this machine or Hub id "owner/name", in any layout.
+        base: the same for the model under adapters; not looked at where none is needed, or where the adapters name it.
         revision, base_revision: branch, tag or commit on the Hub; None: the main branch.
         local_files_only: never go to the network.
         cache_dir: folder of downloads; None: the Hub's own cache.
@@ -43,7 +45,10 @@ class CheckpointSource:
             DownloadError: the Hub cannot be asked and the cache has no complete copy.
         """
         part = self._locate("checkpoint", self.checkpoint, self.revision)
-        if not (is_lora_folder(part) if isinstance(part, Path) else has_lora_files(file.name for file in part.files)):
+        if isinstance(part, Path) and (part / VLM_CONFIG).exists():
+            return [part, *self._backbone(part)]
+        names = [entry.name for entry in part.iterdir()] if isinstance(part, Path) else [one.name for one in part.files]
+        if VLM_CONFIG in names or not has_lora_files(names):  # what an adapter's backbone is, its own file says
             return [part]
         if self.base is None:
             raise CheckpointError(
@@ -60,9 +65,22 @@ class CheckpointSource:
         Raises:
             CheckpointError, DownloadError: as `plan`, or a download fails.
         """
-        parts = self.plan()
-        fetched = iter(hub.download([part for part in parts if not isinstance(part, Path)]))
-        return [part if isinstance(part, Path) else next(fetched) for part in parts]
+        folders = _fetched(self.plan())
+        if len(folders) == 1 and (folders[0] / VLM_CONFIG).exists():
+            folders += _fetched(self._backbone(folders[0]))
+        return folders
+
+    def _backbone(self, adapter: Path) -> list[Path | hub.DownloadPlan]:
+        """Where the backbone of an adapter is; nothing for a merged folder.
+
+        The published base, which the options of metric `qscorer` name, is none: the adapter says its own.
+        """
+        if not (adapter / ADAPTER_CONFIG).exists():
+            return []
+        if self.base is not None and os.fspath(self.base) != PUBLISHED_BASE:
+            return [self._locate("base", self.base, self.base_revision)]
+        config = read_json(adapter / VLM_CONFIG)
+        return [self._locate("base", str(config.get("base")), self.base_revision or config.get("base_revision"))]
 
     def _locate(self, argument: str, place: PathOrId, revision: str | None) -> Path | hub.DownloadPlan:
         if not is_local(place, argument):
@@ -75,6 +93,11 @@ class CheckpointSource:
                 "revisions. Leave it out, or give a Hub id 'owner/name'."
             )
         return Path(place).expanduser()
+
+
+def _fetched(parts: Sequence[Path | hub.DownloadPlan]) -> list[Path]:
+    fetched = iter(hub.download([part for part in parts if not isinstance(part, Path)]))
+    return [part if isinstance(part, Path) else next(fetched) for part in parts]
 
 
 def is_local(place: PathOrId, argument: str = "checkpoint") -> bool:

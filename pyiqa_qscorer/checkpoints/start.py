@@ -70,6 +70,10 @@ def start_from_checkpoint(
         return _start_from_base(folder, formulation, dtype, attn_implementation)
     precision: Any = str(dtype).removeprefix("torch.")
     loaded = load_folder(path, base, dtype=precision, attn_implementation=attn_implementation)
+    if not isinstance(loaded.model, QScorerForScoring):
+        raise CheckpointError(
+            f"{path} stands on another backbone: training starts there from model.backbone (of a merged folder, too)"
+        )
     config = loaded.model.config
     found = (config.formulation, len(config.quality_token_ids), config.regressor)
     wanted = (formulation.name, formulation.levels, formulation.regressor)

@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import islice
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -136,8 +135,8 @@ def score_rows(
 def _score(metric: PyiqaMetric, batch: Sequence[Inputs]) -> Iterator[BenchmarkRow]:
     started = time.perf_counter()
     try:
-        images, *references = (torch.stack(same) for same in zip(*(inputs for _, inputs in batch), strict=True))
-        scores = metric.score(images, references[0] if references else None)
+        images, *references = zip(*(inputs for _, inputs in batch), strict=True)
+        scores = metric.score(images, references[0] if references else ())
     except Exception as error:  # metrics are foreign code and raise anything; the reason stands beside the image
         if len(batch) == 1:
             yield replace(batch[0][0], error=one_line(error))

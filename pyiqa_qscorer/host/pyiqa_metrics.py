@@ -6,7 +6,7 @@ import hashlib
 import platform
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from .. import __version__
 from ..checkpoints import CheckpointSource
 from ..errors import QScorerError
-from ..images.preprocessing import pixels_from_pil
 from ..metric import QScorer
 from ..registry import METRICS, nearest, resolve_metric_options
 
@@ -108,15 +107,15 @@ class PyiqaMetric:
         )
 
     def prepare(self, picture: Image.Image) -> Tensor:
-        """(3, H, W) float32 in [0, 1], as pyiqa's loaders make it; for our metrics their own (3, S, S) pixel values,
-        which are the same for a file, a picture and a tensor, so that images of all sizes share a batch."""
+        """(3, H, W) float32 in [0, 1], as pyiqa's loaders make it; for our metrics their own 8-bit levels, which are
+        the same for a file, a picture and a tensor, so that images of all sizes share a batch."""
         if self._ours is not None:
-            return pixels_from_pil(picture, self._ours.image_size, self._ours.image_fit)
+            return self._ours.images.levels_from_pil(picture)
         pixels = torch.from_numpy(np.array(picture, dtype=np.uint8, copy=True))
         return pixels.permute(2, 0, 1).contiguous().float().div(255)
 
-    def score(self, images: Tensor, references: Tensor | None) -> list[float]:
-        """Score of each of (B, 3, H, W) images, as the metric gives it.
+    def score(self, images: Sequence[Tensor], references: Sequence[Tensor]) -> list[float]:
+        """Score of each of the images that `prepare` made, as the metric gives it; no references, or as many.
 
         Random numbers that a metric draws (some score random crops) start from the same seed each time.
 
@@ -125,11 +124,9 @@ class PyiqaMetric:
         """
         with torch.no_grad(), _same_random_numbers(), redirect_stdout(sys.stderr):
             if self._ours is not None:
-                output = self._ours.score_pixels(images.to(self._ours.device))
-            elif references is None:
-                output = self._metric(images)
+                output = self._ours.score_pixels(self._ours.images.inputs(images))
             else:
-                output = self._metric(images, references)
+                output = self._metric(*(torch.stack(list(same)) for same in (images, references) if same))
         if not isinstance(output, Tensor) or output.numel() != len(images):
             shape = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
             raise QScorerError(f"it gave {shape} for {len(images)} images, not one number each")

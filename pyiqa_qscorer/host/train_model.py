@@ -26,6 +26,7 @@ from torch import nn
 
 from ..errors import QScorerError
 from ..metric import QScorer
+from ..model import QScorerForScoring
 
 DEFAULT_PARTS = ("regressor",)
 
@@ -90,11 +91,14 @@ def part_of(network: QScorer, name: str) -> nn.Module:
     model: Any = network.network
     parts = {
         "regressor": model.deepmlp,
-        "lm_head": model.lm_head,
-        "visual_abstractor": model.model.visual_abstractor,
-        "vision_model": model.model.vision_model,
-        "decoder": model.model.layers,
     }
+    if isinstance(model, QScorerForScoring):
+        parts |= {
+            "lm_head": model.lm_head,
+            "visual_abstractor": model.model.visual_abstractor,
+            "vision_model": model.model.vision_model,
+            "decoder": model.model.layers,
+        }
     if name not in parts:
         raise QScorerError(f"trained_parts must be among {', '.join(parts)}, got {name!r}")
     return parts[name]

@@ -13,6 +13,7 @@ from PIL import Image
 from ..errors import ImageError, QScorerError
 from . import preprocessing
 from . import reading as image_files
+from .model_images import ModelImages
 from .staging import PreparedImage
 
 ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | torch.Tensor | np.ndarray"
@@ -22,12 +23,11 @@ class ImagePreparation:
     """Reads images and brings them to the size of the model; to be called from many threads.
 
     Args:
-        image_size: Of the model, in pixels.
-        image_fit: How the model's pictures become squares.
+        images: How the model takes pictures.
     """
 
-    def __init__(self, image_size: int, image_fit: preprocessing.Fit = "pad") -> None:
-        self.image_size, self.image_fit = image_size, image_fit
+    def __init__(self, images: ModelImages) -> None:
+        self.images = images
         # One PIL image may stand in the input twice; it cannot be loaded by two threads at once.
         self._pil_lock = threading.Lock()
 
@@ -58,7 +58,7 @@ class ImagePreparation:
                 f"values must be finite and in [0, 1], but go from {low:g} to {high:g}; "
                 "divide by 255 if they are 8-bit values"
             )
-        levels = preprocessing.levels_from_tensor(batch, self.image_size, self.image_fit)[0]
+        levels = self.images.levels_from_tensor(batch)
         return PreparedImage(source, levels, width=image.shape[2], height=image.shape[1])
 
     def _from_picture(self, source: str, image: object) -> PreparedImage:
@@ -74,7 +74,7 @@ class ImagePreparation:
                 f"an image cannot be a {type(image).__name__}: give a path, bytes, a PIL image, "
                 "a tensor (3, H, W) in [0, 1] or a uint8 array (H, W, 3)"
             )
-        levels = preprocessing.levels_from_pil(picture, self.image_size, self.image_fit)
+        levels = self.images.levels_from_pil(picture)
         return PreparedImage(source, levels, width=picture.width, height=picture.height)
 
 

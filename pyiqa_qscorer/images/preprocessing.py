@@ -87,7 +87,7 @@ def pixels_from_tensor(
     if images.device.type == "mps":  # Apple GPUs have no float64
         return pixels_from_tensor(images.cpu(), size, exact, fit).to(images.device)
     if images.requires_grad and torch.is_grad_enabled():
-        images = _OnlyInwards.apply(images)
+        images = OnlyInwards.apply(images)
     images = images.expand(-1, 3, -1, -1)
     if fit == "mirror":
         images = mirrored_tensor(images, size)
@@ -166,7 +166,7 @@ def normalise(levels: torch.Tensor, exact: bool = True) -> torch.Tensor:
     return ((scaled.float() if exact else scaled) - mean) / std
 
 
-class _OnlyInwards(torch.autograd.Function):
+class OnlyInwards(torch.autograd.Function):
     """The identity; of the gradient of values outside [0, 1] only what descends towards it.
 
     The projection of a descent direction on those that an image may take, so an overshooting

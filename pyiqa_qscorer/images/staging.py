@@ -5,20 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import preprocessing
+from .model_images import ModelImages, SquareImages
+from .preprocessing import normalise
 
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image on its way to the model: 8-bit levels (3, S, S), or why there are none.
+    """An image on its way to the model: 8-bit levels (3, H, W), or why there are none.
 
     Attributes:
         source: The path as given, or a short description of an image in memory.
-        levels: uint8, resized; on the CPU, or on the device that a tensor came on.
+        levels: uint8, as the model's `ModelImages` makes them; on the CPU, or on the device that a tensor came on.
         error: In one line.
         width, height: Of the image as it came in.
     """
@@ -32,19 +34,19 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class StagedBatch:
-    """Images in input order, and the pixel values (N, 3, S, S) of those without an error, on the device.
+    """Images in input order, and the network's inputs of those without an error, on the device.
 
     Attributes:
         ready: On CUDA, reached once the pixel values are there; the stream that reads them must wait for it.
     """
 
     images: list[PreparedImage]
-    pixels: Tensor | None
+    pixels: Any | None
     ready: torch.cuda.Event | None = None
 
-    def wait(self) -> Tensor | None:
-        """The pixel values, for use in the current stream."""
-        if self.ready is not None and self.pixels is not None:
+    def wait(self) -> Any | None:
+        """The network's inputs, for use in the current stream."""
+        if self.ready is not None and isinstance(self.pixels, Tensor):
             stream = torch.cuda.current_stream(self.pixels.device)
             stream.wait_event(self.ready)
             self.pixels.record_stream(stream)  # its memory belongs to the other stream
@@ -57,8 +59,8 @@ class Stager:
     To CUDA they travel as 8-bit levels, a quarter of the bytes, from pinned memory and in a stream of their own.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, images: ModelImages) -> None:
+        self.device, self.images = device, images
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def stage(self, prepared: Sequence[Future[PreparedImage]]) -> StagedBatch:
@@ -68,16 +70,17 @@ class Stager:
         if not levels:
             return StagedBatch(images, None)
         with torch.no_grad():
+            if not isinstance(self.images, SquareImages):  # of any size: each goes on its own
+                return StagedBatch(images, self.images.inputs([one.to(self.device) for one in levels]))
             if self._stream is None:
-                stacked = torch.stack([one.cpu() for one in levels])
-                return StagedBatch(images, preprocessing.normalise(stacked).to(self.device))
+                return StagedBatch(images, self.images.inputs([one.cpu() for one in levels]).to(self.device))
             with torch.cuda.stream(self._stream):
                 if all(one.device.type == "cpu" for one in levels):
                     pinned = torch.empty((len(levels), *levels[0].shape), dtype=torch.uint8, pin_memory=True)
                     moved = torch.stack(levels, out=pinned).to(self.device, non_blocking=True)
                 else:
                     moved = torch.stack([one.to(self.device, non_blocking=True) for one in levels])
-                pixels = preprocessing.normalise(moved)
+                pixels = normalise(moved)
                 ready = torch.cuda.Event()
                 ready.record(self._stream)
             return StagedBatch(images, pixels, ready)

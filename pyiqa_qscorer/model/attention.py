@@ -85,14 +85,16 @@ def split_heads(states: Tensor, heads: int) -> Tensor:
 
 
 def enable_gradient_checkpointing(model: Any) -> None:
-    """Have the layers of a transformers model, adapters included, recomputed in the backward pass.
+    """Have the layers of a network, adapters included, recomputed in the backward pass.
 
     Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016.
     """
+    layers = getattr(model, "base", model)  # of a `VlmQScorer`
     # The name changed within transformers 5.
-    renamed = getattr(model, "activation_checkpointing_enable", None)
-    (renamed or model.gradient_checkpointing_enable)({"use_reentrant": False})
-    backbone = getattr(model.get_submodule("model.vision_model"), "backbone", None)
+    renamed = getattr(layers, "activation_checkpointing_enable", None)
+    (renamed or layers.gradient_checkpointing_enable)({"use_reentrant": False})
+    vision = getattr(getattr(model, "model", None), "vision_model", None)  # of the published network
+    backbone = getattr(vision, "backbone", None)
     if backbone is not None:
         backbone.set_grad_checkpointing(True)  # a network of timm, which does it itself
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput
 
+from ..prompt import PromptTokens
 from .backbone import QScorerBackbone, QScorerPreTrainedModel
 from .compiled import CompiledBackbone
 from .configuration import QScorerConfig
 from .language import Prefix
 from .multiway import VisualSpan
-from .regressor import HyperRegressor, ScoreRegressor
+from .network import expected_level, make_regressor, read_quality
 
 IGNORED_LABEL = -100  # of a token that the cross entropy leaves out
 SMALLEST_SHARING_BATCH = 8  # of images on an accelerator whose prompt is read in a pass of its own
@@ -74,8 +75,7 @@ class QScorerForScoring(QScorerPreTrainedModel):
                 part._attn_implementation = config._attn_implementation
         self.model = QScorerBackbone(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        regressor = HyperRegressor if config.regressor == "hyper" else ScoreRegressor
-        self.deepmlp = regressor(config.hidden_size, config.regressor_hidden_sizes)
+        self.deepmlp = make_regressor(config.regressor, config.hidden_size, config.regressor_hidden_sizes)
         self.compiled: CompiledBackbone | None = None  # scores without gradients run through it
         self.post_init()
 
@@ -133,10 +133,9 @@ class QScorerForScoring(QScorerPreTrainedModel):
             output.labels = torch.cat([labels[:, :column], ignored, labels[:, column + 1 :]], dim=1)
             rows, positions = quality_positions(output.labels, self.config.quality_token_ids)
             output.quality_rows, output.quality_logits = rows, logits[rows, positions]
-            if self.config.formulation == "score_token":
-                output.raw_scores = self.deepmlp(hidden_states[rows, positions], visual_tokens[rows])
-            else:
-                output.raw_scores = expected_level(output.quality_logits[:, self.config.level_token_ids])
+            states, logits = hidden_states[rows, positions], output.quality_logits
+            settings = (self.config.formulation, self.config.level_token_ids, self.deepmlp)
+            output.raw_scores = read_quality(*settings, states, logits, visual_tokens[rows])
         return output
 
     def score(
@@ -159,8 +158,8 @@ class QScorerForScoring(QScorerPreTrainedModel):
             pixel_values: (B, 3, S, S) normalised pixels.
             prefix_ids, suffix_ids: prompt before and after the image.
             space_id: id of the blank that stands before a score token.
-            prefix: `read_prefix(prefix_ids)` of the very weights that are to score, without gradients; None: it is read
-                here.
+            prefix: `read_prefix` of the prompt and of the very weights that are to score, without gradients; None: it
+                is read here.
 
         Returns:
             Scores that are NaN where the logits are not finite, from which no token can be chosen.
@@ -188,6 +187,10 @@ class QScorerForScoring(QScorerPreTrainedModel):
             raw_score = self.deepmlp(at_first_token, visual_tokens)
         raw_score = raw_score.masked_fill(~first_logits.isfinite().all(dim=-1), torch.nan)
         return ScoreOutput(raw_score, first_token, first_logits, hidden_state=at_first_token)
+
+    def score_prompted(self, images: Tensor, prompt: PromptTokens, prefix: Prefix | None = None) -> ScoreOutput:
+        """As `score`, of a prompt made by `tokenize_prompt`; see `network.ScoringNetwork`."""
+        return self.score(images.to(self.device), prompt.prefix, prompt.suffix, prompt.blank, prefix)
 
     @property
     def _backbone(self) -> QScorerBackbone | CompiledBackbone:
@@ -225,10 +228,13 @@ class QScorerForScoring(QScorerPreTrainedModel):
         """
         wants_gradient = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.model.parameters())
         too_few = self.model.embed_tokens.weight.device.type != "cpu" and batch < SMALLEST_SHARING_BATCH
-        return None if wants_gradient or too_few else self.read_prefix(ids)
+        return None if wants_gradient or too_few else self._read_ids(ids)
 
-    def read_prefix(self, ids: Sequence[int]) -> Prefix | None:
+    def read_prefix(self, prompt: PromptTokens) -> Prefix | None:
         """The text before the image as `score` takes it, for as long as no weight changes; None: there is none."""
+        return self._read_ids(prompt.prefix)
+
+    def _read_ids(self, ids: Sequence[int]) -> Prefix | None:
         return self.model.read_prefix(self._embed_text(ids)) if ids else None
 
     def _embed_text(self, ids: Sequence[int]) -> Tensor:
@@ -265,15 +271,6 @@ def quality_positions(labels: Tensor, quality_token_ids: Sequence[int]) -> tuple
     ids = torch.tensor(list(quality_token_ids), device=labels.device)
     rows, positions = torch.isin(labels[:, 1:], ids).nonzero(as_tuple=True)
     return rows, positions
-
-
-def expected_level(logits: Tensor) -> Tensor:
-    """(..., K) logits of the level tokens, lowest first -> (...) float32 expectation of K equal steps from 1 to 5.
-
-    The score restoration of Q-Align and DeQA-Score: softmax over the level tokens only.
-    """
-    values = torch.linspace(1, 5, logits.shape[-1], device=logits.device)
-    return logits.float().softmax(dim=-1) @ values
 
 
 def _image_column(input_ids: Tensor) -> int:

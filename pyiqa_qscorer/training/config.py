@@ -15,6 +15,7 @@ from typing import Any, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from ..data.settings import Section, check_settings, read_yaml
+from ..registry import BACKBONES
 from .dataset_config import DatasetConfig, PyiqaDataset
 
 CONFIG_FOLDER = Path(__file__).with_name("configs")
@@ -67,6 +68,14 @@ class ModelConfig(Section):
         description="metric name (qscorer-mini), Hub id or folder: a base (mPLUG-Owl2), or anything that scores, in "
         "any layout",
     )
+    backbone: str | None = Field(
+        None,
+        description="instead of checkpoint: any image-text-to-text model of transformers: a Hub id, a folder, or "
+        + ", ".join(BACKBONES),
+    )
+    processor: dict[str, Any] = Field(
+        {}, description="of a backbone: changed settings of its image processor, such as max_pixels"
+    )
     base: str | None = Field(None, description="Hub id or folder of the model under a LoRA checkpoint")
     revision: str | None = Field(None, description="branch, tag or commit of the checkpoint")
     base_revision: str | None = Field(None, description="branch, tag or commit of the base")
@@ -97,8 +106,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _one_start(self) -> ModelConfig:
-        if (self.checkpoint is None) == (self.architecture is None):
-            raise ValueError("give either checkpoint or architecture")
+        if sum(start is not None for start in (self.checkpoint, self.architecture, self.backbone)) != 1:
+            raise ValueError("give either checkpoint, architecture or backbone")
+        if self.processor and self.backbone is None:
+            raise ValueError("processor goes with backbone: other networks take pictures of one size")
         if self.vision is not None and self.checkpoint is None:
             raise ValueError("vision changes a checkpoint: write it into architecture.vision_config")
         if self.backbone_weights and self.architecture is None and self.vision is None:
@@ -145,8 +156,11 @@ class LoraSettings(Section):
     lora_alpha: int = Field(256, gt=0, description="scale of the update, times 1 / r")
     lora_dropout: float = Field(0.05, ge=0, lt=1, description="of the adapters' input")
     target_modules: str = Field(
-        r".*\.self_attn\.(q_proj|v_proj\.multiway\.1)", description="regular expression of the layers with adapters"
+        r".*\.self_attn\.(q_proj|v_proj\.multiway\.1)",
+        description="regular expression of the layers with adapters; default on a backbone: q_proj and v_proj of its "
+        "language model",
     )
+    modules_to_save: list[str] = Field([], description="of a backbone: modules trained in full, such as its projector")
     quantise_base: Literal["4bit", "8bit"] | None = Field(None, description="QLoRA: the frozen base in fewer bits")
 
 
@@ -253,7 +267,7 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _settings_fit_together(self) -> TrainConfig:
-        training, everything = self.training, self.trainable.everything
+        training, everything, backbone = self.training, self.trainable.everything, self.model.backbone is not None
         rules = [
             (
                 self.model.architecture is not None and not everything,
@@ -278,6 +292,23 @@ class TrainConfig(Section):
             (
                 not self.objective.weights(self.model.formulation),
                 f"objective has no part with a weight above 0 in formulation {self.model.formulation}",
+            ),
+            (
+                backbone and (not self.lora.enabled or bool(self.trainable.model_fields_set - {"regressor"})),
+                "model.backbone trains adapters, rows of new tokens and the regressor: give its other parts by name in "
+                "lora.target_modules (adapters) or lora.modules_to_save (in full), not in trainable",
+            ),
+            (
+                bool(self.lora.modules_to_save) and not backbone,
+                "lora.modules_to_save goes with model.backbone; for other starts see trainable",
+            ),
+            (
+                backbone and self.layouts != ["qscorer"],
+                "model.backbone has only layout qscorer, an adapter folder; `pyiqa-qscorer merge` makes a whole model",
+            ),
+            (
+                backbone and (self.data.cache_statistics or training.vision_backbone_learning_rate is not None),
+                "data.cache_statistics and training.vision_backbone_learning_rate need a feature network, no backbone",
             ),
             (
                 self.data.cache_statistics and self.trainable.vision_backbone,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 from ..data.opinions import MosScale, OpinionRow, read_opinions
 from ..errors import ImageError, OpinionTableError, TrainingDataError
 from ..host.pyiqa_datasets import pyiqa_dataset
-from ..images.preprocessing import Fit, pixels_from_pil
 from ..images.reading import open_image
 from .dataset_config import FolderDataset, PyiqaDataset
 
@@ -149,6 +148,7 @@ class QualityDataset(Dataset[dict[str, Any]]):
 
     Args:
         parts: datasets, mixed by their weights in `MixedSampler`.
+        sample: what a model's `ModelImages.sample` makes of a picture.
         flip: mirror half of the images, another half each epoch. The only augmentation: others change quality.
         texts: question variants; one is drawn per image and epoch.
     """
@@ -156,23 +156,21 @@ class QualityDataset(Dataset[dict[str, Any]]):
     def __init__(
         self,
         parts: Sequence[LabelledImages],
-        image_size: int,
+        sample: Callable[[Image.Image], Tensor],
         texts: int = 1,
         flip: bool = False,
         seed: int = 0,
-        image_fit: Fit = "pad",
     ) -> None:
         self.parts = list(parts)
         self.images = [image for part in parts for image in part.images]
         self.part_of = [number for number, part in enumerate(parts) for _ in part.images]
-        self.image_size, self.texts, self.flip, self.seed = image_size, texts, flip, seed
-        self.image_fit = image_fit
+        self.sample, self.texts, self.flip, self.seed = sample, texts, flip, seed
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, item: int | tuple[int, int]) -> dict[str, Any]:
-        """`pixel_values` (3, S, S) float32, `mos`, `std` (NaN where there is none), `dataset` and `text` (which).
+        """`pixel_values` (as `sample` makes them), `mos`, `std` (NaN where there is none), `dataset`, `text` (which).
 
         Args:
             item: index, or (index, epoch) as `MixedSampler` gives it; the epoch decides flip and question.
@@ -181,7 +179,7 @@ class QualityDataset(Dataset[dict[str, Any]]):
         return {**self.facts(item), "pixel_values": self.pixels(index, epoch, self.flipped(index, epoch))}
 
     def pixels(self, index: int, epoch: int = 0, flipped: bool = False) -> Tensor:
-        """(3, S, S) float32 pixel values of an image as an epoch sees it, mirrored or not."""
+        """Sample of an image as an epoch sees it, mirrored or not."""
         image = self.images[index]
         try:
             picture = open_image(image.path)
@@ -193,7 +191,7 @@ class QualityDataset(Dataset[dict[str, Any]]):
             picture = _random_square(picture, crop, drawn_number(self.seed, epoch, index, 1))
         if flipped:
             picture = ImageOps.mirror(picture)
-        return pixels_from_pil(picture, self.image_size, self.image_fit)
+        return self.sample(picture)
 
     def flipped(self, index: int, epoch: int) -> bool:
         """Whether an image is mirrored in an epoch."""

@@ -2,10 +2,40 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
+
+from ..registry import BACKBONES
+
+
+def vlm_card(facts: dict[str, Any]) -> str:
+    """The same for an adapter on another backbone, with the header that the Hub reads."""
+    model = facts["configuration"]["model"]
+    base = BACKBONES.get(model["backbone"], model["backbone"])
+    header = [
+        "---",
+        "library_name: peft",
+        "pipeline_tag: image-text-to-text",
+        "tags: [image-quality-assessment, qscorer]",
+    ]
+    known = [f"base_model: {base}"] if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else []
+    use = [
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import pyiqa  # with pyiqa-qscorer installed",
+        "",
+        'metric = pyiqa.create_metric("qscorer", checkpoint="this folder or its Hub id")',
+        "```",
+        "",
+    ]
+    return "\n".join([*header, *known, "---", "", model_card(facts, "adapter of peft, score tokens, regressor"), *use])
 
 
 def _start(model: dict[str, Any]) -> str:
+    if model["backbone"]:
+        return str(model["backbone"])
     if model["checkpoint"]:
         return str(model["checkpoint"])
     pretrained = ", then ".join(model["backbone_weights"])

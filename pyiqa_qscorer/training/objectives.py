@@ -32,7 +32,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..data.labels import gaussian_soft_label
-from ..model import QScorerConfig, QScorerOutput
+from ..model import QScorerOutput
+from ..model.network import QualityConfig
 from ..model.qscorer import IGNORED_LABEL
 
 
@@ -270,7 +271,7 @@ def listwise_ranking(predictions: Tensor, targets: Tensor) -> Tensor:
 
 def total_objective(
     weights: Mapping[str, float],
-    network: QScorerConfig,
+    network: QualityConfig,
     output: QScorerOutput,
     opinions: tuple[Tensor, Tensor, Tensor],
     ranking_margin: float = 0.1,
@@ -283,7 +284,7 @@ def total_objective(
 
     Args:
         network: configuration of the model: formulation, quality tokens.
-        output: of `QScorerForScoring.forward` with labels.
+        output: of a network's forward pass with labels.
         opinions: MOS and spread (B,) on 1..5, NaN where a spread is unknown, and (B,) index of the image's dataset.
 
     Raises:
@@ -296,7 +297,9 @@ def total_objective(
     ids = network.quality_token_ids
     level_ids = ids if network.formulation == "level_soft" else None
     if level_ids is not None:  # [2]: the level position is taught by its soft label alone, over the whole vocabulary
-        labels = labels.masked_fill(torch.isin(labels, torch.tensor(level_ids, device=labels.device)), IGNORED_LABEL)
+        labels = labels.masked_fill(
+            torch.isin(labels, torch.tensor(list(level_ids), device=labels.device)), IGNORED_LABEL
+        )
 
     def soft_kl() -> Tensor:
         soft = gaussian_soft_label(target.cpu().numpy(), spread.cpu().numpy(), len(ids))

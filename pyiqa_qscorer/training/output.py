@@ -19,16 +19,18 @@ from transformers import PreTrainedTokenizerBase
 
 from ..checkpoints import SavedLayout, save_folder, save_lora_folder
 from ..checkpoints.layouts import read_json
-from ..checkpoints.save import check_output as check_folder
-from ..checkpoints.save import disk_is_full
+from ..checkpoints.new_folder import check_output as check_folder
+from ..checkpoints.new_folder import disk_is_full
 from ..checkpoints.start import StartingPoint
+from ..checkpoints.vlm_checkpoint import save_vlm_folder
 from ..errors import TrainingFailedError
 from ..files import write_text
 from ..model import QScorerForScoring
 from .config import TrainConfig
-from .model_card import model_card
+from .model_card import model_card, vlm_card
 from .starting_model import from_checkpoint
 from .trainer import last_complete_state, refuse_lost_best, set_damaged_aside
+from .vlm_start import VlmStart
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -160,7 +162,7 @@ def _deciding_settings(content: dict[str, Any], place: str = "") -> dict[str, An
 
 
 def write_checkpoints(
-    config: TrainConfig, start: StartingPoint, adapters: PeftModel | None, facts: dict[str, Any]
+    config: TrainConfig, start: StartingPoint | VlmStart, adapters: PeftModel | None, facts: dict[str, Any]
 ) -> dict[str, Path]:
     """Write the asked-for layouts, each with `training.json` and a model card; those that are there already stay."""
     start.model.config.training_data = facts["data"]
@@ -168,6 +170,11 @@ def write_checkpoints(
     missing = [layout for layout in config.layouts if layout not in folders]
     history = json.dumps(facts, indent=2) + "\n"
     notes = {layout: {"training.json": history, "MODEL_CARD.md": model_card(facts, layout)} for layout in missing}
+    if isinstance(start, VlmStart):
+        for layout in missing:  # one
+            card = {"training.json": history, "README.md": vlm_card(facts)}
+            folders[layout] = save_vlm_folder(_target(config.output, layout), start.model, adapters, card)
+        return folders
     if "published_lora" in missing:
         target = _target(config.output, "published_lora")
         folders["published_lora"] = save_lora_folder(target, start.model, adapters, notes["published_lora"])
@@ -186,7 +193,7 @@ def write_checkpoints(
     return folders
 
 
-def check_targets(config: TrainConfig, start: StartingPoint) -> None:
+def check_targets(config: TrainConfig, start: StartingPoint | VlmStart) -> None:
     """Raise what `write_checkpoints` would, before the training that it would lose.
 
     Raises:
@@ -194,6 +201,10 @@ def check_targets(config: TrainConfig, start: StartingPoint) -> None:
     """
     written = written_checkpoints(config)
     for layout in config.layouts:
+        if isinstance(start, VlmStart):
+            if layout not in written:
+                check_folder(_target(config.output, layout), "qscorer", None)
+            continue
         if layout != "qscorer" and start.model.config.vision_config.kind != "vit":
             start.model.config.to_published()
         if layout not in written:

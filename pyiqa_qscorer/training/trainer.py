@@ -24,8 +24,9 @@ from transformers.trainer_pt_utils import safe_globals
 
 from ..errors import CheckpointError, TrainingFailedError
 from ..evaluation.correlation import correlations
-from ..model import QScorerConfig, QScorerForScoring
-from ..prompt import PromptTokens
+from ..model import QScorerForScoring
+from ..model.network import QualityConfig
+from ..model.vlm import VlmQScorer
 from .average import WeightAverage, save_values, set_parameters, trained_parameters
 from .batches import MixedSampler
 from .cached_statistics import CachedStatistics
@@ -35,6 +36,7 @@ from .dataset import LabelledImages, QualityDataset
 from .objectives import total_objective
 
 logger = logging.getLogger("pyiqa_qscorer")
+NOT_FOR_THE_NETWORK = ("mos", "mos_std", "dataset", "pictures")  # of a batch
 TRAINED_WEIGHTS = "trained.safetensors"
 REMEDY = "lower training.learning_rate, or set training.fp16: false (bf16: true, or float32), with a new output folder"
 STATE_FILE = "trainer_state.json"  # transformers writes it last, so a folder with a whole one is complete
@@ -56,21 +58,21 @@ class QScorerTrainingArguments(TrainingArguments):
 
 
 class QScorerTrainer(Trainer):
-    """`Trainer` for `QScorerForScoring`.
+    """`Trainer` for a `ScoringNetwork`.
 
     Only trained parameters go into the resumable states; the frozen base is read again from where it came from.
 
     Args:
         objective: parts and weights.
-        prompt: prompt that the evaluation scores with.
+        prompt: prompt that the evaluation scores with, of the network's kind.
         validation_names: of the datasets of `eval_dataset`.
     """
 
-    model: QScorerForScoring
+    model: QScorerForScoring | VlmQScorer
     args: QScorerTrainingArguments
 
     def __init__(
-        self, *, objective: ObjectiveConfig, prompt: PromptTokens, validation_names: Sequence[str] = (), **kwargs: Any
+        self, *, objective: ObjectiveConfig, prompt: Any, validation_names: Sequence[str] = (), **kwargs: Any
     ) -> None:
         super().__init__(compute_metrics=partial(evaluation_metrics, validation_names), **kwargs)
         self.objective: ObjectiveConfig = objective
@@ -114,8 +116,8 @@ class QScorerTrainer(Trainer):
     ) -> Any:
         """Total objective of a batch; keeps its parts and scores for the log."""
         mos = inputs["mos"]
-        output = model(**{name: inputs[name] for name in ("input_ids", "pixel_values", "attention_mask", "labels")})
-        settings, network = self.objective, cast(QScorerConfig, self.model.config)
+        output = model(**{name: value for name, value in inputs.items() if name not in NOT_FOR_THE_NETWORK})
+        settings, network = self.objective, cast(QualityConfig, self.model.config)
         total, parts = total_objective(
             settings.weights(network.formulation),
             network,
@@ -156,7 +158,8 @@ class QScorerTrainer(Trainer):
         """Scores (B,) by the scoring procedure itself, not by teacher forcing, and labels (B, 2): MOS, dataset."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.accelerator.autocast():
-            output = self.model.score(inputs["pixel_values"], self.prompt.prefix, self.prompt.suffix, self.prompt.blank)
+            images: Any = inputs.get("pictures", inputs["pixel_values"])
+            output = self.model.score_prompted(images, self.prompt)
         return None, output.raw_score.float(), torch.stack([inputs["mos"], inputs["dataset"].float()], dim=1)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixedSampler:

@@ -1,0 +1,175 @@
+"""Q-Scorer on any image-text-to-text model of transformers: its own processor, our score tokens and regressor.
+
+What of the published method is different here: the score token follows the answer's beginning without a blank, so one
+pass over the prompt gives both the token and the state that the score is read from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from .network import make_regressor, read_quality
+from .qscorer import QScorerOutput, ScoreOutput, quality_positions
+from .vlm_inputs import ChatPrompt, VlmInputs
+
+
+@dataclass
+class VlmConfig:
+    """Facts of a Q-Scorer on another backbone; the content of its `qscorer_config.json`.
+
+    Attributes:
+        base: Hub id or folder of the backbone.
+        base_revision: commit on the Hub that it was trained on.
+        base_fingerprint: of the backbone's weight files, see `vlm_checkpoint.base_fingerprint`.
+        vocabulary: tokens of the backbone's own tokenizer.
+        quality_tokens, quality_token_ids: score tokens or level words, lowest quality first.
+        formulation, regressor, regressor_hidden_sizes, prompt: see `QScorerConfig`.
+        smallest_side: of pictures that it can judge, in pixels.
+        training_data: what it was trained on.
+    """
+
+    base: str
+    vocabulary: int
+    quality_tokens: list[str]
+    quality_token_ids: list[int]
+    formulation: str = "score_token"
+    regressor: str = "mlp"
+    regressor_hidden_sizes: list[int] = field(default_factory=lambda: [512, 128])
+    prompt: str = "training"
+    smallest_side: int = 1
+    base_revision: str | None = None
+    base_fingerprint: str | None = None
+    training_data: Any = None
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> VlmConfig:
+        """Raises `ValueError`: a field that is missing, unknown, or of another type."""
+        known = {one.name for one in fields(cls)} | {"format"}
+        if odd := sorted(content.keys() - known):
+            raise ValueError(f"unknown fields {', '.join(odd)}: it was written by a newer release")
+        try:
+            made = cls(**{name: value for name, value in content.items() if name != "format"})
+        except TypeError as error:
+            raise ValueError(str(error).replace("VlmConfig.__init__() ", "")) from error
+        tokens, ids = made.quality_tokens, made.quality_token_ids
+        if made.formulation not in ("score_token", "level_onehot", "level_soft") or len(tokens) != len(ids) or not ids:
+            raise ValueError(f"formulation {made.formulation!r} with tokens {tokens} and ids {ids} do not fit together")
+        return made
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"format": 1, **asdict(self)}
+
+    def to_json_string(self) -> str:
+        """For what transformers' callbacks log."""
+        return json.dumps(self.to_dict(), indent=2)
+
+    @property
+    def level_token_ids(self) -> list[int]:
+        return [] if self.formulation == "score_token" else self.quality_token_ids
+
+    @property
+    def score_tokens(self) -> list[str]:
+        """Those that are new to the vocabulary."""
+        return self.quality_tokens if self.formulation == "score_token" else []
+
+
+class VlmQScorer(nn.Module):
+    """A backbone with score tokens and regressor; see `network.ScoringNetwork`.
+
+    Args:
+        base: of `AutoModelForImageTextToText`, its vocabulary tables long enough for the quality tokens.
+        encode: the backbone's processor.
+        config: how the quality is told.
+
+    Raises:
+        ValueError: a backbone that changes its logits after the output layer, which this class would not.
+    """
+
+    def __init__(self, base: PreTrainedModel, encode: VlmInputs, config: VlmConfig) -> None:
+        super().__init__()
+        self.base, self.encode, self.config = base, encode, config
+        text = base.config.get_text_config()
+        for name, neutral in (("final_logit_softcapping", None), ("logit_scale", 1.0), ("logits_scaling", 1.0)):
+            if getattr(text, name, neutral) not in (neutral, None):
+                raise ValueError(f"backbone has {name}={getattr(text, name)}, which is not supported")
+        self.deepmlp = make_regressor(config.regressor, text.hidden_size, config.regressor_hidden_sizes)
+
+    @property
+    def device(self) -> torch.device:
+        return self.deepmlp_parameter.device
+
+    @property
+    def deepmlp_parameter(self) -> Tensor:
+        return next(self.deepmlp.parameters())
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the activations."""
+        return next(value.dtype for value in self.base.parameters() if value.is_floating_point())
+
+    def forward(self, labels: Tensor, **inputs: Tensor) -> QScorerOutput:
+        """Teacher-forced pass of `VlmInputs.with_answer`.
+
+        Returns:
+            Logits, states and labels of the last columns only: those with labels, and the one before.
+        """
+        supervised = int((labels != -100).sum(dim=1).max())
+        states = self._states(inputs)
+        visual = self._visual(inputs, states)
+        states, labels = states[:, -supervised - 1 :], labels[:, -supervised - 1 :]
+        logits = self.base.get_output_embeddings()(states)
+        rows, positions = quality_positions(labels, self.config.quality_token_ids)
+        at_quality, of_quality = states[rows, positions], logits[rows, positions]
+        return QScorerOutput(
+            logits=logits,
+            last_hidden_state=states,
+            labels=labels,
+            quality_rows=rows,
+            quality_logits=of_quality,
+            raw_scores=self._read(at_quality, of_quality, visual[rows]),
+        )
+
+    def score_prompted(self, images: Sequence[Tensor], prompt: ChatPrompt, prefix: None = None) -> ScoreOutput:
+        """Scores of pictures (3, H, W), levels: uint8, or floating point 0..255 where a gradient is wanted."""
+        moved = [image.to(self.device, non_blocking=True) for image in images]
+        inputs = self.encode(moved, [prompt] * len(moved))
+        states = self._states(inputs)
+        at_end = states[:, -1]
+        logits = self.base.get_output_embeddings()(at_end)
+        raw = self._read(at_end, logits, self._visual(inputs, states))
+        raw = raw.masked_fill(~logits.isfinite().all(dim=-1), torch.nan)
+        return ScoreOutput(raw, logits.argmax(dim=-1), logits, hidden_state=at_end)
+
+    def read_prefix(self, prompt: ChatPrompt) -> None:
+        """Nothing: chat formats put the picture first, or so near that a pass of its own does not pay."""
+
+    def _states(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """(B, T, width), after the final norm."""
+        ready = {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else None)
+            for name, value in inputs.items()
+        }
+        core = getattr(self.base, self.base.base_model_prefix)
+        states: Tensor = core(**ready, use_cache=False).last_hidden_state
+        return states
+
+    def _visual(self, inputs: Mapping[str, Tensor], states: Tensor) -> Tensor:
+        """(B, 1, width) mean of the states that stand at the picture's tokens."""
+        config = self.base.config
+        image_id = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
+        at_image = torch.eq(inputs["input_ids"].to(states.device), torch.tensor(image_id, device=states.device))
+        at_image = at_image.unsqueeze(-1).to(states.dtype)
+        return (states * at_image).sum(dim=1, keepdim=True) / at_image.sum(dim=1, keepdim=True).clamp(min=1)
+
+    def _read(self, states: Tensor, logits: Tensor, visual: Tensor) -> Tensor:
+        config, dtype = self.config, self.deepmlp_parameter.dtype
+        if not torch.is_autocast_enabled(states.device.type):
+            states, visual = states.to(dtype), visual.to(dtype)
+        return read_quality(config.formulation, config.level_token_ids, self.deepmlp, states, logits, visual)

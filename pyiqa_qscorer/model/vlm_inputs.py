@@ -1,0 +1,169 @@
+"""Prompt and pictures as inputs of an image-text-to-text model, by its own processor and chat template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, QScorerError
+from ..images.model_images import rounded_levels
+from ..images.preprocessing import straight_through
+from ..prompt import ANSWER, IMAGE_PLACEHOLDER, PROMPTS, QUESTION
+
+FILLED_WITH_ONES = "attention_mask"  # of the tokens after the prompt; types of tokens (0: text) are filled with zeros
+PER_TOKEN = ("input_ids", FILLED_WITH_ONES, "token_type_ids", "mm_token_type_ids")
+
+
+@dataclass(frozen=True)
+class ChatPrompt:
+    """A question in the chat format of a model, and the beginning of the answer, whose continuation is the quality.
+
+    Attributes:
+        text: as the processor takes it, with the model's own placeholder of an image.
+        starts_text: whether the tokenizer has to put its BOS token before it.
+        answer_length: ids at the end that belong to the answer, and are supervised in training.
+        ending: ids after the quality token: full stop and end of text.
+    """
+
+    text: str
+    starts_text: bool
+    answer_length: int
+    ending: tuple[int, ...]
+
+
+class VlmInputs:
+    """Processor of a model, with the arithmetic that keeps pictures differentiable.
+
+    Args:
+        processor: of `AutoProcessor`, with the quality tokens in its tokenizer.
+    """
+
+    def __init__(self, processor: Any) -> None:
+        self.processor = processor
+
+    def prompt(self, question: str, quality_tokens: Sequence[str]) -> ChatPrompt:
+        """The chat text of a question.
+
+        Args:
+            question: a text with at most one `<|image|>` (the picture comes first without), or a name of
+                `prompt.PROMPTS`, whose question it is in the model's own chat format.
+            quality_tokens: score tokens, or level words with the blank before them.
+
+        Raises:
+            ValueError: more than one `<|image|>`.
+            CheckpointError: no chat template, one without pictures, or a quality token that is not one token.
+        """
+        question = f"{IMAGE_PLACEHOLDER}{QUESTION}" if question in PROMPTS else question
+        if question.count(IMAGE_PLACEHOLDER) > 1:
+            raise ValueError(f"prompt must have at most one {IMAGE_PLACEHOLDER}, got {question!r}")
+        before, _, after = question.rpartition(IMAGE_PLACEHOLDER)
+        content = [{"type": "text", "text": before}, {"type": "image"}, {"type": "text", "text": after}]
+        content = [part for part in content if part.get("text") != ""]
+        answer = [{"type": "text", "text": ANSWER}]
+        if not getattr(self.processor, "chat_template", None):
+            raise CheckpointError(
+                f"{type(self.processor).__name__} has no chat template, so it is not known how a picture is asked "
+                "about: take an instruction-tuned model, or put a chat_template.jinja into its folder"
+            )
+        text: str = self.processor.apply_chat_template(
+            [{"role": "user", "content": content}, {"role": "assistant", "content": answer}],
+            tokenize=False,
+            continue_final_message=True,
+        )
+        tokenizer = self.processor.tokenizer
+        starts_text = not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
+        before_quality = self._ids(ANSWER)
+        for token in quality_tokens:
+            full = self._ids(f"{ANSWER}{token}.")
+            if full[: len(before_quality)] != before_quality or len(full) < len(before_quality) + 2:
+                raise CheckpointError(
+                    f"tokenizer must read {ANSWER + token!r} as the answer and one token, got ids {full} after "
+                    f"{before_quality}; " + ("was it added as a special token?" if token[0] == "<" else "change words")
+                )
+            one = full[len(before_quality)]
+            if tokenizer.decode([one]).strip() != token.strip():
+                pieces = [tokenizer.decode([index]) for index in full[len(before_quality) : -1]]
+                raise CheckpointError(
+                    f"quality token {token.strip()!r} must be one token of the tokenizer, which reads it as {pieces}"
+                )
+        end_of_text = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        ending = (*full[len(before_quality) + 1 :], *end_of_text)
+        asked = self._ids(text)
+        answer_length = 0
+        while answer_length < len(before_quality) and asked[-1 - answer_length] == before_quality[-1 - answer_length]:
+            answer_length += 1
+        prompt = ChatPrompt(text, starts_text, answer_length, ending)
+        self._try(prompt)
+        return prompt
+
+    def quality_ids(self, quality_tokens: Sequence[str]) -> list[int]:
+        """Ids of tokens that `prompt` accepts."""
+        length = len(self._ids(ANSWER))
+        return [self._ids(f"{ANSWER}{token}")[length] for token in quality_tokens]
+
+    def __call__(self, pictures: Sequence[Tensor], prompts: Sequence[ChatPrompt]) -> dict[str, Tensor]:
+        """Inputs of the model, padded on the left, so that every row ends where its answer goes on.
+
+        Args:
+            pictures: (3, H, W) levels: uint8, or floating point 0..255 where a gradient is wanted.
+            prompts: one per picture.
+
+        Raises:
+            QScorerError: a gradient is wanted, and this processor does not let it through.
+        """
+        found = self._processed([rounded_levels(picture.float()) for picture in pictures], prompts)
+        if torch.is_grad_enabled() and any(picture.requires_grad for picture in pictures):
+            smooth = self._processed(pictures, prompts)
+            if not smooth["pixel_values"].requires_grad:
+                raise QScorerError(
+                    f"{type(self.processor.image_processor).__name__} is not differentiable: it can score pictures, "
+                    "but not be a loss; use a model whose image processor works on tensors throughout"
+                )
+            for name, value in smooth.items():
+                if value.requires_grad:
+                    found[name] = straight_through(found[name], value)
+        return found
+
+    def with_answer(self, inputs: dict[str, Tensor], prompts: Sequence[ChatPrompt], quality_ids: Sequence[int]) -> Any:
+        """The same with the answer behind every row, and `labels` (B, T) beside them, for a teacher-forced pass."""
+        rows = [[quality, *prompt.ending] for quality, prompt in zip(quality_ids, prompts, strict=True)]
+        answers = torch.tensor(rows, device=inputs["input_ids"].device)
+        labels = torch.full_like(inputs["input_ids"], -100)
+        for row, prompt in enumerate(prompts):
+            start = labels.shape[1] - prompt.answer_length
+            labels[row, start:] = inputs["input_ids"][row, start:]
+        longer = dict(inputs)
+        for name in PER_TOKEN:
+            if name in inputs:
+                fill = answers if name == "input_ids" else torch.full_like(answers, name == FILLED_WITH_ONES)
+                longer[name] = torch.cat([inputs[name], fill.to(inputs[name].dtype)], dim=1)
+        return {**longer, "labels": torch.cat([labels, answers], dim=1)}
+
+    def _ids(self, text: str) -> list[int]:
+        return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _try(self, prompt: ChatPrompt) -> None:
+        """Process a grey picture, which shows at once what the template and the processor do not agree on."""
+        try:
+            self._processed([torch.full((3, 64, 64), 128, dtype=torch.uint8)], [prompt])
+        except Exception as error:  # of the processor, whose checks raise anything
+            raise CheckpointError(
+                f"{type(self.processor).__name__} cannot make inputs of {prompt.text!r} and a picture "
+                f"({type(error).__name__}: {error}): does its chat template take pictures?"
+            ) from error
+
+    def _processed(self, pictures: Sequence[Tensor], prompts: Sequence[ChatPrompt]) -> dict[str, Tensor]:
+        batch = self.processor(
+            images=[[picture] for picture in pictures],
+            text=[prompt.text for prompt in prompts],
+            add_special_tokens=prompts[0].starts_text,
+            padding=True,
+            padding_side="left",
+            input_data_format="channels_first",
+            return_tensors="pt",
+        )
+        return {name: value for name, value in batch.items() if isinstance(value, Tensor)}
