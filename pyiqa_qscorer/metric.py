@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .checkpoints import LoadedCheckpoint, Precision, half_precision, load_checkpoint
 from .errors import ImageError, QScorerError
-from .images.model_images import ModelImages
+from .images.model_images import ModelImages, SquareImages
 from .images.preprocessing import check_images, straight_through, values_in_range, values_near_range
 from .model import QScorerForScoring
 from .model.attention import checkpoint_in_eval_mode, enable_gradient_checkpointing
@@ -99,6 +99,8 @@ class QScorer(nn.Module):
         self.clamp = clamp
         self.images: ModelImages = loaded.images
         self.smallest_side: int = loaded.images.smallest_side
+        if isinstance(loaded.images, SquareImages):
+            self.image_size, self.image_fit = loaded.images.size, loaded.images.fit
         self._quantised = dtype in ("8bit", "4bit")
         self._fingerprint = loaded.fingerprint
         self._follow_device = dtype == "auto" and self.dtype != torch.float32 and not loaded.folder.is_vlm

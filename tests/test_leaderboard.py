@@ -175,7 +175,7 @@ class HungryMetrics(FakeMetrics):
         metric = super().build(name, device, options)
         metric.weights = np.ones(40_000_000, np.uint8)
         score = metric.score
-        metric.score = lambda images, references: score(images, references) if use(images.shape[-1]) else []
+        metric.score = lambda images, references: score(images, references) if use(images[0].shape[-1]) else []
         return metric
 
 

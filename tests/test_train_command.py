@@ -46,7 +46,10 @@ def test_trains_and_names_what_it_wrote(config: Path, tmp_path: Path) -> None:
         ),
         (["tiny.yaml", "--set", "data.train.0.csv=gone.csv"], "gone.csv cannot be read"),
         (["folder/none.yaml"], "configuration folder/none.yaml cannot be read: there is no such file"),
-        (["nope.yaml"], "nope.yaml cannot be read: there is no such file; examples: finetune_mini.yaml, koniq.yaml"),
+        (
+            ["nope.yaml"],
+            "nope.yaml cannot be read: there is no such file; examples: backbone.yaml, finetune_mini.yaml, koniq.yaml",
+        ),
         (["finetune_mini.yaml"], "labels.csv cannot be read"),
         (["--no-resume"], "name a configuration file; pyiqa-qscorer train --examples lists those of this package"),
     ],

@@ -75,7 +75,7 @@ def test_formulations_choose_their_objective() -> None:
         ({"data": {"train": [{"csv": "a.csv", "dataset": "x"}]}}, ["data.train.0", "either dataset"]),
         ({"data": {"train": [{}]}}, ["data.train.0", "either dataset"]),
         ({"data": {"train": [{"dataset": "x", "mos_range": [5, 1]}]}}, ["low < high"]),
-        ({"model": {}}, ["model", "either checkpoint or architecture"]),
+        ({"model": {}}, ["model", "either checkpoint, architecture or backbone"]),
         ({"model": {"checkpoint": "x", "backbone_weights": ["y"]}}, ["model", "backbone_weights go with architecture"]),
         ({"model": {"checkpoint": "a/b", "levels": 0}}, ["model.levels", "got 0"]),
         ({"model": {"checkpoint": "a/b", "formulation": "level_soft", "levels": 3}}, ["level_words must be 3"]),

@@ -8,8 +8,7 @@ unless a docstring says otherwise:
 * float16 and bfloat16 inputs are computed in float32, and the result is float32; float64 stays float64.
 * N = 0, and N = 1 where the objective compares images: 0, connected to the graph, gradient 0. Equal predictions, equal
   targets: defined, with a finite gradient. A non-finite input shows as a non-finite loss.
-* Objectives that compare images do so over everything they are given. Scores of different datasets are not comparable
-  ([2]): call them once per dataset.
+* Objectives that compare images do so over all they are given: call them once per dataset, whose scores compare ([2]).
 
 References:
 
@@ -283,8 +282,8 @@ def total_objective(
     even after mapping; their value is the mean over the datasets in the batch.
 
     Args:
-        network: configuration of the model: formulation, quality tokens.
-        output: of a network's forward pass with labels.
+        network: configuration of the model.
+        output: of its forward pass with labels.
         opinions: MOS and spread (B,) on 1..5, NaN where a spread is unknown, and (B,) index of the image's dataset.
 
     Raises:
@@ -294,12 +293,10 @@ def total_objective(
     if output.logits is None or logits is None or labels is None or rows is None or scores is None:
         raise ValueError("output must come from a forward pass with labels")
     target, spread, source = (values[rows] for values in opinions)
-    ids = network.quality_token_ids
+    ids = list(network.quality_token_ids)
     level_ids = ids if network.formulation == "level_soft" else None
     if level_ids is not None:  # [2]: the level position is taught by its soft label alone, over the whole vocabulary
-        labels = labels.masked_fill(
-            torch.isin(labels, torch.tensor(list(level_ids), device=labels.device)), IGNORED_LABEL
-        )
+        labels = labels.masked_fill(torch.isin(labels, labels.new_tensor(level_ids)), IGNORED_LABEL)
 
     def soft_kl() -> Tensor:
         soft = gaussian_soft_label(target.cpu().numpy(), spread.cpu().numpy(), len(ids))
