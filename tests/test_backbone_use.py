@@ -153,12 +153,16 @@ def test_downloads_adapter_and_backbone_from_the_hub(
     assert float(done.stdout.split()[-1]) == pytest.approx(expected, abs=1e-6)
 
 
-def test_settings_of_the_processor_are_kept(pictures: Path, tmp_path: Path) -> None:
+def test_settings_of_the_processor_are_kept_and_what_it_refuses_stops_nothing(pictures: Path, tmp_path: Path) -> None:
     base = write_base("qwen2_5_vl", tmp_path / "base")
     content = vlm_settings(pictures, tmp_path / "out", base, processor={"max_pixels": 32 * 32})
     content["training"]["max_steps"] = 1
     loaded = load_checkpoint(train(parse_config(content)).folders["qscorer"])
     assert loaded.model.encode.processor.image_processor.size["longest_edge"] == 32 * 32
+    narrow, good = Image.new("RGB", (900, 2)), Image.open(sorted(pictures.glob("*.png"))[0])
+    scored = list(Scorer(checkpoint=loaded.folder.path, device="cpu").score_iter([good, narrow, good]))
+    assert scored[0].score == scored[2].score is not None
+    assert scored[1].error is not None and "does not take 900x2" in scored[1].error
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
@@ -218,6 +222,8 @@ def test_damaged_checkpoints_are_refused(
     config = json.loads((copy / "qscorer_config.json").read_text())
     (copy / "qscorer_config.json").write_text(json.dumps({**config, "quality_token_ids": [1, 2, 3, 4, 5]}))
     fails(copy, "do not belong together")
+    (copy / "qscorer_config.json").write_text(json.dumps({**config, "quality_token_ids": "12345"}))
+    fails(copy, "must be a list of ids")
     (copy / "qscorer_config.json").write_text(json.dumps({**config, "colour": "red"}))
     fails(copy, "unknown fields colour")
     (copy / "qscorer_config.json").write_text(json.dumps({**config, "base": str(tmp_path / "gone")}))

@@ -226,6 +226,7 @@ def save_vlm_folder(
 
 def saved_dtype(folder: CheckpointFolder) -> torch.dtype:
     """Number format that the backbone's weights are stored in."""
-    name = read_json((folder.base or folder.path) / "config.json").get("dtype") or "float32"
+    config = read_json((folder.base or folder.path) / "config.json")
+    name = config.get("dtype") or config.get("torch_dtype")  # as older releases of transformers call it
     found = getattr(torch, str(name), torch.float32)
     return found if isinstance(found, torch.dtype) else torch.float32

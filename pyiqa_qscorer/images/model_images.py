@@ -96,9 +96,11 @@ class WholePictures:
     def inputs_from_batch(self, images: Tensor) -> list[Tensor]:
         if not (images.requires_grad and torch.is_grad_enabled()):
             return [self.levels_from_tensor(image[None]) for image in images]
-        return list(preprocessing.OnlyInwards.apply(images).expand(-1, 3, -1, -1).float() * 255)
+        return list(preprocessing.OnlyInwards.apply(images).expand(-1, 3, -1, -1).double() * 255)
 
 
 def rounded_levels(levels: Tensor) -> Tensor:
     """(1 or 3, H, W) values around 0..255 -> uint8 (3, H, W)."""
+    if levels.dtype == torch.uint8:
+        return levels
     return levels.detach().round().clamp(0, 255).to(torch.uint8).expand(3, -1, -1)

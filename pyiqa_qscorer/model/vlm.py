@@ -59,6 +59,8 @@ class VlmConfig:
         except TypeError as error:
             raise ValueError(str(error).replace("VlmConfig.__init__() ", "")) from error
         tokens, ids = made.quality_tokens, made.quality_token_ids
+        if not isinstance(ids, list) or not all(type(one) is int and one >= 0 for one in ids):
+            raise ValueError(f"quality_token_ids must be a list of ids, got {ids!r}")
         if made.formulation not in ("score_token", "level_onehot", "level_soft") or len(tokens) != len(ids) or not ids:
             raise ValueError(f"formulation {made.formulation!r} with tokens {tokens} and ids {ids} do not fit together")
         return made
@@ -89,7 +91,8 @@ class VlmQScorer(nn.Module):
         config: how the quality is told.
 
     Raises:
-        ValueError: a backbone that changes its logits after the output layer, which this class would not.
+        ValueError: a backbone that changes its logits after the output layer, which this class would not, or one
+            without a token for pictures.
     """
 
     def __init__(self, base: PreTrainedModel, encode: VlmInputs, config: VlmConfig) -> None:
@@ -99,6 +102,11 @@ class VlmQScorer(nn.Module):
         for name, neutral in (("final_logit_softcapping", None), ("logit_scale", 1.0), ("logits_scaling", 1.0)):
             if getattr(text, name, neutral) not in (neutral, None):
                 raise ValueError(f"backbone has {name}={getattr(text, name)}, which is not supported")
+        names = ("image_token_id", "image_token_index")
+        image_ids = [getattr(base.config, name, None) for name in names]
+        if image_ids == [None, None]:
+            raise ValueError(f"backbone's configuration must say the token of a picture as {' or '.join(names)}")
+        self.image_id: int = next(one for one in image_ids if one is not None)
         self.deepmlp = make_regressor(config.regressor, text.hidden_size, config.regressor_hidden_sizes)
 
     @property
@@ -162,10 +170,7 @@ class VlmQScorer(nn.Module):
 
     def _visual(self, inputs: Mapping[str, Tensor], states: Tensor) -> Tensor:
         """(B, 1, width) mean of the states that stand at the picture's tokens."""
-        config = self.base.config
-        image_id = getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None)
-        at_image = torch.eq(inputs["input_ids"].to(states.device), torch.tensor(image_id, device=states.device))
-        at_image = at_image.unsqueeze(-1).to(states.dtype)
+        at_image = inputs["input_ids"].to(states.device).eq(self.image_id).unsqueeze(-1).to(states.dtype)
         return (states * at_image).sum(dim=1, keepdim=True) / at_image.sum(dim=1, keepdim=True).clamp(min=1)
 
     def _read(self, states: Tensor, logits: Tensor, visual: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError, QScorerError
+from ..errors import CheckpointError, ImageError, QScorerError
 from ..images.model_images import rounded_levels
 from ..images.preprocessing import straight_through
 from ..prompt import ANSWER, IMAGE_PLACEHOLDER, PROMPTS, QUESTION
@@ -114,10 +114,15 @@ class VlmInputs:
 
         Raises:
             QScorerError: a gradient is wanted, and this processor does not let it through.
+            ImageError: the processor refuses a picture, as some do with long and narrow ones.
         """
-        found = self._processed([rounded_levels(picture.float()) for picture in pictures], prompts)
+        try:
+            found = self._processed([rounded_levels(picture) for picture in pictures], prompts)
+        except (ValueError, RuntimeError, ZeroDivisionError) as error:
+            sizes = ", ".join(f"{picture.shape[-1]}x{picture.shape[-2]}" for picture in pictures)
+            raise ImageError(f"the model's image processor does not take {sizes}: {error}") from error
         if torch.is_grad_enabled() and any(picture.requires_grad for picture in pictures):
-            smooth = self._processed(pictures, prompts)
+            smooth = self._processed([picture.float() for picture in pictures], prompts)
             if not smooth["pixel_values"].requires_grad:
                 raise QScorerError(
                     f"{type(self.processor.image_processor).__name__} is not differentiable: it can score pictures, "

@@ -85,7 +85,7 @@ def start_from_backbone(config: TrainConfig) -> VlmStart:
             nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
     adapters = _with_adapters(network, config)
-    network.deepmlp.requires_grad_(config.trainable.regressor)
+    network.deepmlp.requires_grad_(config.trainable.regressor and model.formulation == "score_token")
     for parameter in network.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # steps of 2e-5 vanish in 16 bit
