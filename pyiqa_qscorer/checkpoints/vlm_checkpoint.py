@@ -8,7 +8,9 @@ either library load them too, without our regressor.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, cast
@@ -179,13 +181,23 @@ def _ids(encode: VlmInputs, config: VlmConfig) -> list[int]:
     return encode.quality_ids(config.quality_tokens)
 
 
+@contextmanager
+def peft_quiet() -> Iterator[None]:
+    """Without its warnings of what transformers is going to rename, and of what is checked here."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Found missing adapter keys")
+        yield
+
+
 def _with_adapters(base: PreTrainedModel, path: Path, merge: bool) -> PreTrainedModel:
     from peft import PeftModel, get_peft_model_state_dict  # takes seconds
 
     try:
         with safe_open(path / ADAPTER_WEIGHTS[0], "pt") as file:
             stored = set(file.keys())
-        adapted = PeftModel.from_pretrained(base, path)
+        with peft_quiet():
+            adapted = PeftModel.from_pretrained(base, path)
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
         raise CheckpointError(f"{path}: the adapters do not fit the backbone: {error}") from error
     wanted = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))

@@ -18,7 +18,7 @@ def vlm_card(facts: dict[str, Any]) -> str:
         "pipeline_tag: image-text-to-text",
         "tags: [image-quality-assessment, qscorer]",
     ]
-    known = [f"base_model: {base}"] if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else []
+    known = [f"base_model: {base}"] if re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) else []
     use = [
         "",
         "## Use",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import CheckpointSource
-from ..checkpoints.vlm_checkpoint import base_fingerprint, load_base, load_processor, make_room
+from ..checkpoints.vlm_checkpoint import base_fingerprint, load_base, load_processor, make_room, peft_quiet
 from ..data.labels import level_index
 from ..errors import CheckpointError, TrainingFailedError
 from ..model.vlm import VlmConfig, VlmQScorer
@@ -117,7 +117,8 @@ def _with_adapters(network: VlmQScorer, config: TrainConfig) -> PeftModel:
     modules = config.lora.modules_to_save or None
     try:
         settings = LoraConfig(**lora, bias="none", trainable_token_indices=rows, modules_to_save=modules)
-        return cast("PeftModel", get_peft_model(base, settings))
+        with peft_quiet():
+            return cast("PeftModel", get_peft_model(base, settings))
     except ValueError as error:
         names = sorted({name.rpartition(".")[2] for name, part in base.named_modules() if isinstance(part, nn.Linear)})
         raise TrainingFailedError(
