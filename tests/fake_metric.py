@@ -1,7 +1,5 @@
 """A quick stand-in for the model. Run as a program it is the command line with that stand-in as its metric."""
 
-from __future__ import annotations
-
 import os
 import time
 from typing import Any

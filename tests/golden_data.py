@@ -1,7 +1,5 @@
 """Golden numbers of the published code (`golden/README.md`) as tensors, and our network with the golden weights."""
 
-from __future__ import annotations
-
 import functools
 import json
 import sys
@@ -175,8 +173,6 @@ def check_small(name: str, actual: dict[str, Tensor], what: list[str]) -> None:
     for key in what:
         check(actual[key], golden[f"fwd.{key}"], what=f"model_{name} {key}")
 
-
-# --- known mistakes --------------------------------------------------------------------------------------------------
 
 STAGES = ("vision.last_hidden_state", "abstractor.last_hidden_state", "llm.final_hidden", "deepmlp_all_positions")
 STAGE_PATHS = {

@@ -4,8 +4,6 @@ Every fetch runs in a process of its own, because huggingface_hub reads HF_ENDPO
 HF_HUB_OFFLINE when it is imported, and because a user's retry is a new process, too.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -118,21 +116,13 @@ class Machine:
         )
 
     def fetch(
-        self,
-        repo_id: str = REPO,
-        *args: object,
-        before: str = "",
-        env: dict[str, str] | None = None,
-        **kwargs: object,
+        self, repo_id: str = REPO, *args: object, before: str = "", env: dict[str, str] | None = None, **kwargs: object
     ) -> Outcome:
         """`hub.plan(repo_id, *args, **kwargs)` and `hub.download` in a new process."""
         return self.fetch_all([([repo_id, *args], kwargs)], before, env)
 
     def fetch_all(
-        self,
-        calls: list[tuple[list[object], dict[str, object]]],
-        before: str = "",
-        env: dict[str, str] | None = None,
+        self, calls: list[tuple[list[object], dict[str, object]]], before: str = "", env: dict[str, str] | None = None
     ) -> Outcome:
         return self.finish(self.start(calls, before, env or {}))
 

@@ -257,11 +257,7 @@ class _Handler(BaseHTTPRequestHandler):
         path, hub = unquote(url.path), self.server.hub
         authorization = self.headers.get("Authorization")
         self.request_seen = Request(
-            self.server.role,
-            self.command,
-            path,
-            self.headers.get("Range"),
-            authorization == f"Bearer {TOKEN}",
+            self.server.role, self.command, path, self.headers.get("Range"), authorization == f"Bearer {TOKEN}"
         )
         hub.requests.append(self.request_seen)
         if authorization is not None and not self.request_seen.authorized:

@@ -1,7 +1,5 @@
 """A few steps of pyiqa's own training pipeline on small pictures, from a YAML file, in a process of its own."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Visual abstractor against the published one, stage by stage."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import MethodType
 
@@ -61,9 +59,6 @@ def test_golden_images_give_the_published_visual_tokens(attention: str) -> None:
         check(tokens[row], golden[f"single.{image}.abstractor"], what=image)
 
 
-# --- position tables -------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", ["S", "E", "T"])
 def test_position_tables_are_the_published_formula(name: str) -> None:
     """To one unit in the last place of the largest angle (63: 3.8e-6), by which numpy and torch may differ."""
@@ -97,9 +92,6 @@ def test_a_checkpoint_brings_its_own_rounded_position_tables() -> None:
     seen = run_small(other.eval(), PATHS)["abstractor.last_hidden_state"]
     golden = tensors("model_S/golden")["fwd.abstractor.last_hidden_state"]
     assert (seen - golden).abs().max() > 1e-4  # the rounded copy is used
-
-
-# --- known mistakes --------------------------------------------------------------------------------------------------
 
 
 def _blocks(model: QScorerForScoring) -> list[CrossAttentionBlock]:
@@ -182,9 +174,6 @@ def _end_token_first(model: QScorerForScoring) -> None:
 )
 def test_goldens_show_a_mistake(mistake: str, make: Callable[[QScorerForScoring], None]) -> None:
     check_mistake(mistake, make)
-
-
-# --- properties ------------------------------------------------------------------------------------------------------
 
 
 def test_the_end_token_is_learned_and_follows_the_queries() -> None:

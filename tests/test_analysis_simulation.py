@@ -1,7 +1,5 @@
 """Noise in what a network emits: simulation against formulas."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Small files: whole or not at all, readable by others."""
 
-from __future__ import annotations
-
 import os
 import stat
 import sys

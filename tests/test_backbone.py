@@ -1,7 +1,5 @@
 """Training on the cached statistics of a frozen feature network."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -239,9 +237,6 @@ def test_settings_that_contradict_are_refused(pictures: Path, tmp_path: Path) ->
     with pytest.raises(TrainingConfigError, match="cache_statistics needs"):
         changes = {"data": {"cache_statistics": True}, "trainable": {"everything": True}}
         parse_config(feature_settings(pictures, tmp_path / "run", **changes))
-    for changes in (
-        {"trainable": {"vision_backbone": False}},
-        {"training": {"vision_backbone_learning_rate": 1e-5}},
-    ):
+    for changes in ({"trainable": {"vision_backbone": False}}, {"training": {"vision_backbone_learning_rate": 1e-5}}):
         with pytest.raises(TrainingFailedError, match="kind: features"):
             train(parse_config(settings(pictures, tmp_path / "run", **changes)))

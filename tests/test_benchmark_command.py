@@ -1,7 +1,5 @@
 """`pyiqa-qscorer benchmark`: what the user types, runs that are stopped or multiplied, and pyiqa's own names."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json
@@ -69,9 +67,6 @@ def rows(metric: str, output: str = "benchmark", dataset: str = "opinions") -> l
 
 def scores(metric: str, output: str = "benchmark") -> list[tuple]:
     return [(row.path, row.score, row.error, row.mos, row.identity) for row in rows(metric, output)]
-
-
-# --- what the user types ----------------------------------------------------------------------------------------------
 
 
 def test_labels_and_settings() -> None:
@@ -212,9 +207,6 @@ def test_wrong_usage(quick_metrics: None, table: Path, arguments: list[str], wor
     assert words in " ".join(result.err.split()) and result.code == 2 and "Traceback" not in result.err
 
 
-# --- runs that are stopped, filled up, multiplied ---------------------------------------------------------------------
-
-
 def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
     deadline = time.monotonic() + 240
     while not path.exists() or path.read_bytes().count(b"\n") < count:
@@ -323,9 +315,6 @@ def test_several_processes_refuse_a_device_that_cannot_serve(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(QScorerError, match=words):
         runner.start_processes(device)
-
-
-# --- pyiqa's metrics and datasets -------------------------------------------------------------------------------------
 
 
 def test_pyiqas_metrics_on_a_dataset_of_pyiqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

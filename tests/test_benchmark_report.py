@@ -1,7 +1,5 @@
 """The reports: pyiqa's CSV, Markdown, JSON, and one HTML page that needs nothing from elsewhere."""
 
-from __future__ import annotations
-
 import base64
 import html
 import io
@@ -201,9 +199,6 @@ def test_page_in_a_browser(output: Path, tmp_path: Path, width: int) -> None:
     assert title is not None, done.stderr
     fits, sort, first = title[1].split(",")
     assert fits == "true" and sort == "ascending" and float(first) < 0.5
-
-
-# --- published figures ------------------------------------------------------------------------------------------------
 
 
 def test_published_figures_are_those_of_the_source(shared: Path) -> None:

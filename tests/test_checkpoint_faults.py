@@ -1,7 +1,5 @@
 """Checkpoints that must not load: the message names what is wrong, and nothing in them is executed."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -223,10 +221,7 @@ def test_counters_of_batch_norms_are_whole_numbers(tmp_path: Path) -> None:
         ({"lm_head.weight": None}, "must be a JSON object"),
         ({"lm_head.weight": ["a", "b"]}, "must be a JSON object"),
         ({}, "do not lie beside it: none at all"),
-        (
-            {"lm_head.weight": "pytorch_model-9.bin"},
-            "do not lie beside it: pytorch_model-9.bin",
-        ),
+        ({"lm_head.weight": "pytorch_model-9.bin"}, "do not lie beside it: pytorch_model-9.bin"),
         ({"lm_head.weight": ""}, "do not lie beside it"),
         ({"lm_head.weight": ".."}, "do not lie beside it: .."),
         ({"lm_head.weight": "../outside.bin"}, "do not lie beside it: ../outside.bin"),
@@ -307,11 +302,7 @@ def test_a_lora_needs_its_base(folders: tuple[Path, Path, Path], tmp_path: Path)
         ("merged/tokenizer_config", {"add_bos_token": False}, "set add_bos_token to true in tokenizer_config.json"),
         ("base/preprocessor_config", {"size": {"shortest_edge": 224}}, "size must be 448, got 224"),
         ("base/preprocessor_config", {"crop_size": 336}, "crop_size must be 448, got 336"),
-        (
-            "base/preprocessor_config",
-            {"image_mean": [0.5] * 3},
-            "image_mean must be [0.48145466, 0.4578275",
-        ),
+        ("base/preprocessor_config", {"image_mean": [0.5] * 3}, "image_mean must be [0.48145466, 0.4578275"),
         ("base/preprocessor_config", {"image_mean": None}, "got None"),
         ("base/preprocessor_config", {"image_std": 0.5}, "image_std must be"),
         ("base/preprocessor_config", {"resample": 2}, "resample must be 3, got 2"),

@@ -1,7 +1,5 @@
 """Loading the three layouts: equal to the published loader, strict about what is wrong, sparing with memory."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -45,9 +43,6 @@ def assert_equal_states(one: dict[str, Tensor], other: dict[str, Tensor]) -> Non
 
 def sha256(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
-
-
-# --- equal to the published loader -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -137,9 +132,6 @@ def test_a_base_in_float32_is_rounded_before_the_merge_as_published(copies: tupl
     delta = 2.0 * (high @ low)
     assert torch.equal(state(lora, base, dtype="float16")[ADAPTED], (stored.half().float() + delta).half())
     assert torch.equal(state(lora, base)[ADAPTED], stored + delta)
-
-
-# --- variants of the files that must load alike ----------------------------------------------------------------------
 
 
 def _adapter_as_safetensors(lora: Path, base: Path) -> None:
@@ -263,9 +255,6 @@ def test_any_number_of_score_tokens(copies: tuple[Path, Path, Path], count: int)
     assert score(loaded).raw_score.isfinite().all()
 
 
-# --- layouts and options ---------------------------------------------------------------------------------------------
-
-
 def test_layouts_are_recognised(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
     lora, base, merged = folders
     assert recognise(lora, base).layout is Layout.PUBLISHED_LORA
@@ -338,9 +327,6 @@ def test_licensed_tokenizer_gives_the_same_prompt_as_the_stand_in(
         assert load_folder(*licensed).fingerprint == load_folder(*where).fingerprint
 
 
-# --- fingerprint -----------------------------------------------------------------------------------------------------
-
-
 def fingerprint(*folders: Path, **options: Any) -> str:
     return load_folder(*folders, **{"dtype": "float16", **options}).fingerprint
 
@@ -374,8 +360,6 @@ def test_whatever_changes_a_score_changes_the_fingerprint(
     edit_json(merged / "config.json", num_attention_heads=1, num_key_value_heads=1)
     differs(merged)
 
-
-# --- memory ----------------------------------------------------------------------------------------------------------
 
 PEAK_OF_LOADING = """
 import sys, threading, time

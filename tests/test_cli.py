@@ -1,7 +1,5 @@
 """The command line: what it prints, its exit codes, and that no finished score is ever lost."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import json
@@ -68,9 +66,6 @@ def program(**environment: object) -> dict:
     """Keyword arguments of `subprocess` for the command line as a process of its own."""
     variables = {name: str(value) for name, value in environment.items()}
     return {"env": os.environ | {"PYTHONPATH": str(TESTS.parent), **variables}, "text": True}
-
-
-# --- score --------------------------------------------------------------------------------------------------------
 
 
 def test_in_a_pipe_lines_of_score_and_path(photos: Path) -> None:
@@ -270,9 +265,6 @@ def test_options_are_passed_on(photos: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert given["qscorer"] == {"checkpoint": "c"}
 
 
-# --- a run that is stopped ------------------------------------------------------------------------------------------
-
-
 def wait_for_rows(output: Path, count: int, run: subprocess.Popen) -> None:
     partial = output.with_name(output.name + ".partial.jsonl")
     deadline = time.monotonic() + 60
@@ -359,9 +351,6 @@ def test_a_closed_pipe_is_an_error(photos: Path) -> None:
     message = run.stderr.read()
     assert run.wait(timeout=60) == 2 and "Traceback" not in message and "Exception" not in message
     assert "error: standard output cannot be written: Broken pipe" in message
-
-
-# --- the other commands ---------------------------------------------------------------------------------------------
 
 
 def test_help_and_version_are_quick() -> None:

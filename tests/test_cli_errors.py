@@ -1,7 +1,5 @@
 """`pyiqa-qscorer errors`: what it prints and writes, how it refuses, and trained networks of the three formulations."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -53,9 +51,6 @@ def labels(tmp_path: Path) -> Path:
     values = np.random.default_rng(0).uniform(0, 100, 80)
     path.write_text("name,mos,std\n" + "".join(f"{i}.png,{value},12\n" for i, value in enumerate(values)))
     return path
-
-
-# --- a table -----------------------------------------------------------------------------------------------------
 
 
 def test_tables_on_stdout_facts_on_stderr(labels: Path) -> None:
@@ -127,9 +122,6 @@ def test_koniq_numbers_are_printed(shared: Path) -> None:
     assert result.line("gaussian pdf", "integers")[0] == pytest.approx(0.008, abs=1e-3)
     for levels, srcc in (("5", 0.9307), ("10", 0.9803), ("20", 0.9948)):
         assert result.line(levels)[-2] == srcc
-
-
-# --- trained networks --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,5 @@
 """Conversion errors: against definitions, torch, dense grids, and the numbers published for real datasets."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -26,9 +24,6 @@ from pyiqa_qscorer.data.labels import level_centers, level_index, restore
 RNG = np.random.default_rng(0)
 MOS = np.concatenate([[1.0, 5.0, 3.0], 1 + 4 * RNG.beta(3, 2, 500)])
 STD = RNG.uniform(0.2, 1.2, len(MOS))
-
-
-# --- labels and restoration --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -73,9 +68,6 @@ def test_no_values_beat_the_optimal_ones(name: str) -> None:
         assert np.mean((restore(label, level_values(kind, label, MOS)) - MOS) ** 2) >= best - 1e-12
 
 
-# --- parts of the error ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", LABELS)
 @pytest.mark.parametrize("kind", ["integers", "interval_centers", "optimal"])
 def test_the_parts_add_up(name: str, kind: str) -> None:
@@ -93,9 +85,6 @@ def test_the_cross_term_vanishes_around_the_mean_mos_of_each_label() -> None:
     assert abs(parts.cross) < 1e-12
     assert parts.label > 0.01
     assert parts.restoration > 0.01
-
-
-# --- closed forms ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", range(2, 21))
@@ -131,9 +120,6 @@ def test_uniform_rounding_errors_against_draws(dtype: str) -> None:
     assert uniform_rounding_errors(dtype) == pytest.approx((np.mean(error**2), np.mean(error)), rel=0.02)
 
 
-# --- ceilings of rank correlation ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("levels", [2, 3, 5])
 def test_no_split_into_levels_ranks_better_than_the_bound(levels: int) -> None:
     assert best_possible(levels) == pytest.approx((math.sqrt(1 - 1 / levels**2), math.sqrt(1 - 1 / levels)))
@@ -148,9 +134,6 @@ def test_no_split_into_levels_ranks_better_than_the_bound(levels: int) -> None:
             assert spearmanr(values[level], mos).statistic <= bound[0] + 1e-12
             assert kendalltau(level, mos).statistic <= bound[1] + 1e-12
     assert best_possible(9, [3, 3, 3]) == best_possible(2, [7]) == (1.0, 1.0)
-
-
-# --- bad arguments -----------------------------------------------------------------------------------------------
 
 
 def test_other_choices_are_refused_by_name() -> None:

@@ -1,7 +1,5 @@
 """Correlations against scipy and the published fit; their uncertainty against brute force and known truths."""
 
-from __future__ import annotations
-
 import json
 import math
 import warnings

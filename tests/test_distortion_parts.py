@@ -1,7 +1,5 @@
 """What the distortions are made of, each against what it is defined as."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Distortions for training: reproducible, in range, and worse where they claim to be."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import json

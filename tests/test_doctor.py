@@ -1,7 +1,5 @@
 """`doctor`: its facts, what it calls a problem, and how it prints."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

@@ -1,7 +1,5 @@
 """The study of a dataset, its report, and the numbers known of real datasets."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import html
@@ -65,9 +63,6 @@ def row(found: Study, label: str, values: str, levels: int | None) -> ErrorRow:
     return one
 
 
-# --- the study ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("levels", [2, 5, 10])
 @pytest.mark.parametrize("kind", ["integers", "interval_centers"])
 def test_a_row_is_what_the_whole_array_gives(found: Study, levels: int, kind: str) -> None:
@@ -115,9 +110,6 @@ def test_large_tables_are_sampled_for_soft_labels_only(tmp_path: Path, monkeypat
     assert 0 < one.mae_standard_error < 0.1
     assert one.mae == pytest.approx(row(whole, "gaussian_pdf_raw", "integers", 5).mae, abs=4 * one.mae_standard_error)
     assert "150 images drawn at random" in dict(facts(sampled))["sample"]
-
-
-# --- the report --------------------------------------------------------------------------------------------------
 
 
 def test_report_has_every_number_and_needs_nothing_else(found: Study, tmp_path: Path) -> None:
@@ -200,9 +192,6 @@ def test_undefined_numbers_are_null_in_json_and_said_in_tables(tmp_path: Path) -
     assert tables(found)[0].rows[0][-3:] == (NONE, NONE, NONE)
     assert "SRCC is" not in conclusions(found)[0]
     write_report(tmp_path / "report", found)
-
-
-# --- real opinion scores -----------------------------------------------------------------------------------------
 
 
 def real(shared: Path, name: str, levels: tuple[int, ...] = (5,), **columns: object) -> Study:

@@ -1,7 +1,5 @@
 """The scripts of `examples/`, each run as a person would run it."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

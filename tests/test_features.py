@@ -1,7 +1,5 @@
 """Feature encoder: a convolutional network of timm read as statistics of cells."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

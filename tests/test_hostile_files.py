@@ -3,8 +3,6 @@
 QSCORER_HOSTILE=500 tries 500 pictures instead of 100, and 10 kills of each command instead of 3.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -45,9 +43,6 @@ PICTURES = int(os.environ.get("QSCORER_HOSTILE", 100))
 KILLS = 3 if PICTURES <= 100 else 10
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
 def mutated(content: bytes, draw: random.Random) -> bytes:
     """Bytes changed, cut out, repeated, or lost at the end."""
     changed = bytearray(content)
@@ -86,9 +81,6 @@ def test_mutated_pictures_score_as_plain_pillow_reads_them_or_fail_alone(
     assert 0.1 < np.mean([item.error is None for item in found]) < 0.9
 
 
-# --- kills ------------------------------------------------------------------------------------------------------------
-
-
 def test_kills_at_random_moments_change_no_table(own: Path, tmp_path: Path) -> None:
     images, table = make_pictures(tmp_path / "images", 48), write_dataset(tmp_path / "data", range(40, 220, 6))
     content = settings(images, Path("out"), training={"num_train_epochs": 3})
@@ -121,9 +113,6 @@ def outcome(kind: str, folder: Path) -> Any:
     assert tables, (folder / "log.txt").read_text()
     rows = [row for table in tables for row in csv.DictReader(table.open(newline=""))]
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
-# --- code in files ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")

@@ -2,8 +2,6 @@
 
 # ruff: noqa: F401, F811 (the fixtures come from `hub_machine`, and pytest passes them by name)
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -12,25 +10,13 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from hub_machine import (
-    FILES,
-    NEEDED,
-    REPO,
-    WEIGHTS,
-    Machine,
-    contents,
-    machine,
-    server,
-    small,
-)
+from hub_machine import FILES, NEEDED, REPO, WEIGHTS, Machine, contents, machine, server, small
 from hub_server import BASE_REPO, LORA_REPO, HubServer, serve_published_layout
 
 from pyiqa_qscorer.checkpoints import CheckpointSource
 from pyiqa_qscorer.checkpoints.layouts import checkpoint_files
 from pyiqa_qscorer.checkpoints.source import is_local
 from pyiqa_qscorer.errors import CheckpointError
-
-# ---------------------------------------------------------------- what is fetched, and when
 
 
 def test_first_download_takes_what_a_checkpoint_needs(machine: Machine, small: str) -> None:
@@ -121,9 +107,6 @@ def test_published_layout(tmp_path: Path, golden: Path) -> None:
     assert contents(base) == contents(golden / "base")
 
 
-# ---------------------------------------------------------------- offline
-
-
 def test_offline_and_not_cached(machine: Machine, small: str) -> None:
     said = [REPO, "not in the cache", str(machine.cache), "HF_HUB_OFFLINE=1", "local folder"]
     machine.offline().fails(*said)
@@ -151,9 +134,6 @@ def test_snapshot_of_another_program_is_judged_by_its_structure(machine: Machine
     folder = machine.offline().folder
     os.remove(folder / lost)
     machine.offline().fails("only partly in the cache", lost)
-
-
-# ---------------------------------------------------------------- what a checkpoint argument means
 
 
 def test_local_or_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,8 +2,6 @@
 
 # ruff: noqa: F401, F811 (the fixtures come from `hub_machine`, and pytest passes them by name)
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -25,8 +23,6 @@ from hub_machine import (
     wait_for,
 )
 from hub_server import TOKEN, HubServer
-
-# ---------------------------------------------------------------- interrupted and resumed
 
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
@@ -75,9 +71,6 @@ def test_a_file_cut_short_in_the_cache_is_fetched_again(machine: Machine, small:
     assert (machine.fetch().folder / WEIGHTS).read_bytes() == FILES[WEIGHTS]
 
 
-# ---------------------------------------------------------------- refused
-
-
 def test_repository_not_found(machine: Machine) -> None:
     machine.fetch("lab/typo").fails("'lab/typo' was not found", machine.server.endpoint, "spelling")
 
@@ -124,9 +117,6 @@ def test_nothing_that_is_a_checkpoint(machine: Machine, server: HubServer) -> No
     assert "README.md, data.csv" in outcome.message and "config.json" in outcome.message
 
 
-# ---------------------------------------------------------------- damaged
-
-
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
 def test_corrupted_content_never_enters_the_cache(machine: Machine, small: str, name: str) -> None:
     machine.server.corrupt(name)
@@ -146,9 +136,6 @@ def test_content_shorter_than_listed(machine: Machine, small: str) -> None:
 def test_a_server_that_lists_no_hashes(machine: Machine, small: str) -> None:
     machine.server.sizes_listed = False
     assert contents(machine.fetch().folder) == {name: FILES[name] for name in NEEDED}
-
-
-# ---------------------------------------------------------------- disk space
 
 
 def test_too_little_disk_is_an_error_before_the_first_byte(machine: Machine, server: HubServer) -> None:

@@ -1,7 +1,5 @@
 """Reading images: files of every kind, and bad ones."""
 
-from __future__ import annotations
-
 import os
 import threading
 from pathlib import Path
@@ -14,13 +12,8 @@ from PIL import Image, ImageFile
 
 from pyiqa_qscorer.errors import ImageError
 from pyiqa_qscorer.images import reading as image_files
-from pyiqa_qscorer.images.preprocessing import (
-    pixels_from_pil,
-    pixels_from_tensor,
-)
+from pyiqa_qscorer.images.preprocessing import pixels_from_pil, pixels_from_tensor
 from pyiqa_qscorer.images.reading import open_image
-
-# --- files of every kind ----------------------------------------------------------------------
 
 
 def all_routes(path: Path) -> list[Image.Image]:
@@ -160,9 +153,6 @@ def test_image_outlives_its_file(tmp_path: Path) -> None:
         image = open_image(path)
         path.unlink()
         assert image.tobytes() == expected.tobytes()
-
-
-# --- bad files --------------------------------------------------------------------------------
 
 
 def refused(source: object, *words: str) -> ImageError:

@@ -1,7 +1,5 @@
 """Labels over K levels: against definitions, scipy and loops, and on the opinion scores of real datasets."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -23,9 +21,6 @@ RNG = np.random.default_rng(0)
 MOS = np.concatenate([[1.0, 5.0, 3.0, 2.5], RNG.uniform(1, 5, 400)])
 STD = np.concatenate([[0.7, 0.7, 0.7, 0.3], RNG.uniform(0.05, 1.5, 400)])
 SOFT = pytest.mark.parametrize("variant", ["pdf", "cdf"])
-
-
-# --- centres and restoration ---------------------------------------------------------------------------------------
 
 
 def test_centers_of_five_levels_are_the_published_numbers():
@@ -56,9 +51,6 @@ def test_restore_refuses_shapes_that_do_not_fit(probabilities, centers):
         restore(probabilities, centers)
 
 
-# --- one-hot -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("levels", range(1, 21))
 def test_borders_do_not_depend_on_rounding(levels):
     """Each border written in any of the usual ways, also in float32, falls to the level below it: as in Q-Align, levels
@@ -87,9 +79,6 @@ def test_one_hot_marks_the_level(levels):
     assert (label.argmax(axis=1) == level_index(MOS, levels)).all()
 
 
-# --- linear --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("levels", [2, 3, 5, 17])
 @pytest.mark.parametrize("low, high", [(1.0, 5.0), (0.0, 100.0)])
 def test_linear_label_restores_exactly(levels, low, high):
@@ -101,9 +90,6 @@ def test_linear_label_restores_exactly(levels, low, high):
     assert label.min() >= 0
     assert label.sum(axis=1) == pytest.approx(np.ones(len(mos)), abs=1e-15)
     assert np.abs(restore(label, centers) - mos).max() <= 1e-13 * (high - low)
-
-
-# --- Gaussian ------------------------------------------------------------------------------------------------------
 
 
 def raw_by_scipy(mos, std, levels, low, high, variant):
@@ -248,8 +234,6 @@ def test_one_level_gaussian_label():
     assert raw == pytest.approx(np.array([[norm.cdf(2) - norm.cdf(-2)]]))
 
 
-# --- bad input -----------------------------------------------------------------------------------------------------
-
 LABELS = {
     "level_index": level_index,
     "one_hot": one_hot,
@@ -305,9 +289,6 @@ def test_other_choices_are_refused():
 @pytest.mark.parametrize("label", LABELS.values(), ids=LABELS)
 def test_empty_input_gives_empty_labels(label):
     assert len(label(np.zeros(0), 5)) == 0
-
-
-# --- real opinion scores -------------------------------------------------------------------------------------------
 
 
 def mean_error(label: np.ndarray, mos: np.ndarray) -> float:

@@ -1,7 +1,5 @@
 """Modality-adaptive decoder against the published one, stage by stage, and its properties."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -75,9 +73,6 @@ def test_rotary_tables_equal_the_published_ones() -> None:
     torch.testing.assert_close(sines[0, 0], golden["rope_sin_first128"], rtol=0, atol=1e-6)
 
 
-# --- known mistakes --------------------------------------------------------------------------------------------------
-
-
 def _swap(first: str, second: str) -> Callable[[QScorerForScoring], None]:
     def make(model: QScorerForScoring) -> None:
         for layer in model.model.layers:
@@ -134,9 +129,6 @@ def test_goldens_show_interleaved_rotary_pairs(monkeypatch: pytest.MonkeyPatch) 
     check_mistake("rope interleaved", lambda model: None)
 
 
-# --- modality-adaptive modules ---------------------------------------------------------------------------------------
-
-
 def _gathered(multiway: Multiway, states: Tensor, visual: VisualSpan) -> Tensor:
     """The published way: choose per token."""
     text, image = (way(states) for way in multiway.multiway)
@@ -163,9 +155,6 @@ def test_only_the_ways_in_use_get_a_gradient(span: tuple[int, int]) -> None:
     assert (text is not None) == (span != (0, 9))
 
 
-# --- precision of eager attention -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("is_causal", "expected"), [(True, torch.float32), (False, torch.float16)])
 def test_eager_softmax_is_wide_in_the_decoder_only(
     monkeypatch: pytest.MonkeyPatch, is_causal: bool, expected: torch.dtype
@@ -183,9 +172,6 @@ def test_eager_softmax_is_wide_in_the_decoder_only(
     assert seen == [expected]
     assert weights.dtype is output.dtype is torch.float16
     assert output.shape == (1, 93, 2, 16)
-
-
-# --- norm and rotary -------------------------------------------------------------------------------------------------
 
 
 def test_rms_norm_rounds_before_the_weight() -> None:
@@ -218,9 +204,6 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
 
     torch.testing.assert_close(score(3, 1), score(92, 90), rtol=1e-5, atol=1e-5)
     assert (score(3, 1) - score(4, 1)).abs() > 1e-2
-
-
-# --- whole decoder ---------------------------------------------------------------------------------------------------
 
 
 def _random_embeddings(rows: int = 2, length: int = 12) -> Tensor:

@@ -1,7 +1,5 @@
 """The tree of the package and its layers: where files lie and who may import whom, read from the source."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from collections import Counter
@@ -152,12 +150,7 @@ def test_no_module_needs_itself_to_load(all_imports: list[Import]) -> None:
 
 @pytest.mark.parametrize(
     ("library", "allowed"),
-    [
-        ("pyiqa", {"host"}),
-        ("peft", {"checkpoints", "training"}),
-        ("typer", {"cli"}),
-        ("fastapi", {"serving"}),
-    ],
+    [("pyiqa", {"host"}), ("peft", {"checkpoints", "training"}), ("typer", {"cli"}), ("fastapi", {"serving"})],
 )
 def test_library_is_imported_only_in(library: str, allowed: set[str], all_imports: list[Import]) -> None:
     wrong = [found.where for found in all_imports if top(found.target) == library and top(found.module) not in allowed]

@@ -1,7 +1,5 @@
 """Scoring datasets into tables: every failure stays with its image, nothing is scored twice, numbers stand on them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -225,21 +223,13 @@ def test_labels(table: Path, tmp_path: Path) -> None:
         run(tmp_path / "out", opened(table), "brightness", "brightness")
     again = write_dataset(tmp_path / "more", LEVELS)
     with pytest.raises(InputError, match=r"two datasets are called 'own': .* NEWNAME=.*more/opinions\.csv$"):
-        run_benchmark(
-            [MetricSpec("m", "brightness")],
-            [opened(table), opened(again)],
-            tmp_path / "out",
-            "cpu",
-        )
+        run_benchmark([MetricSpec("m", "brightness")], [opened(table), opened(again)], tmp_path / "out", "cpu")
     with pytest.raises(InputError, match=r"dataset 'a/b' cannot name a file"):
         run(tmp_path / "out", opened(table, "a/b"), "brightness")
     with pytest.raises(QScorerError, match="did you mean 'brightness'"):
         run(tmp_path / "out", opened(table), "brightnes")
     with pytest.raises(InputError, match="holds no results"):
         read_leaderboard(tmp_path / "out")
-
-
-# --- datasets ---------------------------------------------------------------------------------------------------------
 
 
 def test_duplicates_and_missing_opinions(table: Path, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """The metric as pyiqa uses it: what goes in, what comes out, and what is an error."""
 
-from __future__ import annotations
-
 import copy
 import io
 from pathlib import Path
@@ -50,9 +48,6 @@ def as_tensor(image: Image.Image) -> Tensor:
     return levels.permute(2, 0, 1)[None].float() / 255
 
 
-# --- golden scores through pyiqa -------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("key", ["load_fp32_eager", "merged_fp32_eager"])
 def test_golden_images_score_as_published(folders: tuple[Path, Path, Path], key: str) -> None:
     lora, base, merged = folders
@@ -68,9 +63,6 @@ def test_golden_images_score_as_published(folders: tuple[Path, Path, Path], key:
 def test_pyiqa_knows_what_the_score_means(metric: Any) -> None:
     assert isinstance(metric.net, QScorer)
     assert (metric.metric_mode, metric.lower_better, metric.score_range) == ("NR", False, "0, 5")
-
-
-# --- every way in gives the same score -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("size", [(64, 48), (33, 70), (56, 56), (448, 448), (1, 1), (3, 3), (500, 7)])
@@ -111,9 +103,6 @@ def test_a_batch_scores_as_its_images(small: QScorer) -> None:
     assert together.shape == (5, 1)
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
     assert together.std() > 0.1  # the random checkpoint does look at the image
-
-
-# --- pyiqa's contract ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("clamp", [True, False])
@@ -194,8 +183,6 @@ def test_survives_a_trainer_that_deep_copies_and_saves_it(own: Path, small: QSco
         assert torch.equal(other(images), small(images))
 
 
-# --- bad input -------------------------------------------------------------------------------------------------------
-
 GOOD = torch.rand(2, 3, 20, 30, generator=torch.Generator().manual_seed(0))
 
 
@@ -254,9 +241,6 @@ def test_unknown_options_are_refused(own: Path) -> None:
         create(own.parent / "nowhere")
 
 
-# --- precision -------------------------------------------------------------------------------------------------------
-
-
 def dtypes(metric: QScorer) -> set[torch.dtype]:
     return {parameter.dtype for parameter in metric.network.parameters()}
 
@@ -308,9 +292,6 @@ def test_half_precision_scores_near_the_exact_ones(folders: tuple[Path, Path, Pa
     with torch.no_grad():
         exact, half = (QScorer(folders[2], dtype=dtype)(images) for dtype in ("float32", "float16"))
     torch.testing.assert_close(half, exact, rtol=0, atol=0.1)
-
-
-# --- identity --------------------------------------------------------------------------------------------------------
 
 
 def test_identity_tells_apart_what_changes_a_score(folders: tuple[Path, Path, Path], own: Path) -> None:

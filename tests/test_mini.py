@@ -1,7 +1,5 @@
 """`qscorer-mini`, the metric whose weights are inside the package."""
 
-from __future__ import annotations
-
 import csv
 import json
 import socket

@@ -1,7 +1,5 @@
 """Squares made by reflection: every pixel of the picture kept, files and tensors alike, gradients that reach it."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

@@ -1,7 +1,5 @@
 """The whole network: golden scores of models S and T, the two-step procedure, and life as a transformers model."""
 
-from __future__ import annotations
-
 import copy
 import gzip
 import hashlib
@@ -49,9 +47,6 @@ def golden_score(model: QScorerForScoring, key: str = "prompt_ids", rows: slice 
     prefix, suffix = prompt_sides(table("tokenizer/tokenizer")[key])
     with torch.no_grad():
         return model.score(pixel_values()[rows], prefix, suffix, BLANK)
-
-
-# --- golden scores of model T ----------------------------------------------------------------------------------------
 
 
 def test_rebuilt_weights_are_the_golden_ones() -> None:
@@ -152,9 +147,6 @@ def test_half_precision_errs_no_more_than_the_published_code(dtype: torch.dtype,
     assert theirs <= (0.02 if dtype is torch.float16 else 0.4)  # what the published precision is worth
 
 
-# --- golden scores of model S ----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 @pytest.mark.parametrize("row", range(3))
 def test_two_steps_of_model_s(row: int, attention: str) -> None:
@@ -170,8 +162,6 @@ def test_two_steps_of_model_s(row: int, attention: str) -> None:
         check_scores(output.raw_score, golden["twostep.raw"][row : row + 1], "raw")
         check(output.hidden_state, golden["twostep.hidden2"][row : row + 1], what="hidden2")
 
-
-# --- the two steps as properties -------------------------------------------------------------------------------------
 
 MIXED_BLANK = 139  # what model S chooses after the first golden prompt for images 0, 2 and 4
 
@@ -255,9 +245,6 @@ def test_output_describes_itself() -> None:
     assert output.first_logits.argmax(-1).tolist() == output.first_token.tolist()
 
 
-# --- teacher-forced pass ---------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_padded_rows_equal_rows_alone(attention: str) -> None:
     """Rows of different length before the image are padded on the left, which aligns the images."""
@@ -313,9 +300,6 @@ def test_one_image_per_row() -> None:
     ids, pixels = small_inputs()
     with pytest.raises(ValueError, match="got 2 images and 3 rows"):
         build("S")(ids, pixels[:2])
-
-
-# --- a transformers model --------------------------------------------------------------------------------------------
 
 
 def logits_of(model: QScorerForScoring) -> Tensor:
@@ -478,9 +462,6 @@ def test_compiles_without_graph_breaks(part: str) -> None:
     with torch.no_grad():
         compiled = torch.compile(function, fullgraph=True, backend="aot_eager")(*inputs)
         torch.testing.assert_close(compiled, function(*inputs), rtol=0, atol=5e-5)
-
-
-# --- the published 7B ------------------------------------------------------------------------------------------------
 
 
 def full_size_table() -> dict[str, Any]:

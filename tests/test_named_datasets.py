@@ -1,7 +1,5 @@
 """Datasets that pyiqa knows by name, read by pyiqa's own loader from folders in its layout."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Metric names and their options."""
 
-from __future__ import annotations
-
 import inspect
 
 import pytest

@@ -1,7 +1,5 @@
 """pyiqa's q_align code replaces transformers' Llama for the whole process. Ours neither does, nor minds."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Objectives: against loops, numpy and scipy; their properties; edge cases; and the published losses and gradients."""
 
-from __future__ import annotations
-
 import functools
 import math
 from itertools import combinations
@@ -62,9 +60,6 @@ def gradient(objective, predictions: Tensor, *rest: Tensor) -> Tensor:
     return predictions.grad
 
 
-# --- next-token cross entropy --------------------------------------------------------------------------------------
-
-
 def texts(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     logits = 3 * torch.randn(3, 7, 11, generator=generator, dtype=torch.float64)
@@ -108,9 +103,6 @@ def test_cross_entropy_gradient():
     assert gradcheck(lambda x: next_token_cross_entropy(x, labels), logits.requires_grad_())
 
 
-# --- score positions and score regression --------------------------------------------------------------------------
-
-
 def test_score_positions_stand_before_score_tokens_in_order():
     labels = torch.tensor([[7, 1, 9, 7, 9], [1, 1, 1, 1, 1], [2, 8, 9, -100, 7]])
     rows, positions = quality_positions(labels, [9, 8, 7])
@@ -151,9 +143,6 @@ def test_score_regression_of_a_batch_without_score_tokens_is_zero():
     loss.backward()
     assert loss.item() == 0
     assert empty.grad.shape == (0,)
-
-
-# --- soft labels ---------------------------------------------------------------------------------------------------
 
 
 def level_logits(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -214,9 +203,6 @@ def test_soft_label_kl_computes_halves_in_float32(dtype):
     loss = soft_label_kl(logits.to(dtype), soft.float())
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(soft_label_kl(logits.to(dtype).double(), soft).item(), rel=1e-5)
-
-
-# --- fidelity ------------------------------------------------------------------------------------------------------
 
 
 def fidelity_by_loop(predictions, mos, std, prediction_std) -> float:
@@ -289,9 +275,6 @@ def test_fidelity_trains_the_predicted_std_too():
     assert gradcheck(lambda p, s: fidelity(p, mos, std, s), inputs)
 
 
-# --- norm-in-norm and PLCC -----------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("p, q", [(1, 2), (2, 2), (1, 1), (2, 1), (3, 2), (1.5, 3)])
 def test_norm_in_norm_by_numpy(p, q):
     predictions, targets = scores()
@@ -350,9 +333,6 @@ def test_constant_predictions_have_no_direction(value, dtype):
         assert objective(constant, targets) > 0
 
 
-# --- ranking -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("margin", [0.0, 0.3, 2.0])
 def test_pairwise_ranking_against_a_loop(margin):
     predictions, targets = scores()
@@ -409,9 +389,6 @@ def test_listwise_ranking_sees_only_the_order_of_the_targets_and_differences_of_
     assert listwise_ranking(-targets, targets) > loss
 
 
-# --- arguments that do not fit --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -432,9 +409,6 @@ def test_listwise_ranking_sees_only_the_order_of_the_targets_and_differences_of_
 def test_arguments_that_do_not_fit_are_refused(call, message):
     with pytest.raises(ValueError, match=message):
         call()
-
-
-# --- what all objectives of scores share ---------------------------------------------------------------------------
 
 
 @EVERY
@@ -520,8 +494,6 @@ def test_a_nan_prediction_shows_in_the_loss(objective):
     predictions[4] = math.nan
     assert not objective(predictions, targets).isfinite()
 
-
-# --- the published code --------------------------------------------------------------------------------------------
 
 LOSS_TOLERANCE = 5e-4
 GRADIENT_TOLERANCE = 1e-4  # relative

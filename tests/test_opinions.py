@@ -1,7 +1,5 @@
 """Tables of opinions: columns, scales, what is missing, and what is refused."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -124,9 +122,6 @@ def test_a_sample_is_uniform_without_repetition_and_reproducible(tmp_path: Path)
     expected = np.std(everything) / math.sqrt(300) * math.sqrt(0.7)
     assert np.mean(means) == pytest.approx(everything.mean(), abs=4 * expected / math.sqrt(40))
     assert np.std(means) == pytest.approx(expected, rel=0.5)
-
-
-# --- what is refused ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """The package as others get it: light to import, installed as wheel or editable, gone when uninstalled."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import re

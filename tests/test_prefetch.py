@@ -1,7 +1,5 @@
 """Work ahead: order, bounds, and where an exception shows."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 import time

@@ -1,7 +1,5 @@
 """Preprocessing against the published results and against Pillow itself, its gradient, and checks of tensors."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import json
@@ -78,9 +76,6 @@ def assert_as_published(pixels: torch.Tensor, name: str, golden: Path) -> None:
     assert hashlib.sha256(pixels.numpy().tobytes()).hexdigest() == sha256
 
 
-# --- the published results --------------------------------------------------------------------
-
-
 def test_constants() -> None:
     assert PAD_COLOR == (122, 116, 104)
     assert MEAN == (0.48145466, 0.4578275, 0.40821073)
@@ -115,17 +110,11 @@ def test_equals_the_clip_processor(height: int, width: int) -> None:
     square = Image.new("RGB", (side, side), (122, 116, 104))
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     processor = CLIPImageProcessorPil(
-        size={"shortest_edge": 448},
-        crop_size={"height": 448, "width": 448},
-        image_mean=list(MEAN),
-        image_std=list(STD),
+        size={"shortest_edge": 448}, crop_size={"height": 448, "width": 448}, image_mean=list(MEAN), image_std=list(STD)
     )
     expected = processor(square, return_tensors="pt")["pixel_values"][0]
     assert torch.equal(pixels_from_pil(image), expected)
     assert torch.equal(pixels_from_tensor(to_tensor(image))[0], expected)
-
-
-# --- the resize equals Pillow's ---------------------------------------------------------------
 
 
 def assert_equals_pillow(image: Image.Image, size: int) -> None:
@@ -240,9 +229,6 @@ def test_padding_offsets(height: int, width: int) -> None:
     np.testing.assert_array_equal(matrix_levels(to_tensor(image), side), expected)
     pillow = preprocessing._resize_with_pillow(image, side).permute(1, 2, 0).numpy()
     np.testing.assert_array_equal(pillow, expected)
-
-
-# --- tensors: dtypes, batches, contexts -------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
@@ -375,9 +361,6 @@ def test_cuda_gives_the_same_bits_without_waiting() -> None:
         assert torch.equal(pixels.cpu(), pixels_from_tensor(images))
 
 
-# --- gradient ---------------------------------------------------------------------------------
-
-
 def slow_matrix(in_size: int, out_size: int) -> np.ndarray:
     """The bicubic filter (a = -0.5) written with loops and without fixed point."""
     scale = in_size / out_size
@@ -478,9 +461,6 @@ def test_gradient_descent_reaches_a_target() -> None:
         (pixels_from_tensor(images, 8) - target).square().mean().backward()
         optimiser.step()
     assert (images - 0.5).abs().max() < 0.05
-
-
-# --- checks of tensors ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

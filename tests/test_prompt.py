@@ -1,7 +1,5 @@
 """Prompts, score tokens and the checks on a tokenizer, with the licensed tokenizer and with the stand-in."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -55,9 +53,6 @@ def joined(tokens: PromptTokens) -> list[int]:
     return [*tokens.prefix, IMAGE_TOKEN_ID, *tokens.suffix]
 
 
-# --- the published ids -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("prompt", "golden"), [("score", "prompt_ids"), ("evaluation", "iqa_eval_prompt_ids")])
 def test_prompts_of_the_scorer_have_the_published_ids(tokenizer: Any, prompt: str, golden: str) -> None:
     tokens = tokenize_prompt(tokenizer, prompt, published=True)
@@ -95,9 +90,6 @@ def test_probe_texts_have_the_published_ids(tokenizer: Any) -> None:
             assert tokenizer(text)["input_ids"] == probe["ids"], text
 
 
-# --- score tokens ----------------------------------------------------------------------------------------------------
-
-
 def test_score_tokens() -> None:
     assert score_tokens(1) == ["<score1>"]
     assert score_tokens(5) == list(GOLDEN_TOKENIZER["score_ids"])
@@ -114,9 +106,6 @@ def test_any_number_of_score_tokens(folder: Path, count: int) -> None:
     assert joined(tokens) == GOLDEN_TOKENIZER["prompt_ids"]
     assert tokenizer.convert_tokens_to_ids(score_tokens(count)) == list(range(32000, 32000 + count))
     assert tokenizer(f"is <score{count}>")["input_ids"][-2:] == [BLANK, 31999 + count]
-
-
-# --- own prompts -----------------------------------------------------------------------------------------------------
 
 
 def test_own_text(tokenizer: Any) -> None:
@@ -140,9 +129,6 @@ def test_a_prompt_has_exactly_one_image(prompt: str) -> None:
     expected = "prompt must be one of score, evaluation, training or a text with exactly one <|image|>, got "
     with pytest.raises(ValueError, match=re.escape(expected + repr(prompt))):
         resolve_prompt(prompt)
-
-
-# --- tokenizers that would score silently wrong ----------------------------------------------------------------------
 
 
 def change_settings(folder: Path, **settings: Any) -> None:

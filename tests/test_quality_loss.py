@@ -1,7 +1,5 @@
 """The metric as a loss: true gradients, the value of scoring, and `QScorerLoss` in its trainers."""
 
-from __future__ import annotations
-
 import math
 import re
 import subprocess
@@ -92,9 +90,6 @@ def two_steps(metric: QScorer, blank: bool) -> None:
         row.copy_((100 if blank else -100) * states[0].mean(0) / states[0].mean(0).norm())
 
 
-# --- pyiqa's own generic tests, over our names ------------------------------------------------------------------------
-
-
 @every_metric
 def test_generic_forward(create: Any, name: str) -> None:
     scores = create(name)(torch.rand(2, 3, 224, 224))
@@ -128,9 +123,6 @@ def test_generic_gpu_consistency(create: Any, name: str) -> None:
     (score, gradient), (score_gpu, gradient_gpu) = results
     torch.testing.assert_close(score_gpu, score, rtol=0, atol=1e-2)
     torch.testing.assert_close(gradient_gpu, gradient, rtol=0, atol=0.02 * gradient.abs().max().item())
-
-
-# --- value and gradient -----------------------------------------------------------------------------------------------
 
 
 @every_metric
@@ -311,9 +303,6 @@ def test_optimising_pixels_raises_the_score_and_stays_in_range(own: Path, start:
         assert ((images[:, :, :20] >= 0) & (images[:, :, :20] <= 1)).float().mean() > 0.2
 
 
-# --- synchronisation, compilation, several processes ------------------------------------------------------------------
-
-
 class Synchronisations(TorchDispatchMode):
     """Counts operators after which the CPU must know a value of a tensor."""
 
@@ -430,9 +419,6 @@ def test_two_processes_give_the_gradient_of_one(own: Path, tmp_path: Path) -> No
     torch.testing.assert_close(expected[0], expected[1])
     for rank in ("0", "1"):
         torch.testing.assert_close(gradients[2, rank], expected, rtol=1e-3, atol=1e-6)
-
-
-# --- QScorerLoss ------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -579,9 +565,6 @@ def test_wrong_names_are_refused(own: Path) -> None:
         QScorerLoss("qscorer", checkpoint=own, weight=2)
     with pytest.raises(QScorerError, match="nonsense"):
         QScorerLoss("qscorer", checkpoint=own, device="nonsense")
-
-
-# --- pyiqa's loss registry and trainer --------------------------------------------------------------------------------
 
 
 @pytest.fixture

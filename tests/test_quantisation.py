@@ -1,7 +1,5 @@
 """8-bit and 4-bit loading with bitsandbytes, on the CPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

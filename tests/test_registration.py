@@ -4,8 +4,6 @@ A toy pyiqa stands in for the real one, which takes seconds to import; `test_pac
 real one. `-S` keeps Python's start-up files out, so that here `import pyiqa_qscorer` does the work.
 """
 
-from __future__ import annotations
-
 import inspect
 import zipfile
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Score regressor against the published one."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from types import MethodType
 

@@ -1,7 +1,5 @@
 """Writing checkpoints: what is written loads and scores alike, and a failure leaves nothing behind."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -46,9 +44,6 @@ def tensors_in(file: Path) -> dict[str, tuple[list[int], str]]:
 
 def read(file: Path) -> Any:
     return json.loads(file.read_text(encoding="utf-8"))
-
-
-# --- what is written loads and scores alike --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -98,9 +93,6 @@ def test_prompt_of_a_checkpoint_is_saved(tmp_path: Path) -> None:
     assert load_folder(copy).prompt != loaded.prompt
 
 
-# --- the published layout is what the published merge script writes --------------------------------------------------
-
-
 @pytest.fixture(scope="module")
 def published(folders: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return merge_checkpoint(
@@ -143,9 +135,6 @@ def test_published_tokenizer_files_are_those_of_the_golden_folder(published: Pat
 
 def test_image_settings_are_the_published_ones() -> None:
     assert image_settings(448) == table("merged/preprocessor_config")
-
-
-# --- what must not be written ----------------------------------------------------------------------------------------
 
 
 def test_an_output_in_use_is_refused(loaded: LoadedCheckpoint, tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """`score --report`: what the page holds, that nothing in it can run, and what the terminal says beside it."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil

@@ -1,7 +1,5 @@
 """`Scorer`, finding files, and score tables, with a quick stand-in for the model."""
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools
@@ -62,9 +60,6 @@ def photos(tmp_path: Path) -> Path:
     for seed in range(6):
         picture(seed, 20 + seed, 30).save(folder / f"{seed}.png")
     return folder
-
-
-# --- images in, scores out ----------------------------------------------------------------------------------------
 
 
 def test_every_kind_of_image_has_the_same_score(scorer: Scorer, tmp_path: Path) -> None:
@@ -195,9 +190,6 @@ def test_the_next_batch_is_brought_while_the_model_works(monkeypatch: pytest.Mon
     assert metric.batches == [2, 2, 2] and waits == [True, True, True]
 
 
-# --- images that cannot be scored ---------------------------------------------------------------------------------
-
-
 def faulty(tmp_path: Path) -> dict[str, tuple[object, str]]:
     """Images that must fail, with words that the reason must have."""
     good = encoded(picture(0))
@@ -308,9 +300,6 @@ def test_name_and_options_reach_the_metric(monkeypatch: pytest.MonkeyPatch, give
     assert scorer.identity == "0123456789abcdef"
 
 
-# --- what the model does ------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("batch_size", "raised", "error", "words"),
     [
@@ -347,9 +336,6 @@ def test_a_score_that_is_no_number_is_an_error(scorer: Scorer, monkeypatch: pyte
     results = list(scorer.score_iter([picture(0)] * 3))
     assert [item.score for item in results] == [None, 1.0, None]
     assert results[0].error == "the model's score is nan"
-
-
-# --- finding files ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -422,9 +408,6 @@ def test_inputs_that_cannot_be_meant(tree: Path, given: str, words: str) -> None
         find_images(["b.png", given])
     with pytest.raises(InputError, match="nothing to score"):
         find_images([])
-
-
-# --- tables -------------------------------------------------------------------------------------------------------
 
 
 def write(scorer: Scorer, output: Path, paths: list[str], resume: bool = False, overwrite: bool = False) -> int:

@@ -1,7 +1,5 @@
 """`pyiqa-qscorer serve`: under load nothing is lost and nothing is wrong; full, too large, broken, stopped."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import os

@@ -3,8 +3,6 @@
 The plain way is the published procedure as `benchmarks/published_procedure.py` has it: two full passes, no cache.
 """
 
-from __future__ import annotations
-
 import copy
 import functools
 import pickle
@@ -76,9 +74,6 @@ def without_shared_prefix(model: QScorerForScoring) -> QScorerForScoring:
     return plain
 
 
-# --- the whole -------------------------------------------------------------------------------------------------------
-
-
 def test_the_plain_way_is_the_published_one() -> None:
     ids, golden = table("tokenizer/tokenizer")["prompt_ids"], tensors("model_T/golden")
     column = ids.index(IMAGE_TOKEN_ID)
@@ -137,9 +132,6 @@ def test_traced_scores_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.slow
 def test_compiled_scores_are_the_plain_ones() -> None:
     check_compiled(1)
-
-
-# --- text before the image -------------------------------------------------------------------------------------------
 
 
 def test_the_prefix_is_read_once_for_a_batch() -> None:
@@ -242,9 +234,6 @@ def test_gradients_to_the_image_with_a_shared_prefix() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], **EXACT)
 
 
-# --- logits that are not finite --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("rows", ["one", "all"])
 @pytest.mark.parametrize("mode", ["plain", "gradient"])
@@ -259,9 +248,6 @@ def test_no_score_where_the_first_token_is_chosen_from_logits_that_are_not_finit
         weight[3 if rows == "one" else slice(None)] = value
         with pytest.raises(QScorerError, match="not finite"):
             metric(images)
-
-
-# --- last layer, waiting ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kernel", [name for name in KERNELS_FOR_LAST if name != "flash_attention_2"])
@@ -310,9 +296,6 @@ def test_nothing_waits_for_the_device_before_the_score_is_under_way() -> None:
         handle.remove()
     assert until_score == [[]] and watch.calls > 50
     assert len(watch.waits) == 1  # is the blank chosen everywhere?
-
-
-# --- linear layers on the CPU ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("shape", [(1, 33, 24), (3, 5, 24), (7, 24)])
@@ -378,9 +361,6 @@ def test_quick_gelu_in_place_is_the_same_to_the_bit() -> None:
         in_place = quick_gelu(states)
     assert torch.equal(in_place, quick_gelu(states.requires_grad_()))
     assert torch.equal(states, kept)
-
-
-# --- loading ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into Linux's table of mapped files")

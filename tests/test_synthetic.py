@@ -1,7 +1,5 @@
 """Synthetic training data: opinions, calibration, rendering."""
 
-from __future__ import annotations
-
 import csv
 import json
 import os

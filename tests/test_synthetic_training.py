@@ -1,7 +1,5 @@
 """Training on rendered data with a pretrained feature network, as the recipe of qscorer-mini does it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`pyiqa-qscorer train`: a run, its messages, and mistakes in the configuration."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

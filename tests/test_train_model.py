@@ -1,7 +1,5 @@
 """Training and scoring inside pyiqa's own harness, from a pyiqa YAML, in a process of its own."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -34,10 +32,7 @@ def test_trains_from_a_pyiqa_yaml(tmp_path: Path) -> None:
     settings = {
         "model_type": "QScorerTrainModel",
         "network": {"type": "QScorer", "checkpoint": str(checkpoint), "dtype": "float32", "clamp": False},
-        "train": {
-            "trained_parts": ["regressor", "lm_head"],
-            "mos_loss_opt": {"type": "L1Loss", "loss_weight": 1.0},
-        },
+        "train": {"trained_parts": ["regressor", "lm_head"], "mos_loss_opt": {"type": "L1Loss", "loss_weight": 1.0}},
         "val": {
             "val_freq": 3,
             "save_img": False,

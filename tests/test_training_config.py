@@ -1,7 +1,5 @@
 """Training configuration: examples, defaults as published, and every kind of mistake."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Training data: scales, splits, mixing, determinism, and bad rows."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 from collections import Counter
@@ -15,13 +13,7 @@ from tiny_training import make_pictures
 from pyiqa_qscorer.data.opinions import MosScale
 from pyiqa_qscorer.errors import TrainingDataError
 from pyiqa_qscorer.training.batches import Collator, MixedSampler
-from pyiqa_qscorer.training.dataset import (
-    LabelledImage,
-    LabelledImages,
-    QualityDataset,
-    read_dataset,
-    refuse_overlap,
-)
+from pyiqa_qscorer.training.dataset import LabelledImage, LabelledImages, QualityDataset, read_dataset, refuse_overlap
 from pyiqa_qscorer.training.dataset_config import FolderDataset
 from pyiqa_qscorer.training.text import training_text
 from pyiqa_qscorer.training.tokenizer import prompt_tokenizer

@@ -1,7 +1,5 @@
 """What a training does where its folder is shared, its states are gone or damaged, or disk or a worker fails."""
 
-from __future__ import annotations
-
 import json
 import os
 import re

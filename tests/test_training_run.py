@@ -1,7 +1,5 @@
 """Training runs: they learn, resume exactly, survive kills and full disks, and leave checkpoints that load."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

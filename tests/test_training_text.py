@@ -1,7 +1,5 @@
 """Training texts: equal to the published ids and labels, for every quality token and prompt."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import golden_data

@@ -1,7 +1,5 @@
 """Vision encoder against the published one, stage by stage."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import pytest

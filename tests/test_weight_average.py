@@ -1,7 +1,5 @@
 """Averaged weights: the formula, what the model has when, and a run that evaluates and keeps them, also resumed."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any

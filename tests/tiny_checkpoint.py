@@ -1,7 +1,5 @@
 """Tiny checkpoints of every layout, complete with a tokenizer, also where `../shared` is missing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -86,12 +84,7 @@ def random_model(*, levels: int = 5, width: int = 8, visual_width: int = 8, seed
         score_tokens=score_tokens(levels),
         score_token_ids=list(range(VOCABULARY, VOCABULARY + levels)),
         vision_config={**visual, "intermediate_size": 2 * visual_width, "image_size": 56},
-        abstractor_config={
-            **visual,
-            "intermediate_size": 2 * visual_width,
-            "num_learnable_queries": 5,
-            "grid_size": 4,
-        },
+        abstractor_config={**visual, "intermediate_size": 2 * visual_width, "num_learnable_queries": 5, "grid_size": 4},
         bos_token_id=1,
         eos_token_id=2,
     )

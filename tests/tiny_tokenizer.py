@@ -5,8 +5,6 @@ outside the prompts fall apart into letters and bytes with arbitrary ids. `write
 SentencePiece file, read by the code that reads the licensed one; `write_json` what our own layout holds.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

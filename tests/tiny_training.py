@@ -1,7 +1,5 @@
 """A training run small enough for tests: synthetic pictures whose quality is how sharp they are."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Any

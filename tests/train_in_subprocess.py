@@ -7,8 +7,6 @@ PAUSE_AT_STEP SIGSTOP; KILL_WORKER_AT_STEP kills the processes that read images;
 fills the "disk": no file can grow beyond that many bytes.
 """
 
-from __future__ import annotations
-
 import json
 import multiprocessing
 import os
