@@ -63,15 +63,11 @@ def test_tables_on_stdout_facts_on_stderr(labels: Path) -> None:
     assert result.line("gaussian pdf", "integers")[0] < 0.05
 
 
-def test_vote_columns_take_any_number_of_names(tmp_path: Path) -> None:
+def test_vote_columns_and_columns_that_hold_no_opinions(tmp_path: Path) -> None:
     path = tmp_path / "votes.csv"
     path.write_text("c1,c2,c3,s\n1,1,0,0.5\n0,1,1,0.5\n0,0,2,0\n3,0,0,0\n")
     result = Result("--mos", path, "--vote-columns", "c1", "c2", "c3", "--std-column", "s", "--levels", "5")
-    assert result.code == 0
-    assert "4 of 4 images, 2 of them 0" in result.err
-
-
-def test_our_own_scores_are_no_opinions(tmp_path: Path) -> None:
+    assert result.code == 0 and "4 of 4 images, 2 of them 0" in result.err
     path = tmp_path / "scores.csv"
     write_rows(path, [ScoreRow(f"{n}.png", n / 2, metric="qscorer-mini", identity="0") for n in range(6)])
     result = Result("--mos", path, "--mos-column", "score", "--levels", "5")
@@ -112,18 +108,6 @@ print("torch" in sys.modules)
     assert done.stdout.split("\n")[:2] == ["[]", "False"], done.stderr
 
 
-def test_koniq_numbers_are_printed(shared: Path) -> None:
-    path = shared / "data" / "labels" / "meta_info_KonIQ10kDataset.csv"
-    votes = ["--vote-columns", "c1", "c2", "c3", "c4", "c5", "--std-column", "std"]
-    result = Result("--mos", path, *votes, "--levels", "5,10,20")
-    assert result.line("one hot", "integers")[0] == pytest.approx(0.303, abs=1e-3)
-    assert result.line("one hot", "interval centers")[0] == pytest.approx(0.206, abs=1e-3)
-    assert result.line("gaussian pdf raw", "integers")[0] == pytest.approx(0.063, abs=1e-3)
-    assert result.line("gaussian pdf", "integers")[0] == pytest.approx(0.008, abs=1e-3)
-    for levels, srcc in (("5", 0.9307), ("10", 0.9803), ("20", 0.9948)):
-        assert result.line(levels)[-2] == srcc
-
-
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Checkpoint of each formulation; `pictures` is the folder they were trained on."""
@@ -146,6 +130,10 @@ def dataset(pictures: Path, **changes: Any) -> LabelledImages:
 def measured(trained: dict[str, Path]) -> dict[str, MeasuredModel]:
     data = dataset(trained["pictures"])
     return {name: measure(name, QScorer(trained[name]), data, "cpu", batch_size=5) for name in FORMULATIONS}
+
+
+def mos_and_std(data: LabelledImages) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(np.array([getattr(image, name) for image in data.images]) for name in ("mos", "std"))
 
 
 def logits_one_by_one(checkpoint: Path, data: LabelledImages) -> tuple[torch.Tensor, torch.Tensor]:
@@ -172,7 +160,7 @@ def test_measured_parts_add_up_and_errors_are_those_of_the_scores(
     with torch.no_grad():
         pixels = torch.stack([pixels_from_pil(open_image(image.path), metric.image_size) for image in data.images])
         scores = metric.score_pixels(pixels).double().numpy()
-    mos = np.array([image.mos for image in data.images])
+    mos, _ = mos_and_std(data)
     assert (found.formulation, found.images, found.failed, found.levels) == (name, 16, 0, 5)
     assert found.error.rmse == pytest.approx(math.sqrt(np.mean((scores - mos) ** 2)), abs=1e-5)
     assert found.error.bias == pytest.approx(np.mean(scores - mos), abs=1e-5)
@@ -183,8 +171,7 @@ def test_measured_parts_add_up_and_errors_are_those_of_the_scores(
 def test_predicted_error_is_that_of_the_label_each_formulation_teaches(
     trained: dict[str, Path], measured: dict[str, MeasuredModel]
 ) -> None:
-    images = dataset(trained["pictures"]).images
-    mos, std = (np.array([getattr(image, name) for image in images]) for name in ("mos", "std"))
+    mos, std = mos_and_std(dataset(trained["pictures"]))
     soft = gaussian_soft_label(mos, std, 5, normalise=True)
     expected = {
         "level_onehot": np.abs(restore(one_hot(mos, 5), level_centers(5)) - mos).mean(),
@@ -203,7 +190,7 @@ def test_readings_are_of_the_networks_own_probabilities(
 ) -> None:
     data, found = dataset(trained["pictures"]), measured[name]
     logits, shares = logits_one_by_one(trained[name], data)
-    mos = np.array([image.mos for image in data.images])
+    mos, std = mos_and_std(data)
     p = logits.softmax(-1).numpy()
     expected = {
         "integers": p @ np.arange(1, 6),
@@ -216,7 +203,6 @@ def test_readings_are_of_the_networks_own_probabilities(
     assert found.readings["optimal"].rmse <= min(found.readings[reading].rmse for reading in list(expected)[:2]) + 1e-9
     assert found.leaked_mass == pytest.approx(1 - shares.mean().item(), abs=1e-5)
     assert found.peak == pytest.approx(p.max(axis=1).mean(), abs=1e-5)
-    std = np.array([image.std for image in data.images])
     label = one_hot(mos, 5) if name == "level_onehot" else gaussian_soft_label(mos, std, 5)
     assert found.right is not None
     assert found.right.share == pytest.approx(np.mean(p.argmax(axis=1) == label.argmax(axis=1)))
@@ -235,10 +221,7 @@ def test_broken_pictures_are_left_out_with_their_labels(trained: dict[str, Path]
         path.write_bytes(b"no picture")
     with pytest.raises(QScorerError, match="could not score any of the 16 pictures"):
         measure("one-hot", QScorer(trained["level_onehot"]), dataset(pictures), "cpu")
-
-
-def test_soft_labels_need_spreads(trained: dict[str, Path]) -> None:
-    data = dataset(trained["pictures"], std_column=None)
+    data = dataset(trained["pictures"], std_column=None)  # soft labels need spreads
     with pytest.raises(QScorerError, match="16 of 16 pictures have none; give --std-column"):
         measure("soft", QScorer(trained["level_soft"]), data, "cpu")
     assert measure("one-hot", QScorer(trained["level_onehot"]), data, "cpu").images == 16

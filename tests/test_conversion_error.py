@@ -1,6 +1,7 @@
 """Conversion errors: against definitions, torch, dense grids, and the numbers published for real datasets."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -66,16 +67,11 @@ def test_no_values_beat_the_optimal_ones(name: str) -> None:
         assert np.mean((restore(label, values + step) - MOS) ** 2) >= best
     for kind in ("integers", "interval_centers"):
         assert np.mean((restore(label, level_values(kind, label, MOS)) - MOS) ** 2) >= best - 1e-12
-
-
-@pytest.mark.parametrize("name", LABELS)
-@pytest.mark.parametrize("kind", ["integers", "interval_centers", "optimal"])
-def test_the_parts_add_up(name: str, kind: str) -> None:
-    label = make_label(name, MOS, STD, 5)
-    restored = restore(label, level_values(kind, label, MOS))  # type: ignore[arg-type]
-    parts = decompose(MOS, named_score(name, label), restored)
-    assert parts.total == pytest.approx(np.mean((restored - MOS) ** 2), rel=1e-12)
-    assert parts.label + parts.restoration + parts.cross == pytest.approx(parts.total, rel=1e-9, abs=1e-15)
+    for kind in ("integers", "interval_centers", "optimal"):  # the parts add up
+        restored = restore(label, level_values(kind, label, MOS))
+        parts = decompose(MOS, named_score(name, label), restored)
+        assert parts.total == pytest.approx(np.mean((restored - MOS) ** 2), rel=1e-12)
+        assert parts.label + parts.restoration + parts.cross == pytest.approx(parts.total, rel=1e-9, abs=1e-15)
 
 
 def test_the_cross_term_vanishes_around_the_mean_mos_of_each_label() -> None:
@@ -105,16 +101,12 @@ def test_uniform_errors_of_any_values_against_a_dense_grid(values: list[float]) 
 
 
 @pytest.mark.parametrize("dtype", SIGNIFICANT_BITS)
-def test_rounding_is_torchs(dtype: str) -> None:
+def test_rounding_is_torchs_and_its_errors_those_of_draws(dtype: str) -> None:
     scores = np.concatenate([MOS, 1 + np.arange(257) / 256 + 2**-9, RNG.uniform(1, 5, 2000)])  # ties included
     if dtype != "float32":
         scores = scores.astype(np.float32).astype(np.float64)  # torch rounds a float64 to float32 on the way
     expected = torch.from_numpy(scores).to(getattr(torch, dtype)).double().numpy()
     assert round_to(scores, dtype).tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("dtype", SIGNIFICANT_BITS)
-def test_uniform_rounding_errors_against_draws(dtype: str) -> None:
     draws = RNG.uniform(1, 5, 200_000)
     error = np.abs(round_to(draws, dtype) - draws)
     assert uniform_rounding_errors(dtype) == pytest.approx((np.mean(error**2), np.mean(error)), rel=0.02)
@@ -136,12 +128,15 @@ def test_no_split_into_levels_ranks_better_than_the_bound(levels: int) -> None:
     assert best_possible(9, [3, 3, 3]) == best_possible(2, [7]) == (1.0, 1.0)
 
 
-def test_other_choices_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"name must be one of one_hot, linear, .* got 'hot'"):
-        make_label("hot", MOS, STD, 5)
-    with pytest.raises(ValueError, match="made of the spread of opinions"):
-        make_label("gaussian_pdf", MOS, None, 5)
-    with pytest.raises(ValueError, match="kind must be one of integers"):
-        level_values("best", np.eye(5), np.arange(1.0, 6.0))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="dtype must be one of float32"):
-        round_to(MOS, "int8")
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: make_label("hot", MOS, STD, 5), r"name must be one of one_hot, linear, .* got 'hot'"),
+        (lambda: make_label("gaussian_pdf", MOS, None, 5), "made of the spread of opinions"),
+        (lambda: level_values("best", np.eye(5), np.arange(1.0, 6.0)), "kind must be one of integers"),
+        (lambda: round_to(MOS, "int8"), "dtype must be one of float32"),
+    ],
+)
+def test_other_choices_are_refused_by_name(call: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()

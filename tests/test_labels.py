@@ -23,12 +23,7 @@ STD = np.concatenate([[0.7, 0.7, 0.7, 0.3], RNG.uniform(0.05, 1.5, 400)])
 SOFT = pytest.mark.parametrize("variant", ["pdf", "cdf"])
 
 
-def test_centers_of_five_levels_are_the_published_numbers():
-    assert level_centers(5).tolist() == [1, 2, 3, 4, 5]
-    assert level_centers(5, kind="interval_centers") == pytest.approx([1.4, 2.2, 3.0, 3.8, 4.6])
-
-
-@pytest.mark.parametrize("levels", [2, 3, 7, 20])
+@pytest.mark.parametrize("levels", [2, 3, 5, 7, 20])
 @pytest.mark.parametrize("low, high", [(1.0, 5.0), (0.0, 100.0), (-2.0, 0.5)])
 def test_centers_of_any_count_and_range(levels, low, high):
     integers = level_centers(levels, low, high)
@@ -45,12 +40,6 @@ def test_restore_is_the_expectation_over_the_last_axis():
         assert restored[index] == pytest.approx(sum((level + 1) * probabilities[index][level] for level in range(5)))
 
 
-@pytest.mark.parametrize("probabilities, centers", [([[0.5, 0.5]], [1.0, 2.0, 3.0]), (0.5, [1.0]), ([0.5], [[1.0]])])
-def test_restore_refuses_shapes_that_do_not_fit(probabilities, centers):
-    with pytest.raises(ValueError, match="one column per level"):
-        restore(probabilities, centers)
-
-
 @pytest.mark.parametrize("levels", range(1, 21))
 def test_borders_do_not_depend_on_rounding(levels):
     """Each border written in any of the usual ways, also in float32, falls to the level below it: as in Q-Align, levels
@@ -63,20 +52,13 @@ def test_borders_do_not_depend_on_rounding(levels):
         assert index == levels or level_index([border + 1e-4], levels) == index
 
 
-@pytest.mark.parametrize("levels", [1, 2, 5, 12])
-def test_level_index_against_the_published_interval_rule(levels):
-    for value, found in zip(MOS, level_index(MOS, levels), strict=True):
-        width = 4 / levels
+@pytest.mark.parametrize("levels", [1, 2, 5, 9, 12])
+def test_level_and_one_hot_against_the_published_interval_rule(levels):
+    width, label = 4 / levels, one_hot(MOS, levels)
+    assert label.shape == (len(MOS), levels) and (label.sum(axis=1) == 1).all()
+    for value, found, marked in zip(MOS, level_index(MOS, levels), label.argmax(axis=1), strict=True):
         matching = [i for i in range(levels) if 1 + i * width - 1e-8 < value <= 1 + (i + 1) * width + 1e-8]
-        assert found == matching[0]
-
-
-@pytest.mark.parametrize("levels", [1, 5, 9])
-def test_one_hot_marks_the_level(levels):
-    label = one_hot(MOS, levels)
-    assert label.shape == (len(MOS), levels)
-    assert (label.sum(axis=1) == 1).all()
-    assert (label.argmax(axis=1) == level_index(MOS, levels)).all()
+        assert found == marked == matching[0]
 
 
 @pytest.mark.parametrize("levels", [2, 3, 5, 17])
@@ -108,6 +90,10 @@ def test_raw_gaussian_label_against_scipy(variant, levels, low, high):
     mos, std = low + (MOS - 1) * scale, STD * scale
     label = gaussian_soft_label(mos, std, levels, low, high, variant, adjust=False)
     assert label == pytest.approx(raw_by_scipy(mos, std, levels, low, high, variant), rel=1e-9, abs=1e-12)
+    for adjust in (True, False):  # the range is only a unit
+        label = gaussian_soft_label(MOS, STD, levels, variant=variant, adjust=adjust)
+        larger = gaussian_soft_label(mos, std, levels, low, high, variant=variant, adjust=adjust)
+        assert larger == pytest.approx(label, abs=1e-9)
 
 
 def adjusted_by_solving(mos, std, levels, variant, min_std=0.2, max_error=0.1):
@@ -171,14 +157,6 @@ def test_mirrored_mos_gives_the_mirrored_label_but_falls_back_elsewhere(variant)
 
 
 @SOFT
-@pytest.mark.parametrize("adjust", [True, False])
-def test_range_is_only_a_unit(variant, adjust):
-    label = gaussian_soft_label(MOS, STD, 5, variant=variant, adjust=adjust)
-    larger = gaussian_soft_label(MOS * 20, STD * 20, 5, 20.0, 100.0, variant=variant, adjust=adjust)
-    assert larger == pytest.approx(label, abs=1e-9)
-
-
-@SOFT
 def test_clipped_rows_keep_a_sum_above_one_unless_normalised(variant):
     label = gaussian_soft_label(MOS, STD, 5, variant=variant)
     assert label.min() == 0
@@ -189,17 +167,13 @@ def test_clipped_rows_keep_a_sum_above_one_unless_normalised(variant):
 
 
 @SOFT
-def test_narrow_opinions_fall_back_to_interpolation(variant):
+def test_narrow_opinions_and_errors_beyond_the_limit_fall_back_to_interpolation(variant):
     mos, std = [1.3, 2.5, 4.99], [0.0, 0.1, 0.199]
     assert (gaussian_soft_label(mos, std, 5, variant=variant) == linear_soft_label(mos, 5)).all()
     certain = gaussian_soft_label(mos, [0.0, 1e-300, 1e-7], 5, variant=variant, min_std=0.0, max_error=math.inf)
     assert (certain == linear_soft_label(mos, 5)).all()
     wider = gaussian_soft_label([2.4], [0.2 + 1e-9], 5, variant=variant)
     assert np.abs(wider - linear_soft_label([2.4], 5)).max() > 1e-3
-
-
-@SOFT
-def test_no_label_is_off_by_more_than_the_stated_error(variant):
     for max_error in (0.0, 0.02, 0.1):
         label = gaussian_soft_label(MOS, STD, 5, variant=variant, max_error=max_error)
         assert np.abs(restore(label, level_centers(5)) - MOS).max() <= max_error + 1e-12
@@ -260,35 +234,28 @@ LABELS = {
 def test_bad_mos_levels_and_ranges_are_named(label, mos, levels, low, high, message):
     with pytest.raises(ValueError, match=message):
         label(mos, levels, low, high)
+    assert len(label(np.zeros(0), 5)) == 0
 
 
 @pytest.mark.parametrize(
-    "std, message",
+    "call, message",
     [
-        ([0.5, -0.1], "got -0.1 at index 1"),
-        ([math.nan, 1.0], "must be finite"),
-        ([math.inf, 1.0], "must be finite"),
-        ([0.5], r"shape \(2,\), got shape \(1,\)"),
-        (0.5, "one value per MOS"),
+        (lambda: gaussian_soft_label([2.0, 3.0], [0.5, -0.1], 5), "got -0.1 at index 1"),
+        (lambda: gaussian_soft_label([2.0, 3.0], [math.nan, 1.0], 5), "must be finite"),
+        (lambda: gaussian_soft_label([2.0, 3.0], [math.inf, 1.0], 5), "must be finite"),
+        (lambda: gaussian_soft_label([2.0, 3.0], [0.5], 5), r"shape \(2,\), got shape \(1,\)"),
+        (lambda: gaussian_soft_label([2.0, 3.0], 0.5, 5), "one value per MOS"),
+        (lambda: gaussian_soft_label([2.0], [1.0], 5, variant="mass"), "variant must be one of pdf, cdf, got 'mass'"),
+        (lambda: gaussian_soft_label([2.0], [1.0], 5, max_error=-1.0), "min_std and max_error must be >= 0"),
+        (lambda: level_centers(5, kind="optimal"), "kind must be one of integers, interval_centers"),
+        (lambda: restore([[0.5, 0.5]], [1.0, 2.0, 3.0]), "one column per level"),
+        (lambda: restore(0.5, [1.0]), "one column per level"),
+        (lambda: restore([0.5], [[1.0]]), "one column per level"),
     ],
 )
-def test_bad_std_is_named(std, message):
+def test_other_bad_arguments_are_named(call, message):
     with pytest.raises(ValueError, match=message):
-        gaussian_soft_label([2.0, 3.0], std, 5)
-
-
-def test_other_choices_are_refused():
-    with pytest.raises(ValueError, match="variant must be one of pdf, cdf, got 'mass'"):
-        gaussian_soft_label([2.0], [1.0], 5, variant="mass")
-    with pytest.raises(ValueError, match="kind must be one of integers, interval_centers"):
-        level_centers(5, kind="optimal")
-    with pytest.raises(ValueError, match="min_std and max_error must be >= 0"):
-        gaussian_soft_label([2.0], [1.0], 5, max_error=-1.0)
-
-
-@pytest.mark.parametrize("label", LABELS.values(), ids=LABELS)
-def test_empty_input_gives_empty_labels(label):
-    assert len(label(np.zeros(0), 5)) == 0
+        call()
 
 
 def mean_error(label: np.ndarray, mos: np.ndarray) -> float:

@@ -1,10 +1,8 @@
-"""Objectives: against loops, numpy and scipy; their properties; edge cases; and the published losses and gradients."""
+"""Objectives: against loops, numpy and scipy; their properties; edge cases."""
 
-import functools
 import math
 from itertools import combinations
 
-import golden_data
 import numpy as np
 import pytest
 import torch
@@ -12,9 +10,7 @@ from scipy.stats import norm, pearsonr
 from torch import Tensor
 from torch.autograd import gradcheck
 
-from pyiqa_qscorer.images.preprocessing import pixels_from_pil
-from pyiqa_qscorer.images.reading import open_image
-from pyiqa_qscorer.model.qscorer import IGNORED_LABEL, IMAGE_TOKEN_ID, quality_positions
+from pyiqa_qscorer.model.qscorer import IGNORED_LABEL, quality_positions
 from pyiqa_qscorer.training.objectives import (
     fidelity,
     listwise_ranking,
@@ -42,7 +38,6 @@ SCORE_OBJECTIVES = {
 }
 COMPARING = {name: loss for name, loss in SCORE_OBJECTIVES.items() if name != "score_regression"}
 EVERY = pytest.mark.parametrize("objective", SCORE_OBJECTIVES.values(), ids=SCORE_OBJECTIVES)
-EVERY_COMPARING = pytest.mark.parametrize("objective", COMPARING.values(), ids=COMPARING)
 
 
 def scores(count: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -78,14 +73,11 @@ def test_cross_entropy_against_a_loop():
                 values = logits[row, position].numpy()
                 terms.append(math.log(np.exp(values).sum()) - values[wanted])
     assert len(terms) == 3 * 6 - 3 - 2
-    assert next_token_cross_entropy(logits, labels).item() == pytest.approx(np.mean(terms), rel=1e-12)
-
-
-def test_cross_entropy_ignores_the_last_logits_and_the_first_label():
-    logits, labels = texts()
     loss = next_token_cross_entropy(logits, labels)
-    logits[:, -1], labels[:, 0] = 50.0, 3
+    assert loss.item() == pytest.approx(np.mean(terms), rel=1e-12)
+    logits[:, -1], labels[:, 0] = 50.0, 3  # neither counts
     assert next_token_cross_entropy(logits, labels) == loss
+    assert gradcheck(lambda x: next_token_cross_entropy(x, labels), logits.requires_grad_())
 
 
 @HALVES
@@ -98,19 +90,11 @@ def test_cross_entropy_stays_in_the_dtype_of_the_logits(dtype):
     assert loss.item() == pytest.approx(next_token_cross_entropy(logits.double(), labels).item(), rel=0.02)
 
 
-def test_cross_entropy_gradient():
-    logits, labels = texts()
-    assert gradcheck(lambda x: next_token_cross_entropy(x, labels), logits.requires_grad_())
-
-
 def test_score_positions_stand_before_score_tokens_in_order():
     labels = torch.tensor([[7, 1, 9, 7, 9], [1, 1, 1, 1, 1], [2, 8, 9, -100, 7]])
     rows, positions = quality_positions(labels, [9, 8, 7])
     assert rows.tolist() == [0, 0, 0, 2, 2, 2]
     assert positions.tolist() == [1, 2, 3, 0, 1, 3]
-
-
-def test_score_positions_may_be_none_but_score_tokens_may_not():
     labels = torch.zeros(2, 4, dtype=torch.long)
     assert [len(indices) for indices in quality_positions(labels, [9])] == [0, 0]
     with pytest.raises(ValueError, match="quality_token_ids must name at least one token"):
@@ -129,20 +113,12 @@ def test_score_regression_sums_over_positions_and_divides_by_rows():
 
 
 def test_score_regression_has_no_gradient_outside_the_clamp():
-    predictions = torch.tensor([-0.1, 0.0, 2.0, 5.0, 5.1])
-    targets = torch.tensor([3.0, 3.0, 3.0, 3.0, 3.0])
+    predictions, targets = torch.tensor([-0.1, 0.0, 2.0, 5.0, 5.1]), torch.full((5,), 3.0)
     clamped = gradient(lambda p: score_regression(p, targets, 5), predictions)
     assert clamped.tolist() == pytest.approx([0.0, -1.2, -0.4, 0.8, 0.0])
     free = gradient(lambda p: score_regression(p, targets, 5, clamp=None), predictions)
     assert free.tolist() == pytest.approx([-1.24, -1.2, -0.4, 0.8, 0.84])
-
-
-def test_score_regression_of_a_batch_without_score_tokens_is_zero():
-    empty = torch.zeros(0, requires_grad=True)
-    loss = score_regression(empty, torch.zeros(0), 4)
-    loss.backward()
-    assert loss.item() == 0
-    assert empty.grad.shape == (0,)
+    assert score_regression(torch.zeros(0), torch.zeros(0), 4).item() == 0  # no score token in the batch
 
 
 def level_logits(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
@@ -186,11 +162,7 @@ def test_soft_label_kl_is_zero_only_at_the_label():
     assert gradient(soft_label_kl, soft.log(), soft).abs().max() < 1e-15
     assert soft_label_kl(soft.log() + 3.0, soft).item() == pytest.approx(0, abs=1e-15)
     assert soft_label_kl(soft.log().flip(1), soft).item() > 0.01
-
-
-def test_soft_label_kl_of_an_unnormalised_label_is_least_at_the_normalised_one():
-    _, soft = level_logits()
-    soft = (soft + 0.05) * 1.05
+    soft = soft * 1.05  # not normalised: least at the normalised label
     total = soft.sum(dim=1)
     at_minimum = (soft / total[:, None]).log()
     assert gradient(soft_label_kl, at_minimum, soft).abs().max() < 1e-15
@@ -361,12 +333,8 @@ def test_listwise_ranking_is_the_likelihood_of_the_order():
         likelihood *= math.exp(predictions[index]) / sum(math.exp(predictions[other]) for other in left)
         left.remove(index)
     assert listwise_ranking(predictions, targets).item() == pytest.approx(-math.log(likelihood) / 4)
-
-
-def test_listwise_ranking_of_a_published_example():
-    """From the documentation of TensorFlow Ranking: 0.7981389, the sum over the list."""
-    loss = listwise_ranking(torch.tensor([0.6, 0.8]), torch.tensor([1.0, 0.0]))
-    assert 2 * loss.item() == pytest.approx(0.7981389)
+    example = listwise_ranking(torch.tensor([0.6, 0.8]), torch.tensor([1.0, 0.0]))
+    assert 2 * example.item() == pytest.approx(0.7981389)  # the documentation of TensorFlow Ranking: summed
 
 
 def test_listwise_ranking_with_ties():
@@ -412,23 +380,14 @@ def test_arguments_that_do_not_fit_are_refused(call, message):
 
 
 @EVERY
-def test_gradient_against_finite_differences(objective):
-    predictions, targets = scores()
-    assert gradcheck(lambda x: objective(x, targets), predictions.requires_grad_())
-
-
-@EVERY
-def test_order_of_the_batch_does_not_matter(objective):
+def test_gradient_is_that_of_differences_and_order_does_not_matter(objective):
     predictions, targets = scores()
     shuffled = torch.randperm(12, generator=torch.Generator().manual_seed(5))
-    loss = objective(predictions[shuffled], targets[shuffled])
-    assert loss.item() == pytest.approx(objective(predictions, targets).item())
-
-
-@EVERY_COMPARING
-def test_a_constant_added_to_the_predictions_does_not_matter(objective):
-    predictions, targets = scores()
-    assert objective(predictions + 2, targets).item() == pytest.approx(objective(predictions, targets).item())
+    loss = objective(predictions, targets).item()
+    assert objective(predictions[shuffled], targets[shuffled]).item() == pytest.approx(loss)
+    if objective in COMPARING.values():
+        assert objective(predictions + 2, targets).item() == pytest.approx(loss)
+    assert gradcheck(lambda x: objective(x, targets), predictions.requires_grad_())
 
 
 @EVERY
@@ -439,22 +398,18 @@ def test_descent_improves_and_better_predictions_lose_less(objective):
     assert objective(targets + 0.1 * (predictions - targets), targets) < loss
 
 
-@EVERY_COMPARING
-def test_an_image_alone_has_nothing_to_be_compared_with(objective):
-    one = torch.tensor([2.0], requires_grad=True)
-    loss = objective(one, torch.tensor([3.0]))
-    loss.backward()
-    assert loss.item() in (0.0, 0.5)  # 0.5: no correlation
-    assert one.grad.item() == 0
-
-
 @EVERY
-def test_no_image_at_all_is_zero_and_differentiable(objective):
-    none = torch.zeros(0, requires_grad=True)
-    loss = objective(none, torch.zeros(0))
-    loss.backward()
-    assert loss.shape == ()
-    assert loss.item() == 0
+def test_one_image_has_nothing_to_be_compared_with_and_none_is_zero(objective):
+    for count in (0, 1):
+        predictions = torch.full((count,), 2.0, requires_grad=True)
+        loss = objective(predictions, torch.full((count,), 3.0))
+        loss.backward()
+        assert loss.shape == ()
+        if count == 0:
+            assert loss.item() == 0
+        elif objective in COMPARING.values():
+            assert loss.item() in (0.0, 0.5)  # 0.5: no correlation
+            assert predictions.grad.item() == 0
 
 
 @EVERY
@@ -480,154 +435,11 @@ def test_halves_are_computed_in_float32(objective, dtype):
 
 
 @EVERY
-def test_shapes_that_would_broadcast_are_refused(objective):
+def test_shapes_that_would_broadcast_are_refused_and_nan_shows(objective):
     predictions, targets = scores()
     with pytest.raises(ValueError, match="one-dimensional and of equal length"):
         objective(predictions[:, None], targets)
     with pytest.raises(ValueError, match=r"predictions \(12,\), (targets|mos) \(1,\)"):
         objective(predictions, targets[:1])
-
-
-@EVERY
-def test_a_nan_prediction_shows_in_the_loss(objective):
-    predictions, targets = scores()
     predictions[4] = math.nan
     assert not objective(predictions, targets).isfinite()
-
-
-LOSS_TOLERANCE = 5e-4
-GRADIENT_TOLERANCE = 1e-4  # relative
-
-
-def align_on_image(input_ids: Tensor, labels: Tensor, attention_mask: Tensor, visual_tokens: int) -> dict[str, Tensor]:
-    """Rows padded on the right, as published -> rows padded so that the image stands in one column, and merged labels.
-
-    Each row is shifted to the right by what its image lacks to the last image's column.
-    """
-    columns = (input_ids == IMAGE_TOKEN_ID).int().argmax(dim=1)
-    last = int(columns.max())
-    lengths = attention_mask.sum(dim=1)
-    width = int((lengths + last - columns).max())
-    aligned = {
-        "input_ids": torch.zeros(len(columns), width, dtype=torch.long),
-        "labels": torch.full((len(columns), width), IGNORED_LABEL),
-        "attention_mask": torch.zeros(len(columns), width, dtype=torch.bool),
-    }
-    source = {"input_ids": input_ids, "labels": labels, "attention_mask": attention_mask}
-    for row, (column, length) in enumerate(zip(columns.tolist(), lengths.tolist(), strict=True)):
-        for name, values in source.items():
-            aligned[name][row, last - column : last - column + length] = values[row, :length]
-    before, after = aligned.pop("labels").split([last, width - last], dim=1)
-    visual = torch.full((len(columns), visual_tokens), IGNORED_LABEL)
-    return {**aligned, "merged_labels": torch.cat([before, visual, after[:, 1:]], dim=1)}
-
-
-class Published:
-    """Losses and gradients of our network with our objectives on a golden training batch."""
-
-    def __init__(
-        self,
-        name: str,
-        attention: str,
-        batch: dict[str, Tensor],
-        pixel_values: Tensor,
-        gt: Tensor,
-        dtype: torch.dtype = torch.float32,
-    ) -> None:
-        self.model = golden_data.build(name, attention).to(dtype)
-        config = self.model.config
-        aligned = align_on_image(batch["input_ids"], batch["labels"], batch["attention_mask"], config.num_visual_tokens)
-        labels = aligned.pop("merged_labels")
-        output = self.model(**aligned, pixel_values=pixel_values)
-        rows, positions = quality_positions(labels, config.score_token_ids)
-        self.states = output.last_hidden_state[rows, positions]
-        self.raw = self.model.deepmlp(self.states)
-        self.cross_entropy = next_token_cross_entropy(output.logits, labels)
-        self.score_loss = score_regression(self.raw, gt[rows], len(labels))
-        self.total = 0.05 * (self.cross_entropy + self.score_loss)
-        self.total.backward()
-        self.gradients = {name: parameter.grad for name, parameter in self.model.named_parameters()}
-
-
-@functools.cache
-def published_small(attention: str) -> Published:
-    inputs = golden_data.tensors("model_S/inputs")
-    batch = {name: inputs[f"train.{name}"] for name in ("input_ids", "labels", "attention_mask")}
-    return Published("S", attention, batch, inputs["pixel_values"][:3], inputs["train.gt_scores"])
-
-
-@functools.cache
-def published_full(attention: str) -> Published:
-    """sdpa in float32, eager in float64: the only unclamped score is 0.09 from its MOS, so that a rounding of the score
-    by 1e-5, usual in float32, already is 1e-4 of the gradient."""
-    dtype = torch.float64 if attention == "eager" else torch.float32
-    stored = golden_data.tensors("training_T/golden")
-    images = [entry["image"] for entry in golden_data.table("training_T/meta")]
-    pixels = torch.stack([pixels_from_pil(open_image(golden_data.GOLDEN / "images" / name)) for name in images])
-    return Published("T", attention, stored, pixels, stored["gt_scores"], dtype)
-
-
-def check_losses(ours: Published, golden: dict[str, Tensor]) -> None:
-    for name, value in (
-        ("ce", ours.cross_entropy),
-        ("score_loss", ours.score_loss),
-        ("total_forward_mlp", ours.cross_entropy + ours.score_loss),
-        ("total_single", ours.total),
-    ):
-        assert value.item() == pytest.approx(golden[name].item(), abs=LOSS_TOLERANCE), name
-
-
-def check_gradient_norms(ours: Published, golden: dict[str, float]) -> None:
-    """Within 1e-3; norms that are 0 but for rounding (key biases) only have to be small, too."""
-    assert golden.keys() == ours.gradients.keys()
-    negligible = 1e-6 * max(golden.values())
-    for name, expected in golden.items():
-        found = ours.gradients[name]
-        length = 0.0 if found is None else found.double().norm().item()
-        assert length == pytest.approx(expected, rel=1e-3, abs=negligible), name
-
-
-def check_gradients(ours: Published, golden: dict[str, Tensor], subsampled: bool) -> None:
-    assert golden
-    for name, expected in golden.items():
-        found = ours.gradients[name]
-        if subsampled:
-            kept = golden_data.positions(tuple(found.shape), 400, f"grad:{name}")
-            found = found.flatten()[kept]
-        error = golden_data.relative_error(found.reshape(expected.shape).double(), expected.double())
-        assert error < GRADIENT_TOLERANCE, f"{name}: {error:.1e}"
-
-
-@pytest.mark.parametrize("attention, run", [("eager", "train"), ("sdpa", "train_sdpa")])
-def test_small_training_batch_as_published(attention, run):
-    """Rows with 1, 2 and 0 score tokens, images in different columns."""
-    ours, golden = published_small(attention), golden_data.tensors("model_S/golden")
-    losses = {name.removeprefix(f"{run}."): value for name, value in golden.items()}
-    check_losses(ours, losses)
-    assert (ours.raw - losses["raw_at_score_positions"]).abs().max() < golden_data.SCORE_TOLERANCE
-    check_gradient_norms(ours, golden_data.table("model_S/summary")["grad_norms"][run])
-
-
-def test_small_training_gradients_as_published():
-    golden = golden_data.tensors("model_S/golden")
-    prefix = "train.grad."
-    full = {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
-    check_gradients(published_small("eager"), full, subsampled=False)
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-def test_full_size_images_training_batch_as_published(attention):
-    """Three samples through the published dataset, collator and forward."""
-    ours, golden = published_full(attention), golden_data.tensors("training_T/golden")
-    losses = {name.removeprefix(f"{attention}."): value for name, value in golden.items()}
-    check_losses(ours, losses)
-    assert (ours.raw - losses["raw_scores"]).abs().max() < golden_data.SCORE_TOLERANCE
-    assert (ours.states - losses["score_embeddings"]).abs().max() < golden_data.HIDDEN_TOLERANCE
-    check_gradient_norms(ours, golden_data.table("training_T/summary")[attention]["grad_norm"])
-
-
-def test_full_size_images_training_gradients_as_published():
-    golden = golden_data.tensors("training_T/golden")
-    prefix = "grad_sub."
-    parts = {name.removeprefix(prefix): value for name, value in golden.items() if name.startswith(prefix)}
-    check_gradients(published_full("eager"), parts, subsampled=True)
