@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -58,6 +59,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]
 def copies(folders: tuple[Path, Path, Path], tmp_path: Path) -> tuple[Path, ...]:
     """The same, to be changed."""
     return tuple(shutil.copytree(folder, tmp_path / folder.name) for folder in folders)
+
+
+@pytest.fixture
+def rendering_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are rendered in this process: one of their own takes seconds to begin."""
+    monkeypatch.setattr("pyiqa_qscorer.synthetic.rendering.ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
 
 
 @pytest.fixture

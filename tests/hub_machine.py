@@ -92,28 +92,17 @@ class Machine:
         self, calls: list[tuple[list[object], dict[str, object]]], before: str, env: dict[str, str]
     ) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", RUN_HUB, str(Path(pyiqa_qscorer.__file__).with_name("checkpoints"))]
-        environment = self.server.environment(self.home, **env)
-        return subprocess.Popen(
-            [*command, json.dumps(calls), before],
-            env=environment,
-            cwd=Path(__file__).resolve().parent.parent,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        where = {"env": self.server.environment(self.home, **env), "cwd": Path(__file__).resolve().parent.parent}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, json.dumps(calls), before], **where, **pipes)
 
     def finish(self, process: subprocess.Popen[str]) -> Outcome:
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 0, stderr[-3000:]
         result = json.loads(stdout)
         assert not result["heavy"], f"hub must not import {result['heavy']}"
-        return Outcome(
-            [Path(folder) for folder in result.get("folders", [])],
-            result.get("missing_bytes", []),
-            result.get("error"),
-            result.get("message", ""),
-            stderr,
-        )
+        folders, message = [Path(folder) for folder in result.get("folders", [])], result.get("message", "")
+        return Outcome(folders, result.get("missing_bytes", []), result.get("error"), message, stderr)
 
     def fetch(
         self, repo_id: str = REPO, *args: object, before: str = "", env: dict[str, str] | None = None, **kwargs: object

@@ -51,18 +51,16 @@ class StoredFile:
         return self.sha256 if self.lfs else self.git_sha1
 
     def listing(self, name: str) -> dict[str, Any]:
-        entry: dict[str, Any] = {"rfilename": name, "size": len(self.content)}
-        entry["blobId"] = self.git_sha1
-        if self.lfs:
-            entry["lfs"] = {"sha256": self.sha256, "size": len(self.content), "pointerSize": 134}
-        return entry
+        entry: dict[str, Any] = {"rfilename": name, "size": len(self.content), "blobId": self.git_sha1}
+        return {**entry, "lfs": self.pointer("sha256")} if self.lfs else entry
 
     def tree_entry(self, name: str) -> dict[str, Any]:
         """The same in the words of the other listing, which snapshot_download asks for."""
-        entry = {"type": "file", "path": name, "size": len(self.content), "oid": self.git_sha1}
-        if self.lfs:
-            entry["lfs"] = {"oid": self.sha256, "size": len(self.content), "pointerSize": 134}
-        return entry
+        entry: dict[str, Any] = {"type": "file", "path": name, "size": len(self.content), "oid": self.git_sha1}
+        return {**entry, "lfs": self.pointer("oid")} if self.lfs else entry
+
+    def pointer(self, name_of_hash: str) -> dict[str, Any]:
+        return {name_of_hash: self.sha256, "size": len(self.content), "pointerSize": 134}
 
 
 @dataclass
@@ -89,19 +87,19 @@ class Request:
     authorized: bool
     sent: list[int] = field(default_factory=list)
 
-    @property
-    def bytes_sent(self) -> int:
-        return sum(self.sent)
-
 
 @dataclass
 class Fault:
-    """What goes wrong when the content of a file is sent; `times` counts down, None is for ever."""
+    """What goes wrong when the content of a file is sent; `times` counts down, None is for ever.
 
-    kind: str  # "cut", "reset", "hang", "corrupt", "short", "status"
-    after: int = 0
-    times: int | None = 1
-    status: int = 503
+    Kinds: "cut" and "reset" the connection, or "hang" until the server closes, after so many bytes; "corrupt": other
+    bytes of the same length; "short": a complete answer with the first bytes only; "status": an HTTP error.
+    """
+
+    kind: str
+    after: int
+    times: int | None
+    status: int
 
 
 class HubServer:
@@ -152,24 +150,19 @@ class HubServer:
         repo_id: str,
         files: Path | dict[str, bytes],
         *,
-        branch: str = "main",
         gated: bool = False,
         extra: dict[str, bytes] | None = None,
     ) -> str:
-        """Commit a folder (or name -> bytes) to `branch`; returns the commit's sha."""
+        """Commit a folder (or name -> bytes) to `main`; returns the commit's sha."""
         if isinstance(files, Path):
-            root = files
-            files = {
-                path.relative_to(root).as_posix(): path.read_bytes()
-                for path in sorted(root.rglob("*"))
-                if path.is_file()
-            }
+            found = sorted(path for path in files.rglob("*") if path.is_file())
+            files = {path.relative_to(files).as_posix(): path.read_bytes() for path in found}
         stored = {name: StoredFile.of(name, c) for name, c in {**files, **(extra or {})}.items()}
         repo = self.repos.setdefault(repo_id, Repo())
         seed = repr([repo_id, len(repo.commits), sorted((n, f.etag) for n, f in stored.items())])
         sha = hashlib.sha1(seed.encode()).hexdigest()
         repo.commits[sha] = stored
-        repo.refs[branch] = sha
+        repo.refs["main"] = sha
         repo.gated = gated
         return sha
 
@@ -177,30 +170,16 @@ class HubServer:
         repo = self.repos[repo_id]
         return repo.commits[repo.refs.get(revision, revision)][name]
 
-    # ---- faults: all concern the content of the file called `name`, in whatever repository
-
     def cut(self, name: str, after: int, times: int | None = 1, *, reset: bool = False) -> None:
         """Drop the connection after `after` bytes of an answer (`reset`: with a TCP reset)."""
-        self._fault(name, Fault("reset" if reset else "cut", after, times))
-
-    def hang(self, name: str, after: int, times: int | None = 1) -> None:
-        """Send `after` bytes, then nothing until the server closes."""
-        self._fault(name, Fault("hang", after, times))
-
-    def corrupt(self, name: str, times: int | None = None) -> None:
-        """Send other bytes of the same length."""
-        self._fault(name, Fault("corrupt", 0, times))
-
-    def shorten(self, name: str, to: int, times: int | None = None) -> None:
-        """Send a complete answer that holds only the first `to` bytes of the file."""
-        self._fault(name, Fault("short", to, times))
+        self.fault(name, "reset" if reset else "cut", after, times)
 
     def fail(self, name: str, status: int, times: int | None = 1) -> None:
         """Answer with an HTTP error."""
-        self._fault(name, Fault("status", 0, times, status))
+        self.fault(name, "status", 0, times, status)
 
-    def _fault(self, name: str, fault: Fault) -> None:
-        self.faults.setdefault(name, []).append(fault)
+    def fault(self, name: str, kind: str, after: int = 0, times: int | None = None, status: int = 503) -> None:
+        self.faults.setdefault(name, []).append(Fault(kind, after, times, status))
 
     def take_fault(self, name: str) -> Fault | None:
         for fault in self.faults.get(name, []):
@@ -210,8 +189,6 @@ class HubServer:
                 fault.times -= 1
                 return fault
         return None
-
-    # ---- what was asked
 
     def contents_of(self, name: str) -> list[Request]:
         """The `GET` requests that were answered with content of the file `name`, in order."""
@@ -256,9 +233,8 @@ class _Handler(BaseHTTPRequestHandler):
         url = urlsplit(self.path)
         path, hub = unquote(url.path), self.server.hub
         authorization = self.headers.get("Authorization")
-        self.request_seen = Request(
-            self.server.role, self.command, path, self.headers.get("Range"), authorization == f"Bearer {TOKEN}"
-        )
+        known = authorization == f"Bearer {TOKEN}"
+        self.request_seen = Request(self.server.role, self.command, path, self.headers.get("Range"), known)
         hub.requests.append(self.request_seen)
         if authorization is not None and not self.request_seen.authorized:
             self._error(401, message="Invalid credentials in Authorization header")

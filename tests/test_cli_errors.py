@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import commands
 import numpy as np
 import pytest
 import torch
 from tiny_training import make_pictures, settings
-from typer.testing import CliRunner
 
 from pyiqa_qscorer.analysis.measured import LABEL_OF, MeasuredModel, measure
-from pyiqa_qscorer.cli import app as cli
 from pyiqa_qscorer.data.labels import gaussian_soft_label, level_centers, one_hot, restore
 from pyiqa_qscorer.data.score_rows import ScoreRow, write_rows
 from pyiqa_qscorer.errors import QScorerError
@@ -31,12 +30,9 @@ from pyiqa_qscorer.training.run import train
 FORMULATIONS = ("score_token", "level_onehot", "level_soft")
 
 
-class Result:
-    def __init__(self, *arguments: str | Path) -> None:
-        result = CliRunner().invoke(cli.app, ["errors", *map(str, arguments)])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        self.code, self.out, self.err = result.exit_code, result.stdout, result.stderr
+class Result(commands.Result):
+    def __init__(self, *arguments: object) -> None:
+        super().__init__("errors", *arguments)
 
     def line(self, *words: str) -> list[float]:
         """Numbers of the first line that starts with these words."""

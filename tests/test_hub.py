@@ -52,17 +52,12 @@ def test_the_server_may_be_down_once_all_is_here(machine: Machine, small: str) -
     assert "Could not ask" in outcome.stderr and "Using the cached copy" in outcome.stderr
 
 
-def test_a_mirror_is_set_by_hf_endpoint(machine: Machine, small: str) -> None:
+def test_mirror_cache_dir_and_hf_hub_cache(machine: Machine, small: str, tmp_path: Path) -> None:
     with HubServer() as mirror:
         mirror.add_repo(REPO, {**FILES, WEIGHTS: b"from the mirror"})
-        folder = machine.fetch(env={"HF_ENDPOINT": mirror.endpoint}).folder
-    assert (folder / WEIGHTS).read_bytes() == b"from the mirror"
+        folder = machine.fetch(env={"HF_ENDPOINT": mirror.endpoint}, cache_dir=str(tmp_path / "mine")).folder
+    assert (folder / WEIGHTS).read_bytes() == b"from the mirror" and folder.is_relative_to(tmp_path / "mine")
     assert machine.server.requests == []
-
-
-def test_cache_dir_and_hf_hub_cache(machine: Machine, small: str, tmp_path: Path) -> None:
-    folder = machine.fetch(cache_dir=str(tmp_path / "mine")).folder
-    assert folder.is_relative_to(tmp_path / "mine")
     folder = machine.fetch(env={"HF_HUB_CACHE": str(tmp_path / "other")}).folder
     assert folder.is_relative_to(tmp_path / "other")
     assert not machine.cache.exists()
@@ -86,14 +81,10 @@ def test_a_new_commit_with_the_same_weights_moves_no_weights(machine: Machine, s
     assert outcome.missing_bytes == [0] and outcome.folder.name != small
     assert contents(outcome.folder) == {name: FILES[name] for name in NEEDED}
     assert not machine.server.contents_of(WEIGHTS)
-
-
-def test_an_interrupted_update_leaves_the_old_version_usable(machine: Machine, small: str) -> None:
-    folder = machine.fetch().folder
     machine.server.add_repo(REPO, {**FILES, WEIGHTS: b"second"})
     machine.server.fail(WEIGHTS, 403)
     machine.fetch().fails(REPO)
-    assert machine.offline().folder == folder
+    assert machine.offline().folder == outcome.folder  # an interrupted update leaves the old version usable
 
 
 def test_published_layout(tmp_path: Path, golden: Path) -> None:
@@ -155,22 +146,21 @@ def test_local_or_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         is_local("file.bin", argument="base")
 
 
-def test_a_local_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folders_and_errors_that_name_their_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "own").mkdir()
-    assert CheckpointSource(str(tmp_path / "own")).plan() == CheckpointSource("~/own").plan() == [tmp_path / "own"]
+    own = tmp_path / "own"
+    own.mkdir()
+    assert CheckpointSource(str(own)).plan() == CheckpointSource("~/own").plan() == [own]
     with pytest.raises(CheckpointError, match=r"'v1' was given for checkpoint=.*no revisions"):
-        CheckpointSource(tmp_path / "own", revision="v1").plan()
-
-
-def test_errors_about_the_base_name_it(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").touch()
-    with pytest.raises(CheckpointError, match=r"base='\./no': no such folder"):
-        CheckpointSource(tmp_path, "./no").plan()
-    with pytest.raises(CheckpointError, match=r"'v1' was given for base="):
-        CheckpointSource(tmp_path, tmp_path, base_revision="v1").plan()
-    with pytest.raises(CheckpointError, match=r"checkpoint='\./no': no such folder"):
-        CheckpointSource("./no", tmp_path).plan()
+        CheckpointSource(own, revision="v1").plan()
+    (own / "adapter_config.json").touch()
+    for source, words in (
+        (CheckpointSource(own, "./no"), r"base='\./no': no such folder"),
+        (CheckpointSource(own, own, base_revision="v1"), r"'v1' was given for base="),
+        (CheckpointSource("./no", own), r"checkpoint='\./no': no such folder"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            source.plan()
 
 
 @pytest.mark.parametrize(

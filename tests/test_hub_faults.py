@@ -36,7 +36,7 @@ def test_a_cut_connection_is_tried_again_in_the_same_call(machine: Machine, big:
 @pytest.mark.parametrize("end", ["error", "kill"])
 def test_the_next_run_fetches_what_is_not_complete(machine: Machine, big: str, end: str) -> None:
     if end == "kill":
-        machine.server.hang(WEIGHTS, after=CHUNK + 1)
+        machine.server.fault(WEIGHTS, "hang", CHUNK + 1, 1)
         process = machine.start([([REPO], {})], "", {})
         others = NEEDED - {WEIGHTS}  # are fetched at the same time, and must be complete
         wait_for(lambda: others <= {path.name for path in machine.cache.glob("models--*/snapshots/*/*")})
@@ -71,13 +71,20 @@ def test_a_file_cut_short_in_the_cache_is_fetched_again(machine: Machine, small:
     assert (machine.fetch().folder / WEIGHTS).read_bytes() == FILES[WEIGHTS]
 
 
-def test_repository_not_found(machine: Machine) -> None:
-    machine.fetch("lab/typo").fails("'lab/typo' was not found", machine.server.endpoint, "spelling")
-
-
-def test_revision_not_found(machine: Machine, small: str) -> None:
-    machine.fetch()
+def test_wrong_names_and_servers_that_are_no_hub(machine: Machine, small: str) -> None:
+    server = machine.server
+    machine.fetch("lab/typo").fails("'lab/typo' was not found", server.endpoint, "spelling")
     machine.fetch(REPO, "v9").fails(f"{REPO!r} has no revision 'v9'", "branch", "tag")
+    server.fail(WEIGHTS, 403, times=None)
+    machine.fetch().fails("gated or private", REPO, "HF_TOKEN")
+    server.add_repo("lab/none", {"README.md": b"#", "data.csv": b"1"})
+    outcome = machine.fetch("lab/none")
+    assert outcome.error == "CheckpointError"
+    assert "README.md, data.csv" in outcome.message and "config.json" in outcome.message
+    web_page = {"HF_ENDPOINT": server.cdn}
+    machine.fetch("lab/new", env=web_page).fails(f"Could not ask {server.cdn}", "HF_ENDPOINT")
+    server.close()
+    machine.fetch("lab/new").fails("lab/new", f"Could not ask {server.endpoint}", "connection", "mirror", "folder")
 
 
 def test_gated_repository(machine: Machine, server: HubServer) -> None:
@@ -94,32 +101,9 @@ def test_gated_repository(machine: Machine, server: HubServer) -> None:
     assert to_cdn and not any(request.authorized for request in to_cdn)  # the token stays at home
 
 
-def test_forbidden_file(machine: Machine, small: str) -> None:
-    machine.server.fail(WEIGHTS, 403, times=None)
-    machine.fetch().fails("gated or private", REPO, "HF_TOKEN")
-
-
-def test_not_a_hub(machine: Machine) -> None:
-    outcome = machine.fetch(env={"HF_ENDPOINT": machine.server.cdn})  # answers with a web page
-    outcome.fails(f"Could not ask {machine.server.cdn}", "HF_ENDPOINT")
-
-
-def test_unreachable(machine: Machine) -> None:
-    machine.server.close()
-    outcome = machine.fetch()
-    outcome.fails(REPO, f"Could not ask {machine.server.endpoint}", "connection", "mirror", "folder")
-
-
-def test_nothing_that_is_a_checkpoint(machine: Machine, server: HubServer) -> None:
-    server.add_repo(REPO, {"README.md": b"#", "data.csv": b"1"})
-    outcome = machine.fetch()
-    assert outcome.error == "CheckpointError"
-    assert "README.md, data.csv" in outcome.message and "config.json" in outcome.message
-
-
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
 def test_corrupted_content_never_enters_the_cache(machine: Machine, small: str, name: str) -> None:
-    machine.server.corrupt(name)
+    machine.server.fault(name, "corrupt")
     message = machine.fetch().fails(name, REPO, "damaged", "hash", "deleted", "Try again")
     assert machine.server.endpoint not in message  # names the repository, not an internal address
     blobs = {path.name for path in (machine.cache / "models--lab--model" / "blobs").iterdir()}
@@ -128,12 +112,10 @@ def test_corrupted_content_never_enters_the_cache(machine: Machine, small: str, 
     assert (machine.fetch().folder / name).read_bytes() == FILES[name]
 
 
-def test_content_shorter_than_listed(machine: Machine, small: str) -> None:
-    machine.server.shorten(WEIGHTS, to=100)
+def test_content_shorter_than_listed_and_a_server_that_lists_no_hashes(machine: Machine, small: str) -> None:
+    machine.server.fault(WEIGHTS, "short", 100)
     machine.fetch().fails(WEIGHTS, REPO, "8000 but has size 100", "another mirror")
-
-
-def test_a_server_that_lists_no_hashes(machine: Machine, small: str) -> None:
+    machine.server.faults.clear()
     machine.server.sizes_listed = False
     assert contents(machine.fetch().folder) == {name: FILES[name] for name in NEEDED}
 
@@ -175,7 +157,7 @@ def test_a_disk_that_fills_up_is_said(machine: Machine, big: str, limit: str, tm
     assert (machine.fetch().folder / WEIGHTS).read_bytes() == BIG
 
 
-def test_cache_folder_that_cannot_be_read(machine: Machine, small: str) -> None:
+def test_cache_folder_that_cannot_be_read_or_written(machine: Machine, small: str, tmp_path: Path) -> None:
     machine.fetch()
     # Not even root is refused by permissions, so the refusal is made up.
     refuse = """
@@ -188,6 +170,9 @@ def refused(path, **kwargs):
 Path.stat = refused
 """
     machine.fetch(before=refuse).fails("cannot be read and written", "Permission denied", "HF_HOME")
+    (tmp_path / "file").write_bytes(b"")
+    outcome = machine.fetch(cache_dir=str(tmp_path / "file" / "cache"))
+    outcome.fails("cannot be read and written", str(tmp_path / "file" / "cache"), "HF_HOME")
 
 
 def test_a_complete_cache_need_not_be_writable(machine: Machine, small: str) -> None:
@@ -195,12 +180,6 @@ def test_a_complete_cache_need_not_be_writable(machine: Machine, small: str) -> 
     (folder.parents[1] / "refs" / "v1").mkdir()  # in the way: not even root can write there what "v1" means
     machine.server.repos[REPO].refs["v1"] = small
     assert machine.fetch(REPO, "v1").folder == folder
-
-
-def test_cache_folder_that_cannot_be_written(machine: Machine, small: str, tmp_path: Path) -> None:
-    (tmp_path / "file").write_bytes(b"")
-    outcome = machine.fetch(cache_dir=str(tmp_path / "file" / "cache"))
-    outcome.fails("cannot be read and written", str(tmp_path / "file" / "cache"), "HF_HOME")
 
 
 def test_a_large_download_is_announced_to_whoever_uses_the_library(machine: Machine, small: str) -> None:

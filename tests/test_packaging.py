@@ -21,8 +21,6 @@ PACKAGE = REPOSITORY / "pyiqa_qscorer"
 BOOT_FILES = {f"_pyiqa_qscorer_boot.{suffix}" for suffix in ("py", "pth", "start")}
 METRICS = ["qscorer", "qscorer-mini", "qscorer_4bit", "qscorer_8bit"]
 
-# The package's own face
-
 
 def test_importing_the_package_is_light() -> None:
     code = """
@@ -47,15 +45,8 @@ def test_public_names_exist() -> None:
 
 
 def test_version_stands_in_one_place() -> None:
-    holding = [
-        path.name
-        for path in [*PACKAGE.rglob("*.py"), REPOSITORY / "pyproject.toml"]
-        if f'"{pyiqa_qscorer.__version__}"' in path.read_text(encoding="utf-8")
-    ]
-    assert holding == ["__init__.py"]
-
-
-# Built and installed
+    files, version = [*PACKAGE.rglob("*.py"), REPOSITORY / "pyproject.toml"], f'"{pyiqa_qscorer.__version__}"'
+    assert [path.name for path in files if version in path.read_text(encoding="utf-8")] == ["__init__.py"]
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +94,8 @@ def test_wheel_holds_the_package_the_boot_files_and_the_licence(built: tuple[Pat
     assert shipped == files_of_the_package()
     needed = ("py.typed", "weights/mini/model.safetensors", "templates/page.html.j2")
     assert {f"pyiqa_qscorer/{name}" for name in needed} <= shipped
-    assert "License-Expression: MIT" in metadata
-    assert "Requires-Dist: pyiqa>=0.1.16" in metadata
-    assert "pyiqa-qscorer = pyiqa_qscorer.cli.app:main" in points
-    assert "[pyiqa.archs]" in points
+    assert "License-Expression: MIT" in metadata and "Requires-Dist: pyiqa>=0.1.16" in metadata
+    assert "pyiqa-qscorer = pyiqa_qscorer.cli.app:main" in points and "[pyiqa.archs]" in points
 
 
 def test_source_archive_is_small_and_complete(built: tuple[Path, Path]) -> None:
@@ -114,10 +103,8 @@ def test_source_archive_is_small_and_complete(built: tuple[Path, Path]) -> None:
         entries = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"boot/{name}" for name in BOOT_FILES} <= entries
     assert {"pyproject.toml", "LICENSE", "pyiqa_qscorer/__init__.py"} <= entries
-    assert {e.split("/")[0] for e in entries} <= {
-        *("pyiqa_qscorer", "boot", "pyproject.toml", "LICENSE", "README.md", "PKG-INFO"),
-        ".gitignore",
-    }
+    expected = ("pyiqa_qscorer", "boot", "pyproject.toml", "LICENSE", "README.md", "PKG-INFO", ".gitignore")
+    assert {e.split("/")[0] for e in entries} <= set(expected)
 
 
 def test_both_start_up_files_call_install() -> None:
@@ -184,14 +171,10 @@ with warnings.catch_warnings(record=True) as caught:
 print(json.dumps([ours(), [(w.category.__name__, str(w.message)) for w in caught]]))
 """
     ours, ((category, message),) = answer(run_python(code, python=wheel_environment.python, path=(toy,)))
-    assert ours == []
-    assert category == "RuntimeWarning"
-    assert "importing pyiqa_qscorer raised ModuleNotFoundError: " in message
-    assert "pyiqa_qscorer.registry" in message
-    assert "PYIQA_QSCORER_AUTOLOAD=0" in message
+    assert (ours, category) == ([], "RuntimeWarning")
+    for words in ("importing pyiqa_qscorer raised ModuleNotFoundError: ", "pyiqa_qscorer.registry", "AUTOLOAD=0"):
+        assert words in message
 
-
-# With the real pyiqa: few processes, since each takes seconds to import it
 
 LLAMA = """
 from transformers.models.llama import configuration_llama, modeling_llama
@@ -248,14 +231,9 @@ print(json.dumps(found))
     expected = json.loads((golden / "lora_golden" / "summary.json").read_text())
     assert score == pytest.approx(expected["load_fp32_eager"]["score"][2], abs=1e-4)
     assert found == {
-        "listed": METRICS,
-        "nr": METRICS,
-        "lazy": ["pyiqa_qscorer.metric:QScorer", False],
-        "light": True,
-        "-ls": METRICS,
-        "arch": "pyiqa_qscorer.metric",
-        "llama untouched": True,
-        "qalign": False,
+        **dict.fromkeys(("listed", "nr", "-ls"), METRICS),
+        **{"lazy": ["pyiqa_qscorer.metric:QScorer", False], "light": True, "arch": "pyiqa_qscorer.metric"},
+        **{"llama untouched": True, "qalign": False},
     }
 
 

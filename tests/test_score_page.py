@@ -8,9 +8,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from commands import Result
 from environments import REPOSITORY
 from PIL import Image
-from test_cli import Result
 
 from pyiqa_qscorer.data.score_page import write_score_page
 from pyiqa_qscorer.data.score_rows import ScoreRow

@@ -1,20 +1,17 @@
 """What a training does where its folder is shared, its states are gone or damaged, or disk or a worker fails."""
 
 import json
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training_run import PROGRAM, run
 from tiny_training import make_pictures, settings
+from train_in_subprocess import run, run_here, start
 
 from pyiqa_qscorer.errors import TrainingFailedError
 from pyiqa_qscorer.training import output
@@ -32,21 +29,14 @@ def test_a_second_training_in_the_same_folder_is_refused_and_the_first_ends_well
     pictures: Path, tmp_path: Path
 ) -> None:
     content = settings(pictures, tmp_path / "out", training={"num_train_epochs": 3})
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    first = subprocess.Popen(
-        [sys.executable, str(PROGRAM), str(tmp_path / "config.json"), str(tmp_path / "losses.json")],
-        env={**os.environ, "PAUSE_AT_STEP": "4"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    first = start(content, tmp_path, PAUSE_AT_STEP="4")
     deadline = time.monotonic() + 120
     while not (tmp_path / "out" / "checkpoint-3" / "trainer_state.json").exists():
         assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.05)
     try:
-        status, second = run(content, tmp_path / "second")
-        assert status != 0
-        assert "another process trains into" in second["stderr"]
+        with pytest.raises(TrainingFailedError, match="another process trains into"):
+            train(parse_config(content))
     finally:
         first.send_signal(signal.SIGCONT)
     assert first.wait(120) == 0, first.stderr and first.stderr.read()
@@ -59,8 +49,7 @@ def stopped_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     """A configuration whose run was stopped in its third epoch, and its folder; not to be changed."""
     folder = tmp_path_factory.mktemp("stopped")
     content = settings(pictures, folder / "out", training={"num_train_epochs": 3, "save_total_limit": 3})
-    status, result = run(content, folder, STOP_AT_STEP="8")
-    assert status == 0 and not result["finished"]
+    assert not run_here(content, STOP_AT_STEP="8")["finished"]
     return content, folder / "out"
 
 
@@ -155,8 +144,8 @@ def test_a_killed_worker_is_an_error_that_says_how_to_go_on(pictures: Path, tmp_
     assert re.search(
         r"TrainingFailedError: a process that reads images was killed .*from checkpoint-3", failed["stderr"]
     )
-    status, finished = run(content, tmp_path)
-    assert status == 0 and finished["finished"], finished
+    content["training"]["dataloader_num_workers"] = 0
+    assert train(parse_config(content)).finished
 
 
 def test_a_killed_worker_is_named_though_torchs_handler_interrupts(
@@ -180,16 +169,13 @@ def test_a_killed_worker_is_named_though_torchs_handler_interrupts(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [40_000, 460_000, 523_000])
-def test_full_disk_is_named_and_the_last_state_stays(pictures: Path, tmp_path: Path, limit: int) -> None:
+def test_full_disk_is_named_and_the_last_state_stays(
+    stopped: tuple[dict[str, Any], Path], tmp_path: Path, limit: int
+) -> None:
     """Sizes at which safetensors, torch.save in the middle of a file, and torch.save at its end find no room."""
-    content = settings(pictures, tmp_path / "out")
-    status, stopped = run(content, tmp_path, STOP_AT_STEP="4")
-    assert status == 0, stopped
-    good = last_complete_state(tmp_path / "out")
+    content, good = stopped[0], last_complete_state(tmp_path / "out")
     status, failed = run(content, tmp_path, FILE_SIZE_LIMIT=str(limit))
     assert status != 0
     assert "TrainingFailedError" in failed["stderr"] and "disk" in failed["stderr"], failed["stderr"]
     assert last_complete_state(tmp_path / "out") == good
-    status, finished = run(content, tmp_path)
-    assert status == 0, finished
-    assert finished["finished"]
+    assert run_here(content)["finished"]
