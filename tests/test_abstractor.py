@@ -50,19 +50,13 @@ def test_a_checkpoint_brings_its_own_rounded_position_tables() -> None:
     assert (seen - golden).abs().max() > 1e-4  # the rounded copy is used
 
 
-def test_the_end_token_is_learned_and_follows_the_queries() -> None:
-    abstractor = build("S").model.visual_abstractor
-    with torch.no_grad():
-        tokens = abstractor(torch.randn(2, 17, 24))
-    assert tokens.shape == (2, abstractor.config.num_learnable_queries + 1, 32)
-    for row in tokens:
-        assert torch.equal(row[-1], abstractor.vit_eos[0, 0])
-
-
-def test_every_parameter_gets_a_gradient() -> None:
+def test_the_end_token_follows_the_queries_and_every_parameter_gets_a_gradient() -> None:
     abstractor = build("S").model.visual_abstractor
     tokens = torch.randn(2, 17, 24, generator=torch.Generator().manual_seed(0), requires_grad=True)
-    abstractor(tokens).square().sum().backward()
+    found = abstractor(tokens)
+    assert found.shape == (2, abstractor.config.num_learnable_queries + 1, 32)
+    assert all(torch.equal(row[-1], abstractor.vit_eos[0, 0]) for row in found)
+    found.square().sum().backward()
     without = {name.split("crossattention.")[-1] for name, p in abstractor.named_parameters() if p.grad.norm() < 1e-6}
     assert without <= {"attention.key.bias"}  # moves all scores of a query alike, which softmax ignores
     assert tokens.grad.isfinite().all()

@@ -88,17 +88,13 @@ def test_what_is_no_vector_of_numbers_is_refused(scores: list, mos: list, words:
         correlations(scores, mos)
 
 
-def test_curves_that_cannot_be_fitted() -> None:
+def test_fit_finds_the_curve_that_made_the_data_or_says_why_not() -> None:
     assert "needs at least 4" in str(fit_logistic([1, 2, 3], [1, 2, 3]))
     assert "all 4 scores" in str(fit_logistic([1, 1, 1, 1], [1, 2, 3, 4]))
     three = correlations([1, 2, 4], [1, 2, 3])
     assert three.srcc == pytest.approx(1) and three.fit is None and "4" in str(three.fit_problem)
-
-
-def test_fit_finds_the_curve_that_made_the_data() -> None:
     scores = np.linspace(-3, 5, 60)
-    mos = 1 + 3.5 / (1 + np.exp(-(scores - 0.7) / 0.9))
-    fit = fit_logistic(scores, mos)
+    fit = fit_logistic(scores, 1 + 3.5 / (1 + np.exp(-(scores - 0.7) / 0.9)))
     assert not isinstance(fit, str)
     assert (fit.top, fit.bottom, fit.middle, fit.width) == pytest.approx((4.5, 1, 0.7, 0.9), abs=1e-6)
 

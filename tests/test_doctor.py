@@ -53,6 +53,11 @@ def test_memory_is_what_a_container_may_take(tmp_path: Path, name: str, text: st
     assert (total == 10**6 and free == 10**6) if limited else (total > 10**8 and free <= total)
 
 
+def test_sizes_are_readable() -> None:
+    sizes = {0: "0 bytes", 999: "999 bytes", 1500: "1.5 kB", 26_214_400: "26.2 MB", 16_416_780_290: "16.4 GB"}
+    assert {size: readable_size(size) for size in sizes} == sizes
+
+
 def test_partial_downloads_are_counted(tmp_path: Path) -> None:
     blobs = tmp_path / f"models--{PUBLISHED_BASE.replace('/', '--')}" / "blobs"
     blobs.mkdir(parents=True)
@@ -129,11 +134,3 @@ def test_readme_tells_the_sizes_that_follow_from_the_key_list(golden: Path) -> N
     }
     for name, size in expected.items():
         assert f"| `{name}` | {size} |" in text
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (26_214_400, "26.2 MB"), (16_416_780_290, "16.4 GB")],
-)
-def test_readable_size(size: int, text: str) -> None:
-    assert readable_size(size) == text

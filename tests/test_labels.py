@@ -92,7 +92,7 @@ def test_raw_gaussian_label_against_scipy(variant, levels, low, high):
     assert label == pytest.approx(raw_by_scipy(mos, std, levels, low, high, variant), rel=1e-9, abs=1e-12)
     for adjust in (True, False):  # the range is only a unit
         label = gaussian_soft_label(MOS, STD, levels, variant=variant, adjust=adjust)
-        larger = gaussian_soft_label(mos, std, levels, low, high, variant=variant, adjust=adjust)
+        larger = gaussian_soft_label(MOS * 20, STD * 20, levels, 20.0, 100.0, variant=variant, adjust=adjust)
         assert larger == pytest.approx(label, abs=1e-9)
 
 

@@ -32,18 +32,14 @@ def _gathered(multiway: Multiway, states: Tensor, visual: VisualSpan) -> Tensor:
 
 
 @pytest.mark.parametrize("span", [(0, 0), (0, 3), (0, 9), (2, 5), (5, 9), (9, 9), (4, 5)])
-def test_slices_equal_a_choice_per_token(span: tuple[int, int]) -> None:
+def test_slices_equal_a_choice_per_token_and_only_ways_in_use_get_a_gradient(span: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    multiway = Multiway(lambda: nn.Linear(6, 4))
+    multiway, visual = Multiway(lambda: nn.Linear(6, 4)), VisualSpan(*span)
     states = torch.randn(2, 9, 6)
-    out = multiway(states, VisualSpan(*span))
-    torch.testing.assert_close(out, _gathered(multiway, states, VisualSpan(*span)), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("span", [(0, 9), (9, 9), (0, 0), (2, 5)])
-def test_only_the_ways_in_use_get_a_gradient(span: tuple[int, int]) -> None:
-    multiway = Multiway(lambda: nn.Linear(6, 4))
-    multiway(torch.randn(2, 9, 6), VisualSpan(*span)).sum().backward()
+    out = multiway(states, visual)
+    torch.testing.assert_close(out, _gathered(multiway, states, visual), rtol=0, atol=1e-6)
+    multiway.zero_grad()
+    out.sum().backward()
     text, image = (way.weight.grad for way in multiway.multiway)
     assert (image is not None) == (span[1] > span[0])
     assert (text is not None) == (span != (0, 9))
@@ -78,9 +74,7 @@ def test_rms_norm_rounds_before_the_weight() -> None:
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)
     assert torch.equal(norm(states), norm.weight * normed.half())
     assert not torch.equal(norm(states), (norm.weight.float() * normed).half())
-
-
-def test_rms_norm_survives_values_whose_square_overflows_half() -> None:
+    # Values whose square overflows half:
     norm = RMSNorm(8, 1e-5).half()
     nn.init.ones_(norm.weight)
     assert torch.equal(norm(torch.full((1, 8), 4096.0).half()), torch.ones(1, 8).half())

@@ -95,19 +95,13 @@ def top(dotted: str) -> str:
     return dotted.split(".")[0]
 
 
-def test_no_file_is_too_long() -> None:
+def test_files_are_short_few_at_the_root_and_have_their_own_names() -> None:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules().values()}
     long = [f"{path.relative_to(PACKAGE)}: {count}" for path, count in lines.items() if count > LONGEST_FILE]
     assert not long, f"split these, the limit is {LONGEST_FILE} lines: {long}"
-
-
-def test_no_two_files_have_one_name() -> None:
     names = Counter(path.name for path in modules().values() if path.name not in ("__init__.py", "__main__.py"))
     repeated = sorted(name for name, count in names.items() if count > 1)
     assert not repeated, f"name these so that a search finds one file: {repeated}"
-
-
-def test_few_files_at_the_root() -> None:
     files = sorted(path.name for path in PACKAGE.glob("*.py"))
     assert len(files) <= FILES_AT_THE_ROOT, f"at most {FILES_AT_THE_ROOT} files beside the folders: {files}"
 
@@ -117,12 +111,9 @@ def test_imports_inside_the_package_are_relative(all_imports: list[Import]) -> N
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_module_has_its_layer() -> None:
+def test_imports_point_down(all_imports: list[Import]) -> None:
     unplaced = {top(name) for name in modules() if name} - LAYER_OF.keys()
     assert not unplaced, f"say in LAYERS where these belong: {sorted(unplaced)}"
-
-
-def test_imports_point_down(all_imports: list[Import]) -> None:
     wrong = []
     for found in all_imports:
         # From the package itself comes only its version; a name it re-exports has its own module.

@@ -22,6 +22,7 @@ from pyiqa_qscorer.training.objectives import (
     soft_label_kl,
 )
 
+IGNORED = torch.tensor([[5, IGNORED_LABEL]])
 HALVES = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 
 # Objectives of predictions and targets alone, with their other arguments at typical values.
@@ -191,23 +192,21 @@ def spreads(count: int = 12) -> tuple[Tensor, Tensor]:
     return tuple(0.3 + torch.rand(2, count, generator=generator, dtype=torch.float64))
 
 
-def test_fidelity_against_a_loop_over_pairs():
+def test_fidelity_against_a_loop_over_pairs_and_the_published_formula():
+    """DeQA-Score: erf(difference / 2) for unit spreads, 1e-8 under each root."""
     (predictions, mos), (std, prediction_std) = scores(), spreads()
     arrays = [values.numpy() for values in (predictions, mos, std, prediction_std)]
     assert fidelity(predictions, mos, std, prediction_std).item() == pytest.approx(fidelity_by_loop(*arrays))
-    fixed = fidelity_by_loop(*arrays[:3], np.ones(12))
-    assert fidelity(predictions, mos, std).item() == pytest.approx(fixed)
-
-
-def test_fidelity_agrees_with_the_published_formula_up_to_its_epsilon():
-    """DeQA-Score: erf(difference / 2) for unit spreads, 1e-8 under each root."""
-    (predictions, mos), (std, _) = scores(), spreads()
+    fixed = fidelity(predictions, mos, std).item()
+    assert fixed == pytest.approx(fidelity_by_loop(*arrays[:3], np.ones(12)))
     first, second = torch.triu_indices(12, 12, offset=1)
     predicted = 0.5 * (1 + torch.erf((predictions[first] - predictions[second]) / 2))
     variance = 2 * (std[first] ** 2 + std[second] ** 2 + 1e-8)
     human = 0.5 * (1 + torch.erf((mos[first] - mos[second]) / variance.sqrt()))
     published = (1 - (predicted * human + 1e-8).sqrt() - ((1 - predicted) * (1 - human) + 1e-8).sqrt()).mean()
-    assert fidelity(predictions, mos, std).item() == pytest.approx(published.item(), abs=1e-4)
+    assert fixed == pytest.approx(published.item(), abs=1e-4)
+    inputs = (predictions[:6].requires_grad_(), prediction_std[:6].requires_grad_())  # which trains, too
+    assert gradcheck(lambda p, s: fidelity(p, mos[:6], std[:6], s), inputs)
 
 
 def test_fidelity_is_zero_at_equal_preferences_and_symmetric():
@@ -241,12 +240,6 @@ def test_fidelity_has_a_finite_gradient_however_wrong_the_scores(scale, dtype):
         assert fidelity(scale * -predictions, mos, spread).isfinite()
 
 
-def test_fidelity_trains_the_predicted_std_too():
-    (predictions, mos), (std, prediction_std) = scores(6), spreads(6)
-    inputs = (predictions.requires_grad_(), prediction_std.requires_grad_())
-    assert gradcheck(lambda p, s: fidelity(p, mos, std, s), inputs)
-
-
 @pytest.mark.parametrize("p, q", [(1, 2), (2, 2), (1, 1), (2, 1), (3, 2), (1.5, 3)])
 def test_norm_in_norm_by_numpy(p, q):
     predictions, targets = scores()
@@ -261,31 +254,24 @@ def test_norm_in_norm_by_numpy(p, q):
     assert gradcheck(lambda x: norm_in_norm(x, targets, p, q), predictions.requires_grad_())
 
 
-def test_plcc_by_scipy():
-    predictions, targets = scores()
-    assert plcc(predictions, targets).item() == pytest.approx((1 - pearsonr(predictions, targets)[0]) / 2)
+CORRELATIONS = ["norm_in_norm", "norm_in_norm_2_2", "norm_in_norm_1_1", "plcc"]
 
 
-@pytest.mark.parametrize("name", ["norm_in_norm", "norm_in_norm_2_2", "norm_in_norm_1_1", "plcc"])
-def test_correlation_objectives_do_not_see_affine_maps(name):
+@pytest.mark.parametrize("name", CORRELATIONS)
+def test_correlation_objectives_do_not_see_affine_maps_and_lie_in_their_range(name):
     objective = COMPARING[name]
     predictions, targets = scores()
     loss = objective(predictions, targets).item()
+    assert name != "plcc" or loss == pytest.approx((1 - pearsonr(predictions, targets)[0]) / 2)
     for scale, shift in ((3.0, -2.0), (1e-12, 0.0), (1e-12, 1e-9), (1e12, 5.0), (1e150, 0.0)):
         assert objective(scale * predictions + shift, targets).item() == pytest.approx(loss, rel=1e-6)
         assert objective(predictions, scale * targets + shift).item() == pytest.approx(loss, rel=1e-6)
     assert objective(0.1 * targets + 9, targets).item() == pytest.approx(0, abs=1e-12)
     assert objective(-targets, targets).item() > loss
-
-
-def test_range_of_the_correlation_objectives():
     for seed in range(50):
-        predictions, targets = scores(count=2 + seed % 7, seed=seed)
-        for name in ("norm_in_norm", "norm_in_norm_2_2", "norm_in_norm_1_1", "plcc"):
-            assert -1e-12 <= COMPARING[name](predictions, targets).item() <= 1 + 1e-12
+        assert -1e-12 <= objective(*scores(count=2 + seed % 7, seed=seed)).item() <= 1 + 1e-12
     two = torch.tensor([1.0, 2.0], dtype=torch.float64)
-    for name in ("norm_in_norm", "norm_in_norm_2_2", "norm_in_norm_1_1", "plcc"):  # the bound is reached
-        assert COMPARING[name](-two, two).item() == pytest.approx(1.0)
+    assert objective(-two, two).item() == pytest.approx(1.0)  # the bound is reached
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 3.3, 1e8])
@@ -308,20 +294,13 @@ def test_constant_predictions_have_no_direction(value, dtype):
 @pytest.mark.parametrize("margin", [0.0, 0.3, 2.0])
 def test_pairwise_ranking_against_a_loop(margin):
     predictions, targets = scores()
-    terms = [
-        max(0.0, margin - (p_i - p_j).item())
-        for p_i, t_i in zip(predictions, targets, strict=True)
-        for p_j, t_j in zip(predictions, targets, strict=True)
-        if t_i > t_j
-    ]
+    pairs = list(zip(predictions.tolist(), targets.tolist(), strict=True))
+    terms = [max(0.0, margin - (p_i - p_j)) for p_i, t_i in pairs for p_j, t_j in pairs if t_i > t_j]
     assert len(terms) == 12 * 11 // 2 - 1
     assert pairwise_ranking(predictions, targets, margin).item() == pytest.approx(np.mean(terms))
-
-
-def test_pairwise_ranking_is_zero_when_every_better_image_leads_by_the_margin():
-    targets = torch.tensor([3.0, 1.0, 2.0, 2.0])
-    assert pairwise_ranking(torch.tensor([2.0, 0.0, 1.0, 0.9]), targets, 0.9).item() == 0
-    assert pairwise_ranking(torch.tensor([2.0, 0.0, 1.0, 0.9]), targets, 1.0).item() == pytest.approx(0.1 / 5)
+    predictions, targets = torch.tensor([2.0, 0.0, 1.0, 0.9]), torch.tensor([3.0, 1.0, 2.0, 2.0])
+    assert pairwise_ranking(predictions, targets, 0.9).item() == 0  # every better image leads by the margin
+    assert pairwise_ranking(predictions, targets, 1.0).item() == pytest.approx(0.1 / 5)
     assert pairwise_ranking(targets, torch.ones(4), 1.0).item() == 0
 
 
@@ -361,10 +340,8 @@ def test_listwise_ranking_sees_only_the_order_of_the_targets_and_differences_of_
     ("call", "message"),
     [
         (lambda: next_token_cross_entropy(torch.zeros(2, 5, 11), torch.zeros(2, 4)), r"got \(2, 5, 11\) and \(2, 4\)"),
-        (
-            lambda: next_token_cross_entropy(torch.zeros(1, 2, 11), torch.tensor([[5, IGNORED_LABEL]])),
-            "labels must supervise at least one token",  # the first label predicts nothing
-        ),
+        # The first label predicts nothing.
+        (lambda: next_token_cross_entropy(torch.zeros(1, 2, 11), IGNORED), "labels must supervise at least one token"),
         (lambda: score_regression(torch.zeros(2), torch.zeros(2), 0), "num_rows must be at least 1"),
         (lambda: soft_label_kl(torch.zeros(6, 5), torch.zeros(6, 4)), r"soft \(N, K\)"),
         (lambda: soft_label_kl(torch.zeros(6, 5), torch.zeros(6)), r"soft \(N, K\)"),

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from golden_data import relative_error
 from tiny_checkpoint import own_folder
 from torch import Tensor, nn
 from transformers.quantizers import quantizer_bnb_8bit
@@ -69,10 +70,6 @@ def stored_weight(linear: Any, dtype: str) -> Tensor:
     return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float()
 
 
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return ((actual.float() - expected.float()).norm() / expected.float().norm()).item()
-
-
 @pytest.mark.parametrize(("dtype", "weight_error"), [("8bit", 0.01), ("4bit", 0.12)])
 def test_scores_are_those_of_the_rounded_weights(checkpoint: Path, dtype: str, weight_error: float) -> None:
     """Reference: the float32 network with every decoder matrix rounded as bitsandbytes has it.
@@ -94,9 +91,7 @@ def test_scores_are_those_of_the_rounded_weights(checkpoint: Path, dtype: str, w
     same = output.first_token == expected.first_token  # a token that flips is a jump, as in any other precision
     assert same.any()
     assert relative_error(output.hidden_state[same], expected.hidden_state[same]) < 0.1
-    assert scores.shape == (4, 1)
-    assert scores.dtype is torch.float32
-    assert scores.isfinite().all()
+    assert scores.shape == (4, 1) and scores.dtype is torch.float32 and scores.isfinite().all()
 
 
 def prompt(metric: QScorer) -> tuple[Any, ...]:
@@ -119,15 +114,12 @@ def test_gradients_on_the_cpu_are_refused(metric: QScorer) -> None:
     assert metric(images()).isfinite().all()
 
 
-def test_position_tables_survive_quantisation(metric: QScorer) -> None:
+def test_position_tables_survive_quantisation_and_identities_differ(checkpoint: Path, metric: QScorer) -> None:
     for layer in metric.network.model.visual_abstractor.encoder.layers:
         attention = layer.crossattention.attention
         own = (attention.q_pos_embed, attention.k_pos_embed)
         for table, formula in zip(own, attention.position_tables(), strict=True):
             torch.testing.assert_close(table.float(), formula, rtol=0, atol=4e-3)
-
-
-def test_identities_differ(checkpoint: Path, metric: QScorer) -> None:
     others = {QScorer(checkpoint, dtype=dtype, clamp=False).identity for dtype in ("float16", "bfloat16", "float32")}
     assert metric.identity not in others
 
@@ -148,15 +140,12 @@ def test_weights_are_quantised_on_the_device_that_is_asked_for(
     assert passed == [{"": device}]
 
 
-def test_attention_kernel_is_kept(checkpoint: Path) -> None:
+def test_attention_kernel_is_kept_and_bitsandbytes_is_asked_for(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = load_folder(checkpoint, dtype="8bit", attn_implementation="eager").model
     parts = (model.config, model.config.vision_config, model.config.abstractor_config)
     assert {part._attn_implementation for part in parts} == {"eager"}
-
-
-def test_without_bitsandbytes_the_message_says_what_to_install(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(quantizer_bnb_8bit, "is_bitsandbytes_available", lambda *_: False)
     with pytest.raises(CheckpointError, match=r"dtype='8bit' needs bitsandbytes and accelerate: .*pip install"):
         load_folder(checkpoint, dtype="8bit")

@@ -70,18 +70,13 @@ def test_what_was_saved_goes_on_alike(tmp_path: Path) -> None:
 
 def test_a_run_evaluates_and_keeps_the_average_and_resumes_it(tmp_path: Path) -> None:
     pictures = make_pictures(tmp_path / "pictures")
-    content = settings(
-        pictures, tmp_path / "out", training={"num_train_epochs": 3, "average_decay": 0.8, "save_total_limit": 9}
-    )
-    config = parse_config(content)
+    training = {"num_train_epochs": 3, "average_decay": 0.8, "save_total_limit": 9}
+    config, out = parse_config(settings(pictures, tmp_path / "out", training=training)), tmp_path / "out"
     whole = train(config)
-    out = tmp_path / "out"
-    best = min(
-        (path for path in out.glob("checkpoint-*")),
-        key=lambda path: _difference(load_file(path / AVERAGED_WEIGHTS), whole.folders["qscorer"]),
-    )
-    assert _difference(load_file(best / AVERAGED_WEIGHTS), whole.folders["qscorer"]) == 0
-    assert _difference(load_file(best / TRAINED_WEIGHTS), whole.folders["qscorer"]) > 1e-4
+    kept = whole.folders["qscorer"]
+    best = min(out.glob("checkpoint-*"), key=lambda path: _difference(load_file(path / AVERAGED_WEIGHTS), kept))
+    assert _difference(load_file(best / AVERAGED_WEIGHTS), kept) == 0
+    assert _difference(load_file(best / TRAINED_WEIGHTS), kept) > 1e-4
     # As if the process had been killed in the last epoch.
     weights = load_file(whole.folders["qscorer"] / "model.safetensors")
     last = last_complete_state(out)
@@ -93,20 +88,15 @@ def test_a_run_evaluates_and_keeps_the_average_and_resumes_it(tmp_path: Path) ->
     torch.testing.assert_close(load_file(again.folders["qscorer"] / "model.safetensors"), weights, rtol=0, atol=0)
 
 
-def test_without_validation_the_last_average_is_kept(tmp_path: Path) -> None:
-    pictures = make_pictures(tmp_path / "pictures")
-    content = settings(pictures, tmp_path / "out", training={"num_train_epochs": 1, "average_decay": 0.8})
+def test_without_validation_the_last_average_is_kept_and_split_parameters_are_refused(tmp_path: Path) -> None:
+    pictures, training = make_pictures(tmp_path / "pictures"), {"num_train_epochs": 1, "average_decay": 0.8}
+    content = settings(pictures, tmp_path / "out", training=training)
     content["data"]["validation"] = []
-    result = train(parse_config(content))
-    state = last_complete_state(tmp_path / "out")
+    result, state = train(parse_config(content)), last_complete_state(tmp_path / "out")
     assert state is not None
     assert _difference(load_file(state / AVERAGED_WEIGHTS), result.folders["qscorer"]) == 0
-
-
-def test_split_parameters_are_refused(tmp_path: Path) -> None:
-    content = settings(tmp_path, tmp_path / "out", training={"average_decay": 0.8, "fsdp": "full_shard"})
     with pytest.raises(TrainingConfigError, match="average_decay needs whole parameters"):
-        parse_config(content)
+        parse_config({**content, "training": {**training, "fsdp": "full_shard"}})
 
 
 def _difference(values: dict[str, torch.Tensor], folder: Path) -> float:
