@@ -1,4 +1,4 @@
-"""The command line: what it prints, its exit codes, and that no finished score is ever lost."""
+"""`score` and the commands around checkpoints: what is printed, exit codes, and that no finished score is ever lost."""
 
 import importlib.util
 import io
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from commands import Result, full_disk, program, wait_for_lines
+from commands import TESTS, Result, full_disk, program, wait_for_lines
 from fake_metric import FakeMetric, use
 from hub_server import BASE_REPO, LORA_REPO, serve_published_layout
 from PIL import Image
@@ -25,9 +25,9 @@ from pyiqa_qscorer.cli import app as cli
 from pyiqa_qscorer.cli import console as cli_output
 from pyiqa_qscorer.scorer import Scorer
 
-TESTS = Path(__file__).resolve().parent
 REAL_METRIC = scoring.build_metric
 PROGRAM = [sys.executable, str(TESTS / "fake_metric.py")]
+ALL = [f"photos/{level}.png" for level in range(8)]
 
 
 @pytest.fixture(autouse=True)
@@ -47,16 +47,18 @@ def photos(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+def paths(result: Result) -> list[str]:
+    return [line.split("\t")[1] for line in result.out.splitlines()]
+
+
 def test_in_a_pipe_lines_of_score_and_path(photos: Path) -> None:
     result = Result("score", "photos")
-    assert result.code == 0
-    lines = [line.split("\t") for line in result.out.splitlines()]
-    assert [path for _, path in lines] == [f"photos/{level}.png" for level in range(8)]
-    expected = Scorer(FakeMetric()).score([path for _, path in lines])
-    assert [float(score) for score, _ in lines] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert result.code == 0 and paths(result) == ALL
+    scores = [float(line.split("\t")[0]) for line in result.out.splitlines()]
+    assert scores == pytest.approx(Scorer(FakeMetric()).score(ALL).tolist(), abs=1e-6)
     assert "8 images scored, mean 2." in result.err and "images/s" in result.err
     result = Result("score", "photos/1.png", "photos", "./photos/1.png")
-    assert len(result.out.splitlines()) == 8 and "2 images named twice: scored once" in result.err
+    assert len(paths(result)) == 8 and "2 images named twice: scored once" in result.err
     failed = Result("score", "gone.png")
     assert failed.code == 1 and failed.out == "" and "0 images scored, 1 failed\n" in failed.err
 
@@ -72,22 +74,19 @@ def test_a_line_break_in_a_name_forges_no_line(photos: Path) -> None:
 
 def test_the_worst_only(photos: Path) -> None:
     (photos / "broken.png").write_bytes(b"")
-    lowest_first = [f"photos/{level}.png" for level in range(3)]
     for table in ([], ["-o", "s.csv"], ["-o", "s.csv", "--resume"]):
         result = Result("score", "photos", "--worst", "3", *table)
-        assert [line.split("\t")[1] for line in result.out.splitlines()] == lowest_first
+        assert paths(result) == ALL[:3]
         assert "8 images scored, 1 failed" in result.err and result.code == 1
     assert len(Path("s.csv").read_text().splitlines()) == 10
 
 
 def test_a_list_of_inputs_on_standard_input(photos: Path) -> None:
-    (photos / "a b.png").write_bytes((photos / "7.png").read_bytes())
+    for name in ("a b.png", "a\nb.png"):
+        (photos / name).write_bytes((photos / "7.png").read_bytes())
     result = Result("score", "photos/3.png", "-", stdin=b"photos/1.png\r\n\nphotos/a b.png\nphotos/[67].png\nx.png")
-    assert [line.split("\t")[1] for line in result.out.splitlines()] == [
-        f"photos/{name}.png" for name in ("3", "1", "a b", "6", "7")
-    ]
+    assert paths(result) == [f"photos/{name}.png" for name in ("3", "1", "a b", "6", "7")]
     assert "failed x.png" in result.err
-    (photos / "a\nb.png").write_bytes((photos / "7.png").read_bytes())
     assert len(Result("score", "-", stdin=b"photos/a\nb.png\0photos/1.png\0").out.splitlines()) == 2
     empty = Result("score", "-", stdin=b"\n")
     assert empty.code == 2 and "nothing to score" in empty.err
@@ -103,12 +102,10 @@ def test_in_a_terminal_a_table_best_first(photos: Path, monkeypatch: pytest.Monk
     assert header.split() == ["score", "0", "5", "size", "image"]
     assert len(rows) == 9 and all(len(row) <= 80 for row in rows)
     scores = [float(row.split()[0]) for row in rows]
-    assert scores == sorted(scores, reverse=True)
-    assert rows[0].split()[2:] == ["32x24", "photos/7.png"]
+    assert scores == sorted(scores, reverse=True) and rows[0].split()[2:] == ["32x24", "photos/7.png"]
     assert any(row.rstrip().endswith(r"photos/a [bold]name[red]\x1b[2J.png") for row in rows)
     assert Result("score", "photos", "--worst", "2").code == 0
-    header, *rows = screen.getvalue().splitlines()[10:]
-    assert [row.split()[-1] for row in rows] == ["photos/0.png", "photos/1.png"]
+    assert [row.split()[-1] for row in screen.getvalue().splitlines()[11:]] == ALL[:2]
     monkeypatch.setattr(cli_output, "LONG_TABLE", 8)
     assert "--worst N shows the lowest scores only" in Result("score", "photos").err
 
@@ -128,17 +125,17 @@ def test_failed_images_go_to_stderr(photos: Path) -> None:
 
 
 def test_resume_and_overwrite(photos: Path) -> None:
-    assert Result("score", "photos/[0-4].png", "-o", "s.csv").code == 0
-    refused = Result("score", "photos", "-o", "s.csv")
-    assert refused.code == 2 and refused.err == ("error: s.csv exists: --resume adds to it, --overwrite replaces it\n")
-    resumed = Result("score", "photos", "-o", "s.csv", "--resume")
-    assert resumed.code == 0 and "5 images of 8 scored before" in resumed.err
-    assert "8 images scored" in resumed.err
-    again = Result("score", "photos", "-o", "s.csv", "--resume")
+    table = ["-o", "s.csv"]
+    assert Result("score", "photos/[0-4].png", *table).code == 0
+    refused = Result("score", "photos", *table)
+    assert refused.code == 2 and refused.err == "error: s.csv exists: --resume adds to it, --overwrite replaces it\n"
+    resumed = Result("score", "photos", *table, "--resume")
+    assert resumed.code == 0 and "5 images of 8 scored before" in resumed.err and "8 images scored" in resumed.err
+    again = Result("score", "photos", *table, "--resume")
     assert again.code == 0 and "8 images scored" in again.err and "images/s" not in again.err
-    other = Result("score", "photos", "-o", "s.csv", "--resume", "--prompt", "training")
+    other = Result("score", "photos", *table, "--resume", "--prompt", "training")
     assert other.code == 2 and "another checkpoint or other options" in other.err
-    assert Result("score", "photos", "-o", "s.csv", "--overwrite", "--prompt", "training").code == 0
+    assert Result("score", "photos", *table, "--overwrite", "--prompt", "training").code == 0
 
 
 @pytest.mark.parametrize(
@@ -161,8 +158,7 @@ def test_resume_and_overwrite(photos: Path) -> None:
 def test_wrong_usage(photos: Path, arguments: list[str], words: str) -> None:
     result = Result("score", *arguments)
     assert words in " ".join((result.err + result.out).split()) and result.code == 2
-    assert "Traceback" not in result.err
-    assert sorted(path.name for path in photos.parent.iterdir()) == ["photos"]
+    assert "Traceback" not in result.err and list(photos.parent.iterdir()) == [photos]
 
 
 def test_tracebacks_are_for_debug_and_for_bugs(
@@ -179,7 +175,7 @@ def test_tracebacks_are_for_debug_and_for_bugs(
     monkeypatch.setattr(sys, "argv", ["pyiqa-qscorer", "doctor"])
     with pytest.raises(SystemExit) as end:
         cli.main()
-    assert end.value.code == 70
+    assert end.value.code == 70  # not taken for failed images
     said = capsys.readouterr().err
     assert said.startswith("Traceback (most recent call last)") and said.endswith("RuntimeError: not foreseen\n")
 
@@ -218,11 +214,9 @@ def test_options_are_passed_on(photos: Path, monkeypatch: pytest.MonkeyPatch) ->
     typed = [part for name, value in flags.items() for part in (f"--{name.replace('_', '-')}", value)]
     arguments = ["score", "photos", "-m", "qscorer_4bit", "--no-clamp", "--local-files-only", *typed]
     assert Result(*arguments, "--batch-size", "3", "--workers", "1", "--device", "cpu").code == 0
-    assert given == {"qscorer_4bit": flags | {"clamp": False, "local_files_only": True}}
-    assert Result("score", "photos").code == 0
-    assert given["qscorer-mini"] == {}
-    assert Result("score", "photos", "--checkpoint", "c").code == 0
-    assert given["qscorer"] == {"checkpoint": "c"}
+    assert Result("score", "photos").code == Result("score", "photos", "--checkpoint", "c").code == 0
+    four_bit = flags | {"clamp": False, "local_files_only": True}
+    assert given == {"qscorer_4bit": four_bit, "qscorer-mini": {}, "qscorer": {"checkpoint": "c"}}
 
 
 def test_stopped_runs_resume_to_the_same_table(photos: Path) -> None:
@@ -240,8 +234,7 @@ def test_stopped_runs_resume_to_the_same_table(photos: Path) -> None:
     assert refused.code == 2 and refused.err.startswith("error: another run is writing scores.csv.partial.jsonl")
     run.send_signal(signal.SIGINT)
     message = run.communicate(timeout=60)[1]
-    assert run.returncode == 130
-    assert re.search(r"Interrupted after \d+ of 69 images", message)
+    assert run.returncode == 130 and re.search(r"Interrupted after \d+ of 69 images", message)
     assert "scores.csv.partial.jsonl. Repeat the command with --resume" in message
     assert "Traceback" not in message and not output.exists()
 
@@ -265,35 +258,27 @@ def test_full_disk_keeps_finished_rows(photos: Path) -> None:
     assert run.code == 2 and "Traceback" not in run.err
     assert re.search(r"error: cannot write scores\.csv\.partial\.jsonl: File too large\. \d finished rows", run.err)
     rows = [json.loads(line) for line in Path("scores.csv.partial.jsonl").read_bytes().splitlines()]
-    assert [row["path"] for row in rows] == [f"photos/{level}.png" for level in range(len(rows))] and rows
+    assert [row["path"] for row in rows] == ALL[: len(rows)] and rows
     resumed = Result("score", "photos", "-o", "scores.csv", "--resume")
     assert resumed.code == 0 and f"{len(rows)} images of 8 scored before" in resumed.err
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
-def test_standard_output_that_cannot_be_written(photos: Path) -> None:
+def test_standard_output_that_is_full_or_closed(photos: Path) -> None:
     commands = [["score", "photos", "--worst", "1"], ["doctor", "--json"], ["score", "photos"]]
     with open("/dev/full", "w") as full:
-        run = subprocess.run(
-            [*PROGRAM, json.dumps(commands)], stdout=full, stderr=subprocess.PIPE, timeout=120, **program()
-        )
+        command = [*PROGRAM, json.dumps(commands)]
+        run = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=120, **program())
     assert run.returncode == 2 and "Traceback" not in run.stderr and "Exception" not in run.stderr
     assert run.stderr.count("error: standard output cannot be written: No space left on device") == len(commands)
     assert run.stderr.count("exit 2\n") == len(commands) - 1
-
-
-def test_a_closed_pipe_is_an_error(photos: Path) -> None:
-    run = subprocess.Popen(
-        [*PROGRAM, "score", "photos", "--batch-size", "1"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **program(FAKE_SECONDS_PER_IMAGE=0.05),
-    )
-    assert run.stdout is not None and run.stdout.readline()
-    run.stdout.close()
-    assert run.stderr is not None
-    message = run.stderr.read()
-    assert run.wait(timeout=60) == 2 and "Traceback" not in message and "Exception" not in message
+    command = [*PROGRAM, "score", "photos", "--batch-size", "1"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, **pipes, **program(FAKE_SECONDS_PER_IMAGE=0.05))
+    assert process.stdout is not None and process.stdout.readline() and process.stderr is not None
+    process.stdout.close()
+    message = process.stderr.read()
+    assert process.wait(timeout=60) == 2 and "Traceback" not in message and "Exception" not in message
     assert "error: standard output cannot be written: Broken pipe" in message
 
 
@@ -315,11 +300,8 @@ finally:
             seconds.append(time.monotonic() - started)
             assert run.returncode == 0 and words in run.stdout, run.stderr
         assert min(seconds) < 2  # 0.25 s alone; other tests may keep the machine busy
-
-
-def test_bare_command_shows_help() -> None:
-    result = Result()
-    assert all(command in result.out + result.err for command in ("score", "download", "merge", "doctor"))
+    bare = Result()
+    assert all(command in bare.out + bare.err for command in ("score", "download", "merge", "doctor"))
 
 
 def test_score_download_merge_with_a_real_checkpoint(
@@ -328,29 +310,22 @@ def test_score_download_merge_with_a_real_checkpoint(
     monkeypatch.setattr(scoring, "build_metric", REAL_METRIC)
     lora, base, _ = published_folders(tmp_path)
     summary = json.loads((golden / "lora_golden" / "summary.json").read_text())
-    images = sorted((golden / "images").glob("[a-k]_*.png"))
+    images, merged = sorted((golden / "images").glob("[a-k]_*.png")), tmp_path / "merged-here"
     source = ["--checkpoint", lora, "--base", base]
-
     fetched = Result("download", *source)
     assert fetched.code == 0 and fetched.out.splitlines() == [str(lora), str(base)]
-
-    scored = Result("score", *images, *source, "--dtype", "float32", "--device", "cpu")
-    assert scored.code == 0
-    scores = [float(line.split("\t")[0]) for line in scored.out.splitlines()]
-    assert scores == pytest.approx(summary["load_fp32_eager"]["score"], abs=1e-4)
-
-    merged = tmp_path / "merged-here"
     assert Result("merge", "-o", merged, *source).out == f"{merged}\n"
-    alone = Result("score", *images, "--checkpoint", merged, "--dtype", "float32", "--device", "cpu")
-    scores = [float(line.split("\t")[0]) for line in alone.out.splitlines()]
-    assert scores == pytest.approx(summary["merged_fp32_eager"]["score"], abs=1e-4)
-
-    again = Result("merge", "-o", merged, *source)
-    assert again.code == 2 and "empty folder" in again.err
-    refused = Result("merge", "-o", "/dev/null/folder", *source)
-    assert refused.code == 2 and re.search("error: [A-Z].*: /dev/null", refused.err)
-    nonsense = Result("merge", "-o", tmp_path / "x", *source, "--layout", "nonsense")
-    assert nonsense.code == 2
+    for key, options in (("load_fp32_eager", source), ("merged_fp32_eager", ["--checkpoint", merged])):
+        scored = Result("score", *images, *options, "--dtype", "float32", "--device", "cpu")
+        scores = [float(line.split("\t")[0]) for line in scored.out.splitlines()]
+        assert scored.code == 0 and scores == pytest.approx(summary[key]["score"], abs=1e-4)
+    for output, more, words in (
+        (merged, [], "empty folder"),
+        ("/dev/null/folder", [], "error: [A-Z].*: /dev/null"),
+        (tmp_path / "x", ["--layout", "nonsense"], ""),
+    ):
+        refused = Result("merge", "-o", output, *source, *more)
+        assert refused.code == 2 and re.search(words, refused.err)
 
 
 SESSION = """
@@ -370,18 +345,15 @@ def test_download_from_the_hub_then_score(tmp_path: Path, golden: Path) -> None:
     tokenizer.mkdir()
     add_tokenizer(tokenizer)
     server, environment = serve_published_layout(tmp_path, golden, tokenizer / "tokenizer.model")
-    image = str(golden / "images" / "b_rgb_384x512.png")
-    scores = ["score", image, "-m", "qscorer"]
+    scores = ["score", str(golden / "images" / "b_rgb_384x512.png"), "-m", "qscorer"]
     commands = [[*scores, "--local-files-only"], ["download"], ["download"]]
     commands += [[*scores, "--dtype", "float32", "--device", "cpu"], ["doctor", "--json"]]
+    command, env = (
+        [sys.executable, "-c", SESSION, json.dumps(commands)],
+        environment | {"PYTHONPATH": str(TESTS.parent)},
+    )
     with server:
-        run = subprocess.run(
-            [sys.executable, "-c", SESSION, json.dumps(commands)],
-            env=environment | {"PYTHONPATH": str(TESTS.parent)},
-            capture_output=True,
-            text=True,
-            timeout=120,
-        )
+        run = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     not_there, first, second, scored, report = re.split(r"^exit [\d]+\n", run.stdout, flags=re.MULTILINE)[:5]
     assert re.findall(r"^exit (\d+)", run.stdout, re.MULTILINE)[:4] == ["2", "0", "0", "0"], run.stderr
     assert not_there == "" and "error: '2kxx/Qscorer_lora_5_1' (revision 'main') is not in the cache" in run.stderr

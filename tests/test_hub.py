@@ -163,39 +163,28 @@ def test_local_folders_and_errors_that_name_their_argument(tmp_path: Path, monke
             source.plan()
 
 
+INDEX = "model.safetensors.index.json"
+PUBLISHED_BASE = ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.model"]
+PUBLISHED_BASE += ["tokenizer_config.json", "special_tokens_map.json", "pytorch_model.bin.index.json"]
+PUBLISHED_BASE += [f"pytorch_model-{number}-of-33.bin" for number in range(1, 34)]
+PUBLISHED_LORA = ["adapter_config.json", "adapter_model.bin", "non_lora_trainables.bin", "config.json"]
+SAFETENSORS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX]
+SAFETENSORS += ["config.json", "adapter_model.safetensors"]
+
+
 @pytest.mark.parametrize(
     ("names", "skipped"),
     [
-        # the published base: unpadded shard numbers, one index
-        (
-            ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.model"]
-            + ["tokenizer_config.json", "special_tokens_map.json", "pytorch_model.bin.index.json"]
-            + [f"pytorch_model-{number}-of-33.bin" for number in range(1, 34)],
-            ["README.md", ".gitattributes", "training_args.bin", "optimizer.pt", "demo.png"],
-        ),
-        # the published LoRA
-        (
-            ["adapter_config.json", "adapter_model.bin", "non_lora_trainables.bin", "config.json"],
-            ["README.md", "trainer_state.json", "checkpoint-10/adapter_model.bin", "rng_state.pth"],
-        ),
-        # both formats: the safetensors alone, with their index
-        (
-            [
-                "model-00001-of-00002.safetensors",
-                "model-00002-of-00002.safetensors",
-                "model.safetensors.index.json",
-                "config.json",
-                "adapter_model.safetensors",
-            ],
-            ["pytorch_model.bin", "adapter_model.bin", "onnx/model.onnx", "model.onnx", "a.py"],
-        ),
-        # incomplete safetensors do not displace complete .bin weights
+        (PUBLISHED_BASE, ["README.md", ".gitattributes", "training_args.bin", "optimizer.pt", "demo.png"]),
+        (PUBLISHED_LORA, ["README.md", "trainer_state.json", "checkpoint-10/adapter_model.bin", "rng_state.pth"]),
+        (SAFETENSORS, ["pytorch_model.bin", "adapter_model.bin", "onnx/model.onnx", "model.onnx", "a.py"]),
+        # Incomplete safetensors do not displace complete .bin weights.
         (
             ["pytorch_model.bin", "config.json", "tokenizer.json", "added_tokens.json"],
-            ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "vocab.txt"],
+            ["model-00001-of-00002.safetensors", INDEX, "vocab.txt"],
         ),
         (["model.safetensors", "config.json"], ["model-00001-of-00001.safetensors"]),
-        (["model-00002-of-00003.safetensors", "model.safetensors.index.json"], ["README.md"]),
+        (["model-00002-of-00003.safetensors", INDEX], ["README.md"]),
         ([], ["README.md", "notes.json"]),
     ],
 )

@@ -84,15 +84,3 @@ def test_smooth_path_is_the_exact_one_without_rounding(height: int, width: int, 
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
     leaf = images[:1].clone().requires_grad_()
     assert torch.autograd.gradcheck(lambda leaf: from_tensor(leaf, size, exact=False), leaf)
-
-
-def test_gradient_descent_reaches_a_target() -> None:
-    """What a quality loss does with it, starting outside the range."""
-    target = from_tensor(torch.full((1, 3, 6, 6), 0.5), 8)
-    images = torch.full((1, 3, 6, 6), 1.3, requires_grad=True)
-    optimiser = torch.optim.Adam([images], lr=0.05)
-    for _ in range(60):
-        optimiser.zero_grad()
-        (from_tensor(images, 8) - target).square().mean().backward()
-        optimiser.step()
-    assert (images - 0.5).abs().max() < 0.05

@@ -104,7 +104,9 @@ def test_changed_files_are_scored_again_and_others_kept(
         ("scores.csv", {"resume": True, "overwrite": True}, "exclude each other"),
     ],
 )
-def test_impossible_outputs(tmp_path: Path, name: str, flags: dict[str, bool], words: str) -> None:
+def test_impossible_outputs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, flags: dict[str, bool], words: str
+) -> None:
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "old.csv").write_bytes(b"old")
     (tmp_path / "new.csv.partial.jsonl").write_bytes(b"{")
@@ -112,9 +114,6 @@ def test_impossible_outputs(tmp_path: Path, name: str, flags: dict[str, bool], w
     with pytest.raises(InputError, match=words):
         ScoreTable(tmp_path / name, **flags)
     assert sorted(tmp_path.iterdir()) == before and (tmp_path / "old.csv").read_bytes() == b"old"
-
-
-def test_parquet_without_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyiqa_qscorer.data.score_store.find_spec", lambda name: None)
     with pytest.raises(InputError, match="parquet needs pandas and pyarrow"):
         ScoreTable(tmp_path / "scores.parquet")

@@ -158,8 +158,7 @@ def test_the_next_batch_is_brought_while_the_model_works(monkeypatch: pytest.Mon
 def faulty(tmp_path: Path) -> dict[str, tuple[object, str]]:
     """Images that must fail, with words that the reason must have."""
     good = encoded(picture(0))
-    files = {"truncated.png": good[:600], "text.png": b"not an image", "empty.png": b""}
-    for name, content in files.items():
+    for name, content in {"truncated.png": good[:600], "text.png": b"not an image", "empty.png": b""}.items():
         (tmp_path / name).write_bytes(content)
     nan = as_tensor(picture(0))
     nan[1, 2, 3] = math.nan

@@ -80,9 +80,8 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, float]:
-    return dict(
-        zip((path.name for path in PHOTOS), Scorer("qscorer-mini", "cpu", 1).score(PHOTOS).tolist(), strict=True)
-    )
+    scores = Scorer("qscorer-mini", "cpu", 1).score(PHOTOS).tolist()
+    return dict(zip((path.name for path in PHOTOS), scores, strict=True))
 
 
 def form(*names: str) -> list[tuple[str, tuple[str, bytes]]]:

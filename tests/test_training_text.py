@@ -49,16 +49,13 @@ def test_small_tokenizer_reads_every_prompt(prompt: str, quality: str) -> None:
     assert ids[: len(tokens.prefix) + 1 + len(tokens.suffix)] == [*tokens.prefix, IMAGE_TOKEN_ID, *tokens.suffix]
 
 
-def test_small_tokenizer_survives_saving(tmp_path: Path) -> None:
+def test_small_tokenizer_survives_saving_and_refuses_words_outside_its_vocabulary(tmp_path: Path) -> None:
     tokenizer = prompt_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     for prompt in PROMPTS:
         assert tokenize_prompt(load_tokenizer(tmp_path), prompt) == tokenize_prompt(tokenizer, prompt)
-
-
-def test_words_outside_its_vocabulary_are_refused() -> None:
     with pytest.raises(CheckpointError, match="does not know"):
-        tokenize_prompt(prompt_tokenizer(), "USER: Is this sharp?\n<|image|>\nASSISTANT: The quality of the image is")
+        tokenize_prompt(tokenizer, "USER: Is this sharp?\n<|image|>\nASSISTANT: The quality of the image is")
 
 
 def test_quality_must_be_one_token(llama: PreTrainedTokenizerBase) -> None:
