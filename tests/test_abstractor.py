@@ -27,8 +27,7 @@ def test_position_tables_are_the_published_formula(name: str) -> None:
 
 def test_key_positions_are_column_first_and_spare_the_cls_token() -> None:
     table = key_position_table(3, 8)
-    assert table.shape == (10, 8)
-    assert (table[0] == 0).all()
+    assert table.shape == (10, 8) and (table[0] == 0).all()
     cells = table[1:].unflatten(0, (3, 3))
     line = sine_table(torch.arange(3), 4)
     for row in range(3):

@@ -152,9 +152,7 @@ def test_a_checkpoint_can_read_more_stages_and_keep_a_share_of_what_it_was(pictu
             train(parse_config(content))
 
 
-def test_cache_is_kept_until_images_or_network_change(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_is_kept_until_images_or_network_change(pictures, tmp_path, monkeypatch) -> None:
     data, network = dataset(pictures), encoder()
     CachedStatistics(data, network, tmp_path)
     with monkeypatch.context() as patch:

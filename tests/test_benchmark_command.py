@@ -199,21 +199,18 @@ def test_killed_and_interrupted_runs_resume_to_the_same_table(quick_metrics: Non
     log = Path("log.txt")
     slow = program(FAKE_SECONDS_PER_IMAGE=0.2, FAKE_LOG=log)
     partial = Path("benchmark/scores/opinions/brightness.csv.partial.jsonl")
-
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **slow)
     wait_for_lines(partial, 8, process)
     process.kill()
     assert process.wait(timeout=60) == -signal.SIGKILL
     with partial.open("ab") as file:
         file.write(b'{"path": "torn')
-
     partial = partial.with_name("darkness.csv.partial.jsonl")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **slow)
     wait_for_lines(partial, 8, process)
     process.send_signal(signal.SIGINT)
     message = process.communicate(timeout=120)[1]
     assert process.returncode == 130 and "repeat the command to go on" in message and "Traceback" not in message
-
     done = subprocess.run(command, capture_output=True, timeout=300, **slow)
     assert done.returncode == 0, done.stderr
     for metric in ("brightness", "darkness"):
@@ -267,9 +264,7 @@ def test_two_processes_share_the_images_and_one_merges_them(quick_metrics: None,
     ("device", "variable", "cpu"),
     [(None, "", False), ("cuda", "", False), ("cpu", "", True), (None, "true", True), ("cuda", "true", False)],
 )
-def test_several_processes_run_where_the_user_says(
-    monkeypatch: pytest.MonkeyPatch, device: str | None, variable: str, cpu: bool
-) -> None:
+def test_several_processes_run_where_the_user_says(monkeypatch, device, variable, cpu) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_CPU", variable)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -336,7 +331,6 @@ def test_our_name_in_pyiqas_benchmark_loop_and_in_ours(tmp_path: Path, monkeypat
         opinions.append(batch["mos_label"].item())
     measured = [measure(predicted, opinions) for measure in (calculate_plcc, calculate_srcc, calculate_krcc)]
     cell = "/".join(str(round(float(value), 4)) for value in measured)
-
     settings = [f"--set=qscorer.{name}={options[name]}" for name in ("checkpoint", "base", "dtype")]
     given = ["-m", "qscorer", "-d", f"koniq10k={table}", "--images", "data/images"]
     result = benchmark(*given, *settings, "--batch-size", "3")
@@ -346,7 +340,6 @@ def test_our_name_in_pyiqas_benchmark_loop_and_in_ours(tmp_path: Path, monkeypat
     facts = json.loads(Path("benchmark/scores/koniq10k/qscorer.json").read_text())
     files = sum(path.stat().st_size for folder in (lora, base) for path in folder.iterdir())
     assert facts["download_bytes"] == files and facts["parameters"] > 1000 and facts["options"]["base"] == str(base)
-
     checked = benchmark("--report-only", "--check-published")
     assert checked.code == 1 and re.search(r"qscorer +koniq10k +SRCC +differs +0\.948 ", checked.out)
     assert checked.out.count("differs") == 2 and "agrees: within 0.005" in " ".join(checked.out.split())

@@ -186,13 +186,10 @@ def test_page_in_a_browser(output: Path, tmp_path: Path, width: int) -> None:
     assert fits == "true" and sort == "ascending" and float(first) < 0.5
 
 
-def test_published_figures_are_those_of_the_source(shared: Path) -> None:
+def test_published_figures_are_those_of_the_source_and_checked(shared: Path, output: Path) -> None:
     lines = (shared / "published_results.csv").read_text().splitlines()
     shown = [f"{r.method},{r.dataset},{r.setting},{r.plcc:.3f},{r.srcc:.3f}" for r in published_results()]
     assert lines[1:] == shown
-
-
-def test_check_published(output: Path) -> None:
     entries = read_leaderboard(output, resamples=2).entries
     srcc, plcc = check_published(entries)
     assert (srcc.metric, srcc.dataset, srcc.measure, srcc.published, srcc.images) == (

@@ -137,9 +137,7 @@ class Bomb:
 
 @pytest.mark.parametrize("legacy", [True, False])
 @pytest.mark.parametrize("file", ["base", "non_lora", "adapter"])
-def test_code_in_a_pickle_is_refused_and_not_run(
-    copies: tuple[Path, Path, Path], tmp_path: Path, file: str, legacy: bool
-) -> None:
+def test_code_in_a_pickle_is_refused_and_not_run(copies, tmp_path, file, legacy) -> None:
     poisoned, trace = FILES[file][0](*copies), tmp_path / "trace"
     torch.save({"weight": torch.zeros(2), "bomb": Bomb(trace)}, poisoned, _use_new_zipfile_serialization=not legacy)
     assert str(poisoned) in error_of(*copies[:2]) and not trace.exists()
@@ -151,9 +149,7 @@ def test_code_in_a_pickle_is_refused_and_not_run(
     ("content", "expected"),
     [([torch.zeros(2)], "must hold a dict of tensors, got list"), ({"step": 3}, "step must be a tensor, got int")],
 )
-def test_other_things_in_a_weight_file_are_refused(
-    copies: tuple[Path, Path, Path], content: Any, expected: str
-) -> None:
+def test_other_things_in_a_weight_file_are_refused(copies, content, expected) -> None:
     lora, base, _ = copies
     torch.save(content, lora / "non_lora_trainables.bin")
     assert expected in error_of(lora, base)
@@ -161,9 +157,7 @@ def test_other_things_in_a_weight_file_are_refused(
 
 @pytest.mark.parametrize("file", FILES)
 @pytest.mark.parametrize("values", [torch.nan, torch.inf, torch.int8, torch.complex64])
-def test_weights_that_are_no_finite_floating_point_numbers_are_named(
-    copies: tuple[Path, Path, Path], file: str, values: float | torch.dtype
-) -> None:
+def test_weights_that_are_no_finite_floating_point_numbers_are_named(copies, file, values) -> None:
     find, key = FILES[file]
 
     def change(content: dict[str, Tensor]) -> None:
@@ -216,9 +210,7 @@ def test_one_value_that_is_not_finite_is_found_wherever_it_is(tmp_path: Path, dt
         ({"lm_head.weight": "x" * 5000}, "do not lie beside it: xxx"),
     ],
 )
-def test_an_index_may_only_name_files_beside_it(
-    copies: tuple[Path, Path, Path], weight_map: Any, expected: str
-) -> None:
+def test_an_index_may_only_name_files_beside_it(copies, weight_map, expected) -> None:
     lora, base, _ = copies
     (base / "sub").mkdir()
     for other in (base / "sub" / "inside.bin", base.parent / "outside.bin"):
@@ -226,8 +218,7 @@ def test_an_index_may_only_name_files_beside_it(
     index = base / "pytorch_model.bin.index.json"
     index.write_text(json.dumps({"weight_map": weight_map}).replace("{folder}", str(base)))
     message = error_of(lora, base)
-    assert str(index) in message
-    assert expected in message
+    assert str(index) in message and expected in message
 
 
 @pytest.mark.parametrize(
@@ -252,8 +243,7 @@ def test_incomplete_lora_folders_are_described(copies: tuple[Path, Path, Path], 
     lora, base, _ = copies
     (lora / name).unlink()
     message = error_of(lora, base)
-    assert "is a LoRA folder but lacks" in message
-    assert name in message
+    assert "is a LoRA folder but lacks" in message and name in message
 
 
 def test_a_lora_needs_its_base(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
@@ -295,9 +285,7 @@ def test_a_lora_needs_its_base(folders: tuple[Path, Path, Path], tmp_path: Path)
         ("base/preprocessor_config", {"resample": 2}, "resample must be 3, got 2"),
     ],
 )
-def test_settings_that_cannot_be_computed_are_refused(
-    copies: tuple[Path, Path, Path], file: str, fields: dict[str, Any], expected: str
-) -> None:
+def test_settings_that_cannot_be_computed_are_refused(copies, file, fields, expected) -> None:
     lora, base, merged = copies
     edit_json(lora.parent / f"{file}.json", **fields)
     message = error_of(*((merged,) if file.startswith("merged") else (lora, base)))

@@ -193,9 +193,7 @@ def _rotary_tables_of_old_transformers(lora: Path, base: Path) -> None:
         lambda lora, base: (base / "preprocessor_config.json").rename(lora / "preprocessor_config.json"),
     ],
 )
-def test_variants_load_bit_for_bit_alike(
-    folders: tuple[Path, Path, Path], copies: tuple[Path, Path, Path], change: Callable[[Path, Path], None]
-) -> None:
+def test_variants_load_bit_for_bit_alike(folders, copies, change) -> None:
     lora, base, _ = copies
     change(lora, base)
     assert_equal_states(state(lora, base), state(*folders[:2]))
@@ -232,9 +230,7 @@ def test_any_number_of_score_tokens(copies: tuple[Path, Path, Path], count: int)
     assert score(loaded).raw_score.isfinite().all()
 
 
-def test_layouts_are_recognised_and_a_base_is_not_looked_at_where_none_is_needed(
-    folders: tuple[Path, Path, Path], own: Path
-) -> None:
+def test_layouts_are_recognised_and_a_base_is_not_looked_at_where_none_is_needed(folders, own) -> None:
     lora, base, merged = folders
     found = [recognise(lora, base).layout, recognise(merged).layout, recognise(own).layout]
     assert found == [Layout.PUBLISHED_LORA, Layout.PUBLISHED_MERGED, Layout.QSCORER]
@@ -255,8 +251,7 @@ def test_precision_of_auto(folders: tuple[Path, Path, Path], tmp_path: Path) -> 
     ):
         loaded = load_folder(path, device=device)
         assert {p.dtype for p in loaded.model.parameters()} == {expected}
-        assert {b.dtype for b in loaded.model.buffers()} == {torch.float32}
-        assert not loaded.model.training
+        assert {b.dtype for b in loaded.model.buffers()} == {torch.float32} and not loaded.model.training
         assert not any(p.requires_grad for p in loaded.model.parameters())
 
 
@@ -287,17 +282,12 @@ def test_options_outside_their_choices(folders: tuple[Path, ...], options: dict[
         load_folder(folders[2], **options)
 
 
-def test_prompt_of_the_checkpoint_and_of_the_caller(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_prompts_are_those_of_checkpoint_or_caller_and_of_either_tokenizer(folders, tmp_path, shared) -> None:
     own = own_folder(tmp_path)
     edit_json(own / "config.json", prompt="evaluation")
     assert load_folder(own).prompt == load_folder(folders[2], prompt="evaluation").prompt
     assert load_folder(own, prompt="training").prompt == load_folder(folders[2], prompt="training").prompt
     assert len(load_folder(own).prompt.suffix) == 12
-
-
-def test_licensed_tokenizer_gives_the_same_prompt_as_the_stand_in(
-    folders: tuple[Path, Path, Path], shared: Path, tmp_path: Path
-) -> None:
     lora, base, merged = published_folders(tmp_path)
     for licensed, where in (((lora, base), folders[:2]), ((merged,), folders[2:])):
         assert load_folder(*licensed).prompt == load_folder(*where).prompt
@@ -308,9 +298,7 @@ def fingerprint(*folders: Path, **options: Any) -> str:
     return load_folder(*folders, **{"dtype": "float16", **options}).fingerprint
 
 
-def test_whatever_changes_a_score_changes_the_fingerprint(
-    folders: tuple[Path, Path, Path], copies: tuple[Path, Path, Path]
-) -> None:
+def test_whatever_changes_a_score_changes_the_fingerprint(folders, copies) -> None:
     lora, base, merged = copies
     seen = {fingerprint(*folders[:2])}
     assert seen == {fingerprint(merged)}

@@ -76,8 +76,7 @@ def test_the_worst_only(photos: Path) -> None:
     (photos / "broken.png").write_bytes(b"")
     for table in ([], ["-o", "s.csv"], ["-o", "s.csv", "--resume"]):
         result = Result("score", "photos", "--worst", "3", *table)
-        assert paths(result) == ALL[:3]
-        assert "8 images scored, 1 failed" in result.err and result.code == 1
+        assert paths(result) == ALL[:3] and "8 images scored, 1 failed" in result.err and result.code == 1
     assert len(Path("s.csv").read_text().splitlines()) == 10
 
 
@@ -161,9 +160,7 @@ def test_wrong_usage(photos: Path, arguments: list[str], words: str) -> None:
     assert "Traceback" not in result.err and list(photos.parent.iterdir()) == [photos]
 
 
-def test_tracebacks_are_for_debug_and_for_bugs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_tracebacks_are_for_debug_and_for_bugs(monkeypatch, capsys) -> None:
     result = Result("score", "https://example.org/a.png", "--debug")
     assert result.code == 2 and result.err.startswith("Traceback (most recent call last)")
     assert "URLs are not fetched" in result.err.splitlines()[-1]
@@ -190,9 +187,7 @@ def test_tracebacks_are_for_debug_and_for_bugs(
         (["serve"], "fastapi", "serve", "serving.web"),
     ],
 )
-def test_a_missing_extra_is_said_before_anything_is_imported(
-    monkeypatch: pytest.MonkeyPatch, arguments: list[str], module: str, extra: str, later: str
-) -> None:
+def test_a_missing_extra_is_said_before_anything_is_imported(monkeypatch, arguments, module, extra, later) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None if name == module else found(name, *rest))
     monkeypatch.setitem(sys.modules, f"pyiqa_qscorer.{later}", None)  # importing it would be an ImportError
@@ -227,7 +222,6 @@ def test_stopped_runs_resume_to_the_same_table(photos: Path) -> None:
     assert Result("score", "photos", "-o", expected).code == 1
     command = [*PROGRAM, "score", "photos", "-o", str(output), "--batch-size", "4", "--resume"]
     slow = program(FAKE_SECONDS_PER_IMAGE=0.1)
-
     run = subprocess.Popen(command, stderr=subprocess.PIPE, **slow)
     wait_for_lines(partial, 8, run)
     refused = Result("score", "photos/1.png", "-o", output)  # before it loads its model
@@ -237,7 +231,6 @@ def test_stopped_runs_resume_to_the_same_table(photos: Path) -> None:
     assert run.returncode == 130 and re.search(r"Interrupted after \d+ of 69 images", message)
     assert "scores.csv.partial.jsonl. Repeat the command with --resume" in message
     assert "Traceback" not in message and not output.exists()
-
     run = subprocess.Popen(command, stderr=subprocess.DEVNULL, **slow)
     wait_for_lines(partial, 24, run)
     run.kill()
@@ -245,7 +238,6 @@ def test_stopped_runs_resume_to_the_same_table(photos: Path) -> None:
     with partial.open("ab") as file:
         file.write(b'{"path": "torn')
     scored = partial.read_bytes().count(b"\n")
-
     result = Result("score", "photos", "-o", output, "--resume")
     assert result.code == 1 and f"{scored - 1} images of 69 scored before" in result.err  # not the broken one
     assert output.read_bytes() == expected.read_bytes()
@@ -304,9 +296,7 @@ finally:
     assert all(command in bare.out + bare.err for command in ("score", "download", "merge", "doctor"))
 
 
-def test_score_download_merge_with_a_real_checkpoint(
-    tmp_path: Path, golden: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_score_download_merge_with_a_real_checkpoint(tmp_path, golden, monkeypatch) -> None:
     monkeypatch.setattr(scoring, "build_metric", REAL_METRIC)
     lora, base, _ = published_folders(tmp_path)
     summary = json.loads((golden / "lora_golden" / "summary.json").read_text())

@@ -51,8 +51,7 @@ def labels(tmp_path: Path) -> Path:
 
 def test_tables_on_stdout_facts_on_stderr(labels: Path) -> None:
     result = Result("--mos", labels, "--std-column", "std", "--range", "0", "100", "--levels", "4..6,9")
-    assert result.code == 0
-    assert "images: 80" in result.err
+    assert result.code == 0 and "images: 80" in result.err
     assert "0 to 100 (stated)" in result.err
     assert [line.split()[0] for line in result.out.splitlines() if re.match(r"\d+\s", line)] == ["4", "5", "6", "9"]
     assert result.line("one hot", "integers")[0] == pytest.approx(0.3, abs=0.05)
@@ -87,8 +86,7 @@ def test_vote_columns_and_columns_that_hold_no_opinions(tmp_path: Path) -> None:
 )
 def test_wrong_usage_is_one_message_and_exit_code_2(labels: Path, arguments: list[str], message: str) -> None:
     result = Result("--mos", labels, *arguments)
-    assert result.code == 2
-    assert result.out == ""
+    assert result.code == 2 and result.out == ""
     assert message in " ".join(result.err.split())
 
 
@@ -148,9 +146,7 @@ def logits_one_by_one(checkpoint: Path, data: LabelledImages) -> tuple[torch.Ten
 
 
 @pytest.mark.parametrize("name", FORMULATIONS)
-def test_measured_parts_add_up_and_errors_are_those_of_the_scores(
-    trained: dict[str, Path], measured: dict[str, MeasuredModel], name: str
-) -> None:
+def test_measured_parts_add_up_and_errors_are_those_of_the_scores(trained, measured, name) -> None:
     found, data = measured[name], dataset(trained["pictures"])
     metric = QScorer(trained[name])
     with torch.no_grad():
@@ -164,9 +160,7 @@ def test_measured_parts_add_up_and_errors_are_those_of_the_scores(
     assert found.conversion_part == pytest.approx(found.predicted.rmse**2)
 
 
-def test_predicted_error_is_that_of_the_label_each_formulation_teaches(
-    trained: dict[str, Path], measured: dict[str, MeasuredModel]
-) -> None:
+def test_predicted_error_is_that_of_the_label_each_formulation_teaches(trained, measured) -> None:
     mos, std = mos_and_std(dataset(trained["pictures"]))
     soft = gaussian_soft_label(mos, std, 5, normalise=True)
     expected = {
@@ -181,9 +175,7 @@ def test_predicted_error_is_that_of_the_label_each_formulation_teaches(
 
 
 @pytest.mark.parametrize("name", list(LABEL_OF))
-def test_readings_are_of_the_networks_own_probabilities(
-    trained: dict[str, Path], measured: dict[str, MeasuredModel], name: str
-) -> None:
+def test_readings_are_of_the_networks_own_probabilities(trained, measured, name) -> None:
     data, found = dataset(trained["pictures"]), measured[name]
     logits, shares = logits_one_by_one(trained[name], data)
     mos, std = mos_and_std(data)
@@ -223,9 +215,7 @@ def test_broken_pictures_are_left_out_with_their_labels(trained: dict[str, Path]
     assert measure("one-hot", QScorer(trained["level_onehot"]), data, "cpu").images == 16
 
 
-def test_command_measures_all_three_beside_the_prediction(
-    trained: dict[str, Path], measured: dict[str, MeasuredModel], tmp_path: Path
-) -> None:
+def test_command_measures_all_three_beside_the_prediction(trained, measured, tmp_path) -> None:
     table = ["--mos", trained["pictures"] / "labels.csv", "--std-column", "std", "--range", "0", "100", "--levels", "5"]
     networks = [word for name in FORMULATIONS for word in ("--checkpoint", trained[name])]
     result = Result(*table, "--data", trained["pictures"], *networks, "--device", "cpu", "-o", tmp_path / "report")

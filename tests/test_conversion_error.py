@@ -33,19 +33,15 @@ def test_every_label_has_a_row_per_image_and_names_a_score_of_the_scale(name: st
     label = make_label(name, MOS, STD, levels)
     assert label.shape == (len(MOS), levels)
     named = named_score(name, label)
-    assert named.min() >= 1 - 1e-9
-    assert named.max() <= 5 + 1e-9
+    assert named.min() >= 1 - 1e-9 and named.max() <= 5 + 1e-9
 
 
-def test_a_label_names_its_mean_and_an_empty_one_the_middle_of_the_scale() -> None:
+def test_named_scores_and_optimal_values() -> None:
     assert named_score("one_hot", make_label("one_hot", [1.0, 1.9, 5.0], None, 5)) == pytest.approx([1.4, 2.2, 4.6])
     label = np.array([[0.0, 0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 2.0], [0.0] * 5])
     assert named_score("gaussian_pdf", label).tolist() == [2.5, 5.0, 3.0]
     narrow = make_label("gaussian_pdf_raw", [2.5], [0.001], 5)
     assert narrow.sum() == 0 and named_score("gaussian_pdf_raw", narrow).tolist() == [3.0]
-
-
-def test_optimal_values_of_one_hot_labels_are_the_mean_mos_of_each_level() -> None:
     mos = MOS[(MOS <= 2.6) | (MOS > 3.4)]  # nothing in the middle level
     label = make_label("one_hot", mos, None, 5)
     values = level_values("optimal", label, mos)
@@ -53,6 +49,11 @@ def test_optimal_values_of_one_hot_labels_are_the_mean_mos_of_each_level() -> No
     for level in (0, 1, 3, 4):
         assert values[level] == pytest.approx(mos[index == level].mean())
     assert values[2] == pytest.approx(3.0)  # keeps the middle of its interval
+    label = make_label("one_hot", MOS, None, 5)
+    named = restore(label, level_values("optimal", label, MOS))
+    parts = decompose(MOS, named, restore(label, level_centers(5)))
+    assert abs(parts.cross) < 1e-12 and parts.label > 0.01
+    assert parts.restoration > 0.01
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -74,23 +75,13 @@ def test_no_values_beat_the_optimal_ones(name: str) -> None:
         assert parts.label + parts.restoration + parts.cross == pytest.approx(parts.total, rel=1e-9, abs=1e-15)
 
 
-def test_the_cross_term_vanishes_around_the_mean_mos_of_each_label() -> None:
-    label = make_label("one_hot", MOS, None, 5)
-    named = restore(label, level_values("optimal", label, MOS))
-    parts = decompose(MOS, named, restore(label, level_centers(5)))
-    assert abs(parts.cross) < 1e-12
-    assert parts.label > 0.01
-    assert parts.restoration > 0.01
-
-
 @pytest.mark.parametrize("levels", range(2, 21))
 def test_uniform_errors_are_the_stated_formulas(levels: int) -> None:
     mse, mae = uniform_errors(level_centers(levels))
     assert mse == pytest.approx(16 / (6 * levels * (levels - 1)))
     assert mae == pytest.approx(4 * (2 * levels - 1) / (6 * levels * (levels - 1)))
     mse, mae = uniform_errors(level_centers(levels, kind="interval_centers"))
-    assert mse == pytest.approx((4 / levels) ** 2 / 12)
-    assert mae == pytest.approx(1 / levels)
+    assert mse == pytest.approx((4 / levels) ** 2 / 12) and mae == pytest.approx(1 / levels)
 
 
 @pytest.mark.parametrize("values", [[1.0, 3.0, 5.0], [4.9, 1.2, 2.0, 3.3], [-3.0, 9.0]])

@@ -29,13 +29,10 @@ def test_every_example_is_short_and_tested() -> None:
         assert len(example.read_text(encoding="utf-8").splitlines()) <= 40, f"{example.name} is longer than 40 lines"
 
 
-def test_score_a_folder() -> None:
+def test_quick_examples(tmp_path: Path) -> None:
     lines = [line.split() for line in run("score_a_folder.py").splitlines()]
     assert {name for _, name in lines[:3]} == set(CLEAN)  # the undistorted photos come first
     assert len(lines) == 9
-
-
-def test_error_analysis(tmp_path: Path) -> None:
     assert "one hot" in run("error_analysis.py", str(tmp_path))
     assert (tmp_path / "report" / "errors.html").stat().st_size > 0
 
@@ -51,8 +48,7 @@ def test_leaderboard(tmp_path: Path) -> None:
 def test_loss_in_a_training_loop() -> None:
     lines = run("loss_in_a_training_loop.py").splitlines()
     errors = [float(line.split()[3].rstrip(",")) for line in lines]
-    assert len(errors) == 10
-    assert errors[-1] < errors[0]
+    assert len(errors) == 10 and errors[-1] < errors[0]
 
 
 @pytest.mark.slow

@@ -56,8 +56,7 @@ def test_links(tree: Path) -> None:
     (tree / "deep/loop.png").symlink_to(tree / "deep/loop.png")
     os.mkfifo(tree / "deep/pipe.png")  # reading it would wait for ever
     expected = ["deep/broken.png", "deep/d.tif", "deep/er/c.webp", "deep/loop.png", "deep/other/e.bmp"]
-    assert find_images(["deep"]).paths == expected
-    assert find_images(["deep/**"]).paths == expected
+    assert find_images(["deep"]).paths == expected and find_images(["deep/**"]).paths == expected
     (tree / "Z/loop").symlink_to(".")  # and back
     for pattern in ("Z/*", "Z/**", "Z"):
         assert find_images([pattern]).paths == ["Z/e.bmp"]

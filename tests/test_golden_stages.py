@@ -9,13 +9,13 @@ import pytest
 import torch
 from golden_data import (
     IMAGE_NAMES,
-    Recorder,
     build,
     check,
     check_mistake,
     check_small,
     pixel_values,
     positions,
+    recorded,
     run_small,
     small_inputs,
     tensors,
@@ -80,7 +80,7 @@ def test_every_stage_equals_the_published_one(name: str, count: int, attention: 
 @pytest.mark.parametrize("attention", ["eager", "sdpa"])
 def test_golden_images_give_the_published_patch_and_visual_tokens(attention: str) -> None:
     model, golden = build("T", attention), tensors("model_T/golden")
-    with torch.no_grad(), Recorder(model, {"patches": VISION, "embeddings": f"{VISION}.embeddings"}) as seen:
+    with torch.no_grad(), recorded(model, {"patches": VISION, "embeddings": f"{VISION}.embeddings"}) as seen:
         tokens = model.model.encode_images(pixel_values())
     sample = positions((1025, 48), 1500, "vision")
     for row, image in enumerate(IMAGE_NAMES):
@@ -114,7 +114,7 @@ def test_intermediate_states_of_a_golden_image_equal_the_published_ones() -> Non
             states = golden[f"full.a.inputs_embeds{step}"][None]
             check(visual[0], states[0, 15:80], what="visual tokens")
             check(states[0, :15], model.model.embed_tokens(torch.tensor(PREFIX)), what="text before the image")
-            with Recorder(model, {f"llm_layer{index}": f"{DECODER}.{index}" for index in range(3)}) as seen:
+            with recorded(model, {f"llm_layer{index}": f"{DECODER}.{index}" for index in range(3)}) as seen:
                 final = model.model.decode(states, VisualSpan(15, 80))
             for layer, out in seen.items():
                 check(out[0], golden[f"full.a.{layer}_step{step}"], what=f"{layer} of pass {step}")

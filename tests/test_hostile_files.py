@@ -56,9 +56,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_mutated_pictures_score_as_plain_pillow_reads_them_or_fail_alone(
-    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mutated_pictures_score_as_plain_pillow_reads_them_or_fail_alone(own, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # pyiqa turns it on
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)  # decoding larger ones takes long
     draw, files = random.Random(0), []
@@ -145,9 +143,7 @@ UNREAD = {
 @pytest.mark.parametrize(
     "reader", ["lora", "base", "merged", "own", "training", "statistics", "backbone", "calibration", "facts"]
 )
-def test_code_in_a_file_is_never_run(
-    reader: str, container: str, folders: tuple[Path, ...], own: Path, trained: tuple[dict, Path], tmp_path: Path
-) -> None:
+def test_code_in_a_file_is_never_run(reader, container, folders, own, trained, tmp_path) -> None:
     trace, (content, output) = tmp_path / "trace", trained
     lora, base, merged, ours, out = (
         Path(shutil.copytree(folder, tmp_path / name))

@@ -31,7 +31,7 @@ def test_first_download_takes_what_a_checkpoint_needs(machine: Machine, small: s
     assert not machine.partial_files()
 
 
-def test_second_run_works_offline_without_a_request(machine: Machine, small: str) -> None:
+def test_repeated_runs_need_no_request_and_no_server(machine: Machine, small: str) -> None:
     folder = machine.fetch().folder
     assert machine.offline().folder == folder
     machine.server.forget_requests()
@@ -40,9 +40,6 @@ def test_second_run_works_offline_without_a_request(machine: Machine, small: str
     assert machine.server.requests == []
     assert machine.fetch().folder == folder  # a branch can: one question, no content
     assert [request.path for request in machine.server.requests] == [f"/api/models/{REPO}/revision/main"]
-
-
-def test_the_server_may_be_down_once_all_is_here(machine: Machine, small: str) -> None:
     folder = machine.fetch().folder
     machine.server.listing_status = 503
     assert machine.fetch().folder == folder
@@ -52,18 +49,14 @@ def test_the_server_may_be_down_once_all_is_here(machine: Machine, small: str) -
     assert "Could not ask" in outcome.stderr and "Using the cached copy" in outcome.stderr
 
 
-def test_mirror_cache_dir_and_hf_hub_cache(machine: Machine, small: str, tmp_path: Path) -> None:
+def test_revisions_mirrors_and_cache_folders(machine: Machine, small: str, tmp_path: Path) -> None:
     with HubServer() as mirror:
         mirror.add_repo(REPO, {**FILES, WEIGHTS: b"from the mirror"})
         folder = machine.fetch(env={"HF_ENDPOINT": mirror.endpoint}, cache_dir=str(tmp_path / "mine")).folder
     assert (folder / WEIGHTS).read_bytes() == b"from the mirror" and folder.is_relative_to(tmp_path / "mine")
     assert machine.server.requests == []
     folder = machine.fetch(env={"HF_HUB_CACHE": str(tmp_path / "other")}).folder
-    assert folder.is_relative_to(tmp_path / "other")
-    assert not machine.cache.exists()
-
-
-def test_revisions_are_kept_apart(machine: Machine, small: str) -> None:
+    assert folder.is_relative_to(tmp_path / "other") and not machine.cache.exists()
     machine.server.add_repo(REPO, {**FILES, WEIGHTS: b"second"})
     machine.server.repos[REPO].refs["v1"] = small
     assert (machine.fetch(REPO, small).folder / WEIGHTS).read_bytes() == FILES[WEIGHTS]
@@ -94,8 +87,7 @@ def test_published_layout(tmp_path: Path, golden: Path) -> None:
         machine = Machine(server, tmp_path)
         lora, base = machine.fetch_all([([LORA_REPO], {}), ([BASE_REPO], {})]).folders
     expected = {path.name for path in (golden / "official_lora_layout").iterdir()} - {"README.md"}
-    assert {path.name for path in lora.iterdir()} == expected
-    assert contents(base) == contents(golden / "base")
+    assert {path.name for path in lora.iterdir()} == expected and contents(base) == contents(golden / "base")
 
 
 def test_offline_and_not_cached(machine: Machine, small: str) -> None:

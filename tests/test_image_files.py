@@ -22,8 +22,7 @@ def all_routes(path: Path) -> list[Image.Image]:
     with Image.open(path) as image:
         opened = [open_image(s) for s in (path, str(path), path.read_bytes(), image)]
     for image in opened:
-        assert image.mode == "RGB"
-        assert image.tobytes() == opened[0].tobytes()
+        assert image.mode == "RGB" and image.tobytes() == opened[0].tobytes()
     return opened
 
 
@@ -70,8 +69,7 @@ def test_exif_rotation_is_not_applied(orientation: int, tmp_path: Path) -> None:
     with Image.open(path) as check:
         assert check.getexif()[0x0112] == orientation
     opened = all_routes(path)[0]
-    assert opened.size == (20, 8)
-    assert opened.tobytes() == image.tobytes()
+    assert opened.size == (20, 8) and opened.tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("name", ["gray16.png", "gray16.tif"])
@@ -112,7 +110,7 @@ def test_16_bit_colour_keeps_the_upper_8_bits(colour_type: int, channels: int, t
     np.testing.assert_array_equal(np.array(all_routes(path)[0]), expected)
 
 
-def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+def test_frames_and_files_that_go_away(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "lime", "blue")]
     for name in ("animated.png", "animated.gif"):
         path = saved(tmp_path, frames[0], name, save_all=True, append_images=frames[1:])
@@ -121,10 +119,7 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
             assert image.n_frames == 3
             image.seek(2)
             assert open_image(image).getpixel((2, 2)) == (0, 0, 255)
-
-
-def test_image_outlives_its_file(tmp_path: Path) -> None:
-    """BMP and TIFF may be mapped from the file: the file can be deleted at once."""
+    # BMP and TIFF may be mapped from the file: the file can be deleted at once.
     for name in ("a.bmp", "a.tif", "a.png", "a.ppm"):
         expected = random_image(9, 9, seed=0)
         path = saved(tmp_path, expected, name)
@@ -219,15 +214,12 @@ def test_truncated_files_fail_in_every_thread(monkeypatch: pytest.MonkeyPatch) -
         thread.start()
     for thread in threads:
         thread.join()
-    assert outcomes == ["refused"] * 120
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    assert outcomes == ["refused"] * 120 and ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 @pytest.mark.parametrize("file_format,options", FORMATS)
-def test_damaged_files_never_raise_anything_else(
-    file_format: str, options: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_files_never_raise_anything_else(file_format, options, monkeypatch) -> None:
     """Damage can go unnoticed by a decoder, but what it notices must be an ImageError."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # damaged sizes can be large
     content = encoded(random_image(24, 30, seed=0), file_format, **options)

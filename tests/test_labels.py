@@ -32,12 +32,15 @@ def test_centers_of_any_count_and_range(levels, low, high):
     assert middles == pytest.approx([low + (i + 0.5) * (high - low) / levels for i in range(levels)])
 
 
-def test_restore_is_the_expectation_over_the_last_axis():
+def test_restoring_and_one_level():
     probabilities = RNG.dirichlet(np.ones(5), size=(3, 4))
     restored = restore(probabilities, level_centers(5))
     assert restored.shape == (3, 4)
     for index in np.ndindex(3, 4):
         assert restored[index] == pytest.approx(sum((level + 1) * probabilities[index][level] for level in range(5)))
+    assert gaussian_soft_label([1.0, 4.0], [0.0, 1.0], 1).tolist() == [[1.0], [1.0]]
+    raw = gaussian_soft_label([3.0], [1.0], 1, variant="cdf", adjust=False)
+    assert raw == pytest.approx(np.array([[norm.cdf(2) - norm.cdf(-2)]]))
 
 
 @pytest.mark.parametrize("levels", range(1, 21))
@@ -69,8 +72,7 @@ def test_linear_label_restores_exactly(levels, low, high):
     centers = level_centers(levels, low, high)
     step = centers[1] - centers[0]
     assert label == pytest.approx(np.maximum(0, 1 - np.abs(mos[:, None] - centers) / step), abs=1e-12)
-    assert label.min() >= 0
-    assert label.sum(axis=1) == pytest.approx(np.ones(len(mos)), abs=1e-15)
+    assert label.min() >= 0 and label.sum(axis=1) == pytest.approx(np.ones(len(mos)), abs=1e-15)
     assert np.abs(restore(label, centers) - mos).max() <= 1e-13 * (high - low)
 
 
@@ -128,8 +130,7 @@ def test_adjusted_label_without_negative_entries_sums_to_one_and_restores(varian
     step = 4 / (levels - 1)
     mos, std = np.linspace(2.9, 3.1, 21), np.full(21, 0.9 * step)
     label = gaussian_soft_label(mos, std, levels, variant=variant)
-    assert label.min() > 0
-    assert label.sum(axis=1) == pytest.approx(np.ones(len(mos)), abs=1e-12)
+    assert label.min() > 0 and label.sum(axis=1) == pytest.approx(np.ones(len(mos)), abs=1e-12)
     assert restore(label, level_centers(levels)) == pytest.approx(mos, abs=1e-12)
 
 
@@ -139,8 +140,7 @@ def test_at_the_middle_the_adjustment_is_the_limit_from_both_sides(variant, leve
     """There the published script divides 0 by 1e-9 and gets a uniform label."""
     std = np.full(3, 2.4 / (levels - 1))
     below, at, above = gaussian_soft_label([3 - 1e-4, 3.0, 3 + 1e-4], std, levels, variant=variant)
-    assert at == pytest.approx((below + above) / 2, abs=1e-7)
-    assert at == pytest.approx(at[::-1], abs=1e-12)
+    assert at == pytest.approx((below + above) / 2, abs=1e-7) and at == pytest.approx(at[::-1], abs=1e-12)
     assert at.max() - at.min() > 0.1
     near = gaussian_soft_label(3 + np.array([1e-6, 1e-7, 0.99e-7, 1e-9]), std[0] * np.ones(4), levels, variant=variant)
     assert near == pytest.approx(np.tile(at, (4, 1)), abs=1e-6)
@@ -159,8 +159,7 @@ def test_mirrored_mos_gives_the_mirrored_label_but_falls_back_elsewhere(variant)
 @SOFT
 def test_clipped_rows_keep_a_sum_above_one_unless_normalised(variant):
     label = gaussian_soft_label(MOS, STD, 5, variant=variant)
-    assert label.min() == 0
-    assert label.sum(axis=1).min() >= 1 - 1e-12
+    assert label.min() == 0 and label.sum(axis=1).min() >= 1 - 1e-12
     assert label.sum(axis=1).max() > 1.01
     normalised = gaussian_soft_label(MOS, STD, 5, variant=variant, normalise=True)
     assert normalised == pytest.approx(label / label.sum(axis=1, keepdims=True), abs=1e-15)
@@ -188,8 +187,7 @@ def test_any_std_without_fallback_limits_gives_a_finite_label(variant):
         for normalise in (False, True):
             unlimited = {"min_std": 0.0, "max_error": math.inf}
             label = gaussian_soft_label(mos, std, 5, variant=variant, normalise=normalise, **unlimited)
-            assert np.isfinite(label).all()
-            assert label.min() >= 0
+            assert np.isfinite(label).all() and label.min() >= 0
         raw = gaussian_soft_label(mos, std, 5, variant=variant, adjust=False, normalise=True)
         assert raw.sum(axis=1) == pytest.approx(np.ones(len(std)))
 
@@ -200,12 +198,6 @@ def test_std_of_zero_without_adjustment_is_the_nearest_centre(variant):
     assert label.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 0, 1]]
     small = gaussian_soft_label([1.0, 2.3, 2.5, 5.0], np.full(4, 1e-4), 5, variant="cdf", adjust=False)
     assert small == pytest.approx(label, abs=1e-12)
-
-
-def test_one_level_gaussian_label():
-    assert gaussian_soft_label([1.0, 4.0], [0.0, 1.0], 1).tolist() == [[1.0], [1.0]]
-    raw = gaussian_soft_label([3.0], [1.0], 1, variant="cdf", adjust=False)
-    assert raw == pytest.approx(np.array([[norm.cdf(2) - norm.cdf(-2)]]))
 
 
 LABELS = {

@@ -41,14 +41,11 @@ def test_slices_equal_a_choice_per_token_and_only_ways_in_use_get_a_gradient(spa
     multiway.zero_grad()
     out.sum().backward()
     text, image = (way.weight.grad for way in multiway.multiway)
-    assert (image is not None) == (span[1] > span[0])
-    assert (text is not None) == (span != (0, 9))
+    assert (image is not None) == (span[1] > span[0]) and (text is not None) == (span != (0, 9))
 
 
 @pytest.mark.parametrize(("is_causal", "expected"), [(True, torch.float32), (False, torch.float16)])
-def test_eager_softmax_is_wide_in_the_decoder_only(
-    monkeypatch: pytest.MonkeyPatch, is_causal: bool, expected: torch.dtype
-) -> None:
+def test_eager_softmax_is_wide_in_the_decoder_only(monkeypatch, is_causal, expected) -> None:
     """As published: float32 in the decoder, the working precision in the visual parts."""
     softmax, seen = torch.softmax, []
 
@@ -59,12 +56,11 @@ def test_eager_softmax_is_wide_in_the_decoder_only(
     monkeypatch.setattr(torch, "softmax", spy)
     query, key, value = torch.randn(3, 1, 2, 93, 16).half()
     output, weights = eager_attention(SimpleNamespace(is_causal=is_causal), query, key, value, None, scaling=0.25)
-    assert seen == [expected]
-    assert weights.dtype is output.dtype is torch.float16
+    assert seen == [expected] and weights.dtype is output.dtype is torch.float16
     assert output.shape == (1, 93, 2, 16)
 
 
-def test_rms_norm_rounds_before_the_weight() -> None:
+def test_norm_and_rotation() -> None:
     """In half precision the order of rounding and weight shows; published: round first."""
     torch.manual_seed(0)
     norm = RMSNorm(64, 1e-5).half()
@@ -78,9 +74,6 @@ def test_rms_norm_rounds_before_the_weight() -> None:
     norm = RMSNorm(8, 1e-5).half()
     nn.init.ones_(norm.weight)
     assert torch.equal(norm(torch.full((1, 8), 4096.0).half()), torch.ones(1, 8).half())
-
-
-def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
 

@@ -106,8 +106,11 @@ def test_files_are_short_few_at_the_root_and_have_their_own_names() -> None:
     assert len(files) <= FILES_AT_THE_ROOT, f"at most {FILES_AT_THE_ROOT} files beside the folders: {files}"
 
 
-def test_imports_inside_the_package_are_relative(all_imports: list[Import]) -> None:
+def test_imports_inside_are_relative_and_the_model_is_torch_transformers_and_timm(all_imports: list[Import]) -> None:
     wrong = [found.where for found in all_imports if top(found.target) == "pyiqa_qscorer" and not found.relative]
+    assert not wrong, "\n".join(wrong)
+    allowed = {"torch", "transformers", "timm", "pyiqa_qscorer"} | sys.stdlib_module_names
+    wrong = [found.where for found in all_imports if top(found.module) == "model" and top(found.target) not in allowed]
     assert not wrong, "\n".join(wrong)
 
 
@@ -145,10 +148,4 @@ def test_no_module_needs_itself_to_load(all_imports: list[Import]) -> None:
 )
 def test_library_is_imported_only_in(library: str, allowed: set[str], all_imports: list[Import]) -> None:
     wrong = [found.where for found in all_imports if top(found.target) == library and top(found.module) not in allowed]
-    assert not wrong, "\n".join(wrong)
-
-
-def test_the_model_is_torch_transformers_and_timm(all_imports: list[Import]) -> None:
-    allowed = {"torch", "transformers", "timm", "pyiqa_qscorer"} | sys.stdlib_module_names
-    wrong = [found.where for found in all_imports if top(found.module) == "model" and top(found.target) not in allowed]
     assert not wrong, "\n".join(wrong)

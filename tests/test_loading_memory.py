@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from tiny_checkpoint import edit_json, published_folders, shards
-from torch import Tensor
 
-from pyiqa_qscorer.checkpoints import load_folder
+from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring
 
 PEAK_OF_LOADING = """
 import sys, threading, time
@@ -45,39 +44,21 @@ print(weights, max(seen) - before, anonymous() - before)
 def widened_lora(tmp_path: Path, width: int, layers: int) -> tuple[Path, Path]:
     """LoRA and base folder with a wider decoder: float16 on disk, so that loading in bfloat16 must convert."""
     lora, base, _ = published_folders(tmp_path, stand_in=True)
-    template = load_folder(lora, base, dtype="float32").model.state_dict()
-    decoder = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
     for folder in (lora, base):
+        decoder = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
         edit_json(folder / "config.json", **decoder)
-    sizes = {8: width, 24: 3 * width}
-
-    def blank(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        in_decoder = name.startswith(("model.layers", "model.norm", "model.embed", "lm_head"))
-        shape = [sizes.get(n, n) for n in tensor.shape] if in_decoder else list(tensor.shape)
-        if name == "deepmlp.model.0.linear.weight" or name == "model.visual_abstractor.visual_fc.weight":
-            shape = [shape[0], width] if name.startswith("deepmlp") else [width, shape[1]]
-        if name in ("model.visual_abstractor.visual_fc.bias", "model.visual_abstractor.vit_eos"):
-            shape = [*shape[:-1], width]
-        return torch.ones(shape, dtype=dtype)
-
+    with torch.device("meta"):
+        model = QScorerForScoring(QScorerConfig.from_published(json.loads((lora / "config.json").read_text())))
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items() if not name.endswith("pos_embed")}
+    state = {name: torch.ones(shape, dtype=torch.float16) for name, shape in shapes.items()}
     trained = ("model.embed_tokens", "lm_head", "deepmlp", "model.vision_model", "model.visual_abstractor")
-    own, rest = {}, {}
-    for name, tensor in template.items():
-        if name.startswith(trained):
-            own[f"base_model.model.{name}"] = blank(name, tensor, torch.float16)
-        elif name.startswith("model.layers.0."):
-            for layer in range(layers):
-                rest[name.replace("layers.0.", f"layers.{layer}.")] = blank(name, tensor, torch.float16)
-        elif not name.startswith("model.layers."):
-            rest[name] = blank(name, tensor, torch.float16)
-    own = {name: tensor for name, tensor in own.items() if not name.endswith("pos_embed")}
+    own = {f"base_model.model.{name}": state.pop(name) for name in list(state) if name.startswith(trained)}
     torch.save(own, lora / "non_lora_trainables.bin")
     for shard in shards(base):
         shard.unlink()
-    names = sorted(rest)
-    halves = {f"pytorch_model-0000{i + 1}-of-00002.bin": names[i::2] for i in range(2)}
+    halves = {f"pytorch_model-0000{i + 1}-of-00002.bin": sorted(state)[i::2] for i in range(2)}
     for file, keys in halves.items():
-        torch.save({key: rest[key] for key in keys}, base / file)
+        torch.save({key: state[key] for key in keys}, base / file)
     index = {"weight_map": {key: file for file, keys in halves.items() for key in keys}}
     (base / "pytorch_model.bin.index.json").write_text(json.dumps(index))
     targets = [f"model.layers.{i}.self_attn.{m}" for i in range(layers) for m in ("q_proj", "v_proj.multiway.1")]

@@ -78,8 +78,7 @@ def test_generic_gradient(create: Any, name: str) -> None:
     value.backward()
     assert images.grad.isfinite().all()
     inside = (images >= 0) & (images <= 1)
-    assert (images.grad[inside] != 0).float().mean() > 0.9
-    assert (images.grad.flatten(1).norm(dim=1) > 0).all()
+    assert (images.grad[inside] != 0).float().mean() > 0.9 and (images.grad.flatten(1).norm(dim=1) > 0).all()
     if name == "tiny":
         assert 0.3 < (images.grad != 0)[~inside].float().mean() < 0.7
 
@@ -116,8 +115,7 @@ def test_value_with_gradient_is_the_score_to_the_bit(create: Any, name: str, bla
         expected = scoring(images)
         for metric in (loss, checkpointed):
             value = metric.net(images.clone().requires_grad_())
-            assert value.requires_grad
-            assert torch.equal(value.detach(), expected)
+            assert value.requires_grad and torch.equal(value.detach(), expected)
 
 
 def scored(metric: QScorer, pixels: Tensor) -> ScoreOutput:
@@ -235,8 +233,7 @@ def test_autocast(create: Any, name: str) -> None:
         leaf = images.clone().requires_grad_()
         half = metric(leaf)
         half.sum().backward()
-    assert half.dtype is torch.float32
-    assert abs(half - exact).item() < 0.3
+    assert half.dtype is torch.float32 and abs(half - exact).item() < 0.3
     direction = torch.cosine_similarity(leaf.grad.flatten(), gradient.flatten(), dim=0)
     assert direction > (0.6 if name in KINKED else 0.9)
 
@@ -245,8 +242,7 @@ def test_autocast(create: Any, name: str) -> None:
 def test_weights_of_half_precision(create: Any, dtype: str) -> None:
     leaf = photo().to(getattr(torch, dtype)).requires_grad_()
     create("tiny", as_loss=True, dtype=dtype).net(leaf).sum().backward()
-    assert leaf.grad.dtype == leaf.dtype
-    assert leaf.grad.isfinite().all() and leaf.grad.abs().sum() > 0
+    assert leaf.grad.dtype == leaf.dtype and leaf.grad.isfinite().all() and leaf.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("start", ["inside", "outside"])

@@ -46,9 +46,7 @@ def test_golden_images_score_as_published(folders: tuple[Path, Path, Path], key:
 
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize("size", [(64, 48), (33, 70), (56, 56), (448, 448), (1, 1), (3, 3), (500, 7)])
-def test_path_bytes_pil_and_tensor_score_alike_to_the_bit(
-    own: Path, tmp_path: Path, size: tuple[int, int], mode: str
-) -> None:
+def test_path_bytes_pil_and_tensor_score_alike_to_the_bit(own, tmp_path, size, mode) -> None:
     metric, image = create(own), random_image(*size, seed=0).convert(mode)
     path, tensor = tmp_path / "photo.png", to_tensor(image.convert("RGB"))
     image.save(path)
@@ -81,19 +79,15 @@ def test_reductions_and_weight_of_a_loss(own: Path) -> None:
         torch.testing.assert_close(create(own, as_loss=True, **options)(images), expected)
 
 
-def test_clamping(own: Path) -> None:
+def test_clamping_copies_and_saving(own: Path, small: QScorer) -> None:
     raw, clamped = QScorer(own, clamp=False), QScorer(own)
     images = torch.cat([to_tensor(random_image(48, 64, seed)) for seed in range(12)])
     with torch.no_grad():
         free, kept = raw(images), clamped(images)
-    assert (free > 5).any() and (free < 5).any()
-    assert torch.equal(kept, free.clamp(0, 5))
+    assert (free > 5).any() and (free < 5).any() and torch.equal(kept, free.clamp(0, 5))
     leaf = images.clone().requires_grad_()
     clamped(leaf).sum().backward()
     assert (leaf.grad.flatten(1).norm(dim=1) > 0).all()  # also where the score was cut off
-
-
-def test_survives_a_trainer_that_deep_copies_and_saves_it(own: Path, small: QScorer) -> None:
     twin, other = copy.deepcopy(small), QScorer(own)
     nn.init.zeros_(other.network.deepmlp.output_layer.weight)
     other.load_state_dict(small.state_dict())
@@ -102,12 +96,15 @@ def test_survives_a_trainer_that_deep_copies_and_saves_it(own: Path, small: QSco
             assert torch.equal(same(GOOD), small(GOOD))
 
 
-def test_values_that_are_no_image_are_refused(small: QScorer) -> None:
+def test_values_that_are_no_image_and_no_number_are_refused(small: QScorer) -> None:
     with torch.no_grad():
         for value in (float("nan"), float("inf"), -float("inf"), 1.01, -0.01, 255.0):
             with pytest.raises(ImageError, match=r"finite values in \[0, 1\], images \[1\] of the batch do not"):
                 small(changed(value))
         assert torch.equal(small(changed(1 + 5e-7)), small(changed(1.0)))  # a network's rounding is tolerated
+    small.network.deepmlp.output_layer.bias.fill_(float("inf"))
+    with torch.no_grad(), pytest.raises(QScorerError, match=r"scores that are not finite .* in torch.float32; try"):
+        small(GOOD)
 
 
 def test_what_is_no_batch_and_unknown_options_are_refused(own: Path, small: QScorer) -> None:
@@ -122,19 +119,11 @@ def test_what_is_no_batch_and_unknown_options_are_refused(own: Path, small: QSco
         create(own.parent / "nowhere")
 
 
-def test_a_model_that_gives_no_number_is_an_error(small: QScorer) -> None:
-    small.network.deepmlp.output_layer.bias.fill_(float("inf"))
-    with torch.no_grad(), pytest.raises(QScorerError, match=r"scores that are not finite .* in torch.float32; try"):
-        small(GOOD)
-
-
 def dtypes(metric: QScorer) -> set[torch.dtype]:
     return {parameter.dtype for parameter in metric.network.parameters()}
 
 
-def test_precision_of_auto_follows_the_device(
-    folders: tuple[Path, Path, Path], small: QScorer, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_precision_of_auto_follows_the_device(folders, small, monkeypatch) -> None:
     """As on a machine with a GPU: built for float16, then moved to the CPU by pyiqa."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     metric = QScorer(folders[2])

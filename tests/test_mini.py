@@ -81,7 +81,7 @@ def test_score_falls_under_realistic_steps(scorer: Scorer) -> None:
         assert scorer.score([apply_chain(photo, [step], 1) for photo in photos]).mean() < plain - 0.5, kind
 
 
-def test_file_picture_and_tensor_have_one_score(scorer: Scorer) -> None:
+def test_file_picture_tensor_mirror_and_crop_score_alike(scorer: Scorer) -> None:
     pictures = [Image.open(file).convert("RGB") for file in FILES]
     tensors = [torch.from_numpy(np.array(picture)).permute(2, 0, 1) / 255 for picture in pictures]
     scores = scorer.score(FILES)
@@ -89,9 +89,6 @@ def test_file_picture_and_tensor_have_one_score(scorer: Scorer) -> None:
     np.testing.assert_allclose(scorer.score(tensors), scores, atol=1e-5)
     metric = pyiqa.create_metric("qscorer-mini", device="cpu")
     np.testing.assert_allclose([metric(str(file)).item() for file in FILES], scores, atol=1e-5)
-
-
-def test_mirrored_and_slightly_cropped_pictures_score_alike(scorer: Scorer) -> None:
     pictures = [Image.open(file).convert("RGB") for file in FILES]
     scores = scorer.score(pictures)
     mirrored = scorer.score([ImageOps.mirror(picture) for picture in pictures])

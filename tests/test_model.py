@@ -101,16 +101,13 @@ def test_golden_images_where_the_blank_is_chosen_and_one_pass_is_enough() -> Non
     check_score(model, output, golden, "space_row.batch")
 
 
-def test_states_at_the_end_of_the_prompt() -> None:
+def test_states_at_the_end_of_the_prompt_and_a_wider_regressor() -> None:
     model, golden = build("T", "sdpa"), tensors("model_T/golden")
     ids = torch.tensor([table("tokenizer/tokenizer")["prompt_ids"]] * len(IMAGE_NAMES))
     with torch.no_grad():
         output = model(ids, pixel_values())
     assert output.logits.shape == (11, 92, 32005)
     check(output.last_hidden_state[:, -1], golden["batch.h1"], what="h1")
-
-
-def test_wider_regressor_with_residual_blocks() -> None:
     model = build("T", "sdpa")
     model.deepmlp = ScoreRegressor(64, (64, 64, 24))
     own = tensors("model_T/deepmlp_64_64_24_fp16")
@@ -196,8 +193,7 @@ def test_gradients_of_a_mixed_batch_are_those_of_two_full_passes() -> None:
     # The last layer computes only the states that are read; what is not there had no influence.
     for name in reference.keys() - ours.keys():
         assert not reference.pop(name).any(), name
-    assert ours.keys() == reference.keys()
-    assert (ours["pixels"].flatten(1).norm(dim=1) > 1e-2).all()
+    assert ours.keys() == reference.keys() and (ours["pixels"].flatten(1).norm(dim=1) > 1e-2).all()
     for name, gradient in reference.items():
         scale = gradient.abs().max().clamp(min=1.0).item()
         torch.testing.assert_close(ours[name], gradient, rtol=0, atol=1e-4 * scale, msg=name)

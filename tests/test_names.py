@@ -30,13 +30,10 @@ def test_options_are_those_of_the_metric() -> None:
         assert definition.options.keys() <= names.OPTIONS.keys()
 
 
-def test_default_metric_fits_what_is_loaded() -> None:
+def test_defaults_and_resolved_options() -> None:
     assert names.default_metric() == names.DEFAULT_METRIC == "qscorer-mini"
     for checkpoint in ("merged", names.MINI_CHECKPOINT, "owner/name"):
         assert names.METRICS[names.default_metric(checkpoint)].options["dtype"] == "auto"
-
-
-def test_resolved_options_put_the_callers_over_the_names() -> None:
     resolved = names.resolve_metric_options("qscorer_8bit", {"checkpoint": "folder", "clamp": False, "base": None})
     base = "MAGAer13/mplug-owl2-llama2-7b"
     assert resolved == {"checkpoint": "folder", "base": base, "dtype": "8bit", "clamp": False}

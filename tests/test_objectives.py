@@ -86,16 +86,14 @@ def test_cross_entropy_stays_in_the_dtype_of_the_logits(dtype):
     logits, labels = texts(dtype)
     loss = next_token_cross_entropy(logits, labels)
     flat = torch.nn.CrossEntropyLoss()(logits[:, :-1].reshape(-1, 11), labels[:, 1:].reshape(-1))
-    assert loss.dtype == dtype
-    assert loss.item() == pytest.approx(flat.item(), rel=torch.finfo(dtype).eps)
+    assert loss.dtype == dtype and loss.item() == pytest.approx(flat.item(), rel=torch.finfo(dtype).eps)
     assert loss.item() == pytest.approx(next_token_cross_entropy(logits.double(), labels).item(), rel=0.02)
 
 
 def test_score_positions_stand_before_score_tokens_in_order():
     labels = torch.tensor([[7, 1, 9, 7, 9], [1, 1, 1, 1, 1], [2, 8, 9, -100, 7]])
     rows, positions = quality_positions(labels, [9, 8, 7])
-    assert rows.tolist() == [0, 0, 0, 2, 2, 2]
-    assert positions.tolist() == [1, 2, 3, 0, 1, 3]
+    assert rows.tolist() == [0, 0, 0, 2, 2, 2] and positions.tolist() == [1, 2, 3, 0, 1, 3]
     labels = torch.zeros(2, 4, dtype=torch.long)
     assert [len(indices) for indices in quality_positions(labels, [9])] == [0, 0]
     with pytest.raises(ValueError, match="quality_token_ids must name at least one token"):
@@ -104,16 +102,13 @@ def test_score_positions_stand_before_score_tokens_in_order():
         quality_positions(labels[0], [9])
 
 
-def test_score_regression_sums_over_positions_and_divides_by_rows():
+def test_score_regression_by_hand_and_clamped():
     predictions, targets = scores()
     expected = sum((min(max(p, 0), 5) - t) ** 2 for p, t in zip(predictions.tolist(), targets.tolist(), strict=True))
     assert predictions.min() < 0 or predictions.max() > 5
     assert score_regression(predictions, targets, 7).item() == pytest.approx(expected / 7)
     unclamped = ((predictions - targets) ** 2).sum().item() / 7
     assert score_regression(predictions, targets, 7, clamp=None).item() == pytest.approx(unclamped)
-
-
-def test_score_regression_has_no_gradient_outside_the_clamp():
     predictions, targets = torch.tensor([-0.1, 0.0, 2.0, 5.0, 5.1]), torch.full((5,), 3.0)
     clamped = gradient(lambda p: score_regression(p, targets, 5), predictions)
     assert clamped.tolist() == pytest.approx([0.0, -1.2, -0.4, 0.8, 0.0])
@@ -135,14 +130,11 @@ def kl_by_numpy(probabilities: np.ndarray, soft: np.ndarray) -> float:
     return float(terms.sum(axis=1).mean())
 
 
-def test_soft_label_kl_over_the_levels():
+def test_soft_label_kl_over_levels_and_vocabulary_is_zero_only_at_the_label():
     logits, soft = level_logits()
     expected = kl_by_numpy(logits.softmax(dim=1).numpy(), soft.numpy())
     assert soft_label_kl(logits, soft).item() == pytest.approx(expected)
     assert gradcheck(lambda x: soft_label_kl(x, soft), logits.requires_grad_())
-
-
-def test_soft_label_kl_over_the_vocabulary_counts_mass_on_other_tokens():
     _, soft = level_logits()
     generator = torch.Generator().manual_seed(3)
     logits = torch.randn(6, 40, generator=generator, dtype=torch.float64)
@@ -153,9 +145,6 @@ def test_soft_label_kl_over_the_vocabulary_counts_mass_on_other_tokens():
     leaked = -(logits.softmax(dim=1)[:, ids].sum(dim=1)).log().mean()
     assert (opened - closed).item() == pytest.approx(leaked.item())
     assert gradcheck(lambda x: soft_label_kl(x, soft, ids), logits.requires_grad_())
-
-
-def test_soft_label_kl_is_zero_only_at_the_label():
     _, soft = level_logits()
     soft = soft + 0.05
     soft = soft / soft.sum(dim=1, keepdim=True)
@@ -209,7 +198,7 @@ def test_fidelity_against_a_loop_over_pairs_and_the_published_formula():
     assert gradcheck(lambda p, s: fidelity(p, mos[:6], std[:6], s), inputs)
 
 
-def test_fidelity_is_zero_at_equal_preferences_and_symmetric():
+def test_fidelity_is_symmetric_and_a_std_of_zero_is_certain():
     (predictions, mos), (std, prediction_std) = scores(), spreads()
     assert fidelity(mos + 7, mos, std, std).item() == pytest.approx(0, abs=1e-12)
     assert fidelity(3 * mos, mos, std, 3 * std).item() == pytest.approx(0, abs=1e-12)
@@ -217,9 +206,6 @@ def test_fidelity_is_zero_at_equal_preferences_and_symmetric():
     one_way = fidelity(predictions, mos, std, prediction_std)
     assert fidelity(mos, predictions, prediction_std, std).item() == pytest.approx(one_way.item())
     assert 0 < one_way < 1
-
-
-def test_fidelity_with_a_std_of_zero_takes_the_order_as_certain():
     predictions = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
     mos, zero = torch.tensor([2.999, 3.0, 3.0], dtype=torch.float64), torch.zeros(3, dtype=torch.float64)
     phi = norm.cdf(np.array([1.0, 3.0, 2.0]) / math.sqrt(2))
@@ -286,8 +272,7 @@ def test_constant_predictions_have_no_direction(value, dtype):
     assert plcc(targets, constant).item() == 0.5
     for objective in (plcc, norm_in_norm, lambda p, t: norm_in_norm(p, t, 1, 3)):
         assert (gradient(objective, constant, targets) == 0).all()
-        assert (gradient(objective, targets, constant) == 0).all()
-        assert objective(constant, targets) > 0
+        assert (gradient(objective, targets, constant) == 0).all() and objective(constant, targets) > 0
 
 
 @pytest.mark.parametrize("margin", [0.0, 0.3, 2.0])
@@ -303,7 +288,7 @@ def test_pairwise_ranking_against_a_loop(margin):
     assert pairwise_ranking(targets, torch.ones(4), 1.0).item() == 0
 
 
-def test_listwise_ranking_is_the_likelihood_of_the_order():
+def test_listwise_ranking_is_the_likelihood_with_ties_and_invariances():
     predictions, targets = scores(4)
     order = targets.argsort(descending=True).tolist()
     likelihood, left = 1.0, list(order)
@@ -313,10 +298,7 @@ def test_listwise_ranking_is_the_likelihood_of_the_order():
     assert listwise_ranking(predictions, targets).item() == pytest.approx(-math.log(likelihood) / 4)
     example = listwise_ranking(torch.tensor([0.6, 0.8]), torch.tensor([1.0, 0.0]))
     assert 2 * example.item() == pytest.approx(0.7981389)  # the documentation of TensorFlow Ranking: summed
-
-
-def test_listwise_ranking_with_ties():
-    """Equal targets: neither order is right, so the loss is least where they are predicted equal."""
+    # Equal targets: neither order is right, so the loss is least where they are predicted equal.
     a, b, c = 0.3, -0.5, 0.1
     everything = math.log(math.exp(a) + math.exp(b) + math.exp(c))
     loss = listwise_ranking(torch.tensor([a, b, c]), torch.tensor([2.0, 2.0, 1.0]))
@@ -324,9 +306,6 @@ def test_listwise_ranking_with_ties():
     equal = torch.full((3,), 0.7)
     assert listwise_ranking(equal, torch.ones(3)).item() == pytest.approx(math.log(3))
     assert gradient(listwise_ranking, equal, torch.ones(3)).abs().max() < 1e-6
-
-
-def test_listwise_ranking_sees_only_the_order_of_the_targets_and_differences_of_predictions():
     predictions, targets = scores()
     loss = listwise_ranking(predictions, targets).item()
     assert listwise_ranking(predictions + 4, targets.exp()).item() == pytest.approx(loss)
@@ -405,8 +384,7 @@ def test_halves_are_computed_in_float32(objective, dtype):
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(objective(predictions.double(), targets.double()).item(), rel=2e-5, abs=1e-6)
     slope = gradient(objective, predictions, targets)
-    assert slope.dtype == dtype
-    assert slope.isfinite().all()
+    assert slope.dtype == dtype and slope.isfinite().all()
 
 
 @EVERY

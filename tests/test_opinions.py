@@ -33,17 +33,21 @@ def test_own_and_stated_ranges_spread_and_dmos(tmp_path: Path) -> None:
     assert (found.mos.tolist(), found.std.tolist()) == ([5, 2], [0.5, 1])
 
 
-def test_what_is_missing_is_counted_and_left_out(tmp_path: Path) -> None:
+def test_missing_values_and_file_names(tmp_path: Path) -> None:
     path = write(
         tmp_path / "a.csv", "name,mos,std", "a,1,0.5", "b,,0.5", "c,none,0.5", "d,inf,1", "e,3,", "f,5,inf", "g,2,0"
     )
     found = read_opinion_table(path, OpinionColumns(std="std"))
-    assert found.mos.tolist() == [1, 3, 5, 2]
-    assert np.isnan(found.std).tolist() == [False, True, True, False]
+    assert found.mos.tolist() == [1, 3, 5, 2] and np.isnan(found.std).tolist() == [False, True, True, False]
     assert (found.images, found.missing_mos, found.missing_std, found.zero_std) == (4, 3, 2, 1)
-    assert found.has_std
-    assert found.sample(10, only_with_std=True)[0].tolist() == [1, 2]
+    assert found.has_std and found.sample(10, only_with_std=True)[0].tolist() == [1, 2]
     assert not read_opinion_table(path).has_std
+    path = write(tmp_path / "a.csv", "file,mos,std,ref,split", "007,3,,r.png,a", 'NA,"",1,,a', "x.png,2,1,,b")
+    found = read_opinions(path, tmp_path, std_column="std", reference_column="ref", split_column="split", phase="a")
+    assert found[0][:2] == (str(tmp_path / "007"), 3) and found[0].reference == str(tmp_path / "r.png")
+    assert found[1][0] == str(tmp_path / "NA") and found[1].reference is None
+    assert math.isnan(found[0].std or 0) and math.isnan(found[1].mos)
+    assert read_opinions(path, tmp_path)[2] == OpinionRow(str(tmp_path / "x.png"), 2)
 
 
 @pytest.mark.parametrize("total", [1, 40])
@@ -52,8 +56,7 @@ def test_votes_give_mos_and_spread_whether_counted_or_shared(tmp_path: Path, tot
     rows = [",".join(str(total * share) for share in row) for row in shares]
     path = write(tmp_path / "a.csv", "c1,c2,c3", *rows, "0,0,0", ",1,1")
     found = read_opinion_table(path, OpinionColumns(votes=("c1", "c2", "c3"), range=(1, 3)))
-    assert found.mos == pytest.approx([3, 5, 3])
-    assert found.std == pytest.approx([2 * math.sqrt(0.5), 0, 2])
+    assert found.mos == pytest.approx([3, 5, 3]) and found.std == pytest.approx([2 * math.sqrt(0.5), 0, 2])
     assert found.vote_shares == pytest.approx([0.25, 0.5 / 3, 1.75 / 3])
     assert found.missing_mos == 2 and found.mos_column is None
 
@@ -85,23 +88,13 @@ def test_scales_map_to_one_to_five(scale: MosScale, mos: float, score: float) ->
     assert MosScale(0, 100, lower_better=True).map_std(25) == 1
 
 
-def test_rows_keep_their_file_names_and_what_is_missing(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.csv", "file,mos,std,ref,split", "007,3,,r.png,a", 'NA,"",1,,a', "x.png,2,1,,b")
-    found = read_opinions(path, tmp_path, std_column="std", reference_column="ref", split_column="split", phase="a")
-    assert found[0][:2] == (str(tmp_path / "007"), 3) and found[0].reference == str(tmp_path / "r.png")
-    assert found[1][0] == str(tmp_path / "NA") and found[1].reference is None
-    assert math.isnan(found[0].std or 0) and math.isnan(found[1].mos)
-    assert read_opinions(path, tmp_path)[2] == OpinionRow(str(tmp_path / "x.png"), 2)
-
-
 def test_a_sample_is_uniform_without_repetition_and_reproducible(tmp_path: Path) -> None:
     path = write(tmp_path / "a.csv", "mos,std", *(f"{value},1" for value in range(1000)))
     found = read_opinion_table(path, OpinionColumns(std="std", range=(0, 4000)))
     everything = found.sample(1000)[0]
     assert everything.tolist() == found.mos.tolist()
     drawn = found.sample(300, seed=1)[0]
-    assert len(np.unique(drawn)) == 300
-    assert sorted(drawn) == sorted(found.sample(300, seed=1)[0])
+    assert len(np.unique(drawn)) == 300 and sorted(drawn) == sorted(found.sample(300, seed=1)[0])
     assert sorted(drawn) != sorted(found.sample(300, seed=2)[0])
     means = [found.sample(300, seed=seed)[0].mean() for seed in range(40)]
     expected = np.std(everything) / math.sqrt(300) * math.sqrt(0.7)

@@ -22,7 +22,7 @@ BOOT_FILES = {f"_pyiqa_qscorer_boot.{suffix}" for suffix in ("py", "pth", "start
 METRICS = ["qscorer", "qscorer-mini", "qscorer_4bit", "qscorer_8bit"]
 
 
-def test_importing_the_package_is_light() -> None:
+def test_public_names_and_light_import() -> None:
     code = """
     import json, sys, pyiqa_qscorer
     dir(pyiqa_qscorer), pyiqa_qscorer.METRICS, pyiqa_qscorer.register, pyiqa_qscorer.QScorerError
@@ -30,9 +30,8 @@ def test_importing_the_package_is_light() -> None:
     print(json.dumps(sorted(heavy & sys.modules.keys())))
     """
     assert answer(run_python(code, path=(REPOSITORY,))) == []
-
-
-def test_public_names_exist() -> None:
+    files, version = [*PACKAGE.rglob("*.py"), REPOSITORY / "pyproject.toml"], f'"{pyiqa_qscorer.__version__}"'
+    assert [path.name for path in files if version in path.read_text(encoding="utf-8")] == ["__init__.py"]
     assert set(pyiqa_qscorer.__all__) == {"__version__", *pyiqa_qscorer._MODULE_OF}
     for name in pyiqa_qscorer.__all__:
         assert name in dir(pyiqa_qscorer)
@@ -42,11 +41,6 @@ def test_public_names_exist() -> None:
             assert value is getattr(importlib.import_module(f"pyiqa_qscorer.{module}"), name)
     with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
         _ = pyiqa_qscorer.no_such_name
-
-
-def test_version_stands_in_one_place() -> None:
-    files, version = [*PACKAGE.rglob("*.py"), REPOSITORY / "pyproject.toml"], f'"{pyiqa_qscorer.__version__}"'
-    assert [path.name for path in files if version in path.read_text(encoding="utf-8")] == ["__init__.py"]
 
 
 @pytest.fixture(scope="module")
@@ -98,16 +92,13 @@ def test_wheel_holds_the_package_the_boot_files_and_the_licence(built: tuple[Pat
     assert "pyiqa-qscorer = pyiqa_qscorer.cli.app:main" in points and "[pyiqa.archs]" in points
 
 
-def test_source_archive_is_small_and_complete(built: tuple[Path, Path]) -> None:
+def test_source_archive_and_start_up_files(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[1]) as archive:
         entries = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"boot/{name}" for name in BOOT_FILES} <= entries
     assert {"pyproject.toml", "LICENSE", "pyiqa_qscorer/__init__.py"} <= entries
     expected = ("pyiqa_qscorer", "boot", "pyproject.toml", "LICENSE", "README.md", "PKG-INFO", ".gitignore")
     assert {e.split("/")[0] for e in entries} <= set(expected)
-
-
-def test_both_start_up_files_call_install() -> None:
     lines = (REPOSITORY / "boot" / "_pyiqa_qscorer_boot.pth").read_text().splitlines()
     code = [line for line in lines if not line.startswith("#")]
     assert code == ["import _pyiqa_qscorer_boot; _pyiqa_qscorer_boot.install()"]
@@ -249,8 +240,7 @@ def test_entry_point_alone_makes_the_arch_known(wheel_environment: Environment) 
     path = (wheel_environment.site_packages, *map(Path, sys.path))
     path = tuple(p for p in path if p.name in ("site-packages", "dist-packages"))
     done = run_python(code, "-S", python=wheel_environment.python, path=path)
-    assert answer(done) == [[False, False], True, METRICS]
-    assert "Failed to load" not in done.stderr
+    assert answer(done) == [[False, False], True, METRICS] and "Failed to load" not in done.stderr
 
 
 def test_installs_and_clean_uninstalls(built: tuple[Path, Path], tmp_path: Path, toy: Path) -> None:
@@ -276,7 +266,6 @@ def test_installs_and_clean_uninstalls(built: tuple[Path, Path], tmp_path: Path,
     environment.pip("uninstall", "--yes", "pyiqa-qscorer")
     assert environment.files() == empty
     assert not list((environment.site_packages / "__pycache__").glob("*qscorer*"))
-
     environment.install(str(built[0]))  # the wheel
     count_metrics = "import pyiqa; print(len(pyiqa.list_models()))"
     assert answer(run_python(count_metrics, python=environment.python, path=(toy,))) == 5

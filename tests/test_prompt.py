@@ -55,12 +55,11 @@ def joined(tokens: PromptTokens) -> list[int]:
 @pytest.mark.parametrize(("prompt", "golden"), [("score", "prompt_ids"), ("evaluation", "iqa_eval_prompt_ids")])
 def test_prompts_of_the_scorer_have_the_published_ids(tokenizer: Any, prompt: str, golden: str) -> None:
     tokens = tokenize_prompt(tokenizer, prompt, published=True)
-    assert joined(tokens) == GOLDEN_TOKENIZER[golden]
-    assert tokens.blank == BLANK
+    assert joined(tokens) == GOLDEN_TOKENIZER[golden] and tokens.blank == BLANK
     assert tokenize_prompt(tokenizer, PROMPTS[prompt]) == tokens
 
 
-def test_prompt_of_the_training_has_the_published_ids(tokenizer: Any) -> None:
+def test_prompts_and_answers_of_the_training_have_the_published_ids(tokenizer: Any) -> None:
     sequence = GOLDEN_TOKENIZER["training"][TRAINING_PROMPT]
     answer = sequence["tokens"].index("<score1>")
     tokens = tokenize_prompt(tokenizer, "training", published=True)
@@ -68,9 +67,6 @@ def test_prompt_of_the_training_has_the_published_ids(tokenizer: Any) -> None:
     assert sequence["full_text"].startswith(PROMPTS["training"])
     assert PROMPTS["score"] == GOLDEN_TOKENIZER["prompt"]
     assert PROMPTS["evaluation"] == GOLDEN_TOKENIZER["iqa_eval_prompt"]
-
-
-def test_answers_of_the_training_have_the_published_ids(tokenizer: Any) -> None:
     for level in range(1, 6):
         probe = [*GOLDEN_TOKENIZER["probe"]["The quality of the image is <score4>."]["ids"]]
         probe[probe.index(32003)] = 31999 + level

@@ -1,7 +1,6 @@
 """`QScorerLoss`: values, what it refuses, no waiting, compiled, in several processes, and in pyiqa's trainer."""
 
 import math
-import re
 import subprocess
 import sys
 from collections import Counter
@@ -13,7 +12,6 @@ import pytest
 import torch
 import yaml
 from pyiqa.utils import registry
-from pyiqa_training import train_in_pyiqa
 from test_loss_gradients import gradient_of, photo, two_steps
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -174,27 +172,20 @@ def test_values(scored: tuple[QScorer, Tensor, Tensor], options: dict[str, Any],
     loss = QScorerLoss(metric, reduction=reduction, **options)
     for batch in (images, images.clone().requires_grad_()):
         value = loss(batch)
-        assert value.dtype is torch.float32
-        assert value.shape == losses.shape
+        assert value.dtype is torch.float32 and value.shape == losses.shape
         torch.testing.assert_close(value.detach(), losses, rtol=0, atol=1e-6)
 
 
-def test_hinge_leaves_good_images_alone(scored: tuple[QScorer, Tensor, Tensor]) -> None:
+def test_loss_is_minus_the_metric_of_pyiqa_and_a_hinge_leaves_good_images_alone(scored, own, folders) -> None:
     metric, images, scores = scored
     gradient = gradient_of(QScorerLoss(metric, target=2.5, hinge=True), images).flatten(1).norm(dim=1)
     assert ((gradient > 0) == (scores < 2.5)).all()
-
-
-def test_loss_is_minus_the_metric_of_pyiqa(own: Path) -> None:
     options = {"checkpoint": str(own), "device": "cpu"}
     metric, loss = pyiqa.create_metric("qscorer", as_loss=True, **options), QScorerLoss("qscorer", **options)
     images = 3 * torch.rand(3, 3, 30, 56, generator=torch.Generator().manual_seed(0)) - 1
     assert torch.equal(loss(images), -metric(images))
     assert torch.equal(gradient_of(loss, images), gradient_of(lambda leaf: -metric(leaf), images))
-
-
-def test_a_checkpoint_alone_is_not_taken_for_the_small_model(folders: tuple[Path, Path, Path]) -> None:
-    """Whose options would load it in float32."""
+    # Whose options would load it in float32.
     loss = QScorerLoss(checkpoint=folders[2], device="cpu")
     assert loss.metric.dtype is torch.bfloat16
 
@@ -244,8 +235,7 @@ def test_values_that_are_not_finite_are_refused(small: QScorer, gradient: bool) 
 def test_stays_in_eval_mode_and_frozen_inside_a_module_that_trains(small: QScorer) -> None:
     small.requires_grad_(True)
     whole = nn.ModuleDict({"restorer": Denoiser(), "loss": QScorerLoss(small)}).train()
-    assert whole["loss"].training
-    assert not any(module.training for module in small.modules())
+    assert whole["loss"].training and not any(module.training for module in small.modules())
     assert not any(parameter.requires_grad for parameter in small.parameters())
 
 
@@ -304,41 +294,3 @@ def test_registers_any_number_of_times_and_over_nothing_else(monkeypatch: pytest
     monkeypatch.setenv(AUTOLOAD_VARIABLE, "0")
     register_loss()
     assert "QScorerLoss" not in off
-
-
-TRAIN = """
-import sys
-import torch
-from pyiqa.train import train_pipeline
-from pyiqa.utils.registry import ARCH_REGISTRY
-@ARCH_REGISTRY.register()
-class SmallRestorer(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.layer = torch.nn.Conv2d(3, 3, 3, padding=1)
-        torch.nn.init.zeros_(self.layer.weight)
-        torch.nn.init.zeros_(self.layer.bias)
-    def forward(self, images):
-        return images + self.layer(images)
-train_pipeline(sys.argv.pop(1))
-"""
-
-
-@pytest.mark.slow
-def test_trains_a_restorer_from_a_pyiqa_yaml(own: Path, tmp_path: Path) -> None:
-    """pyiqa's own general model; images of one quality label, of which the loss takes no notice."""
-    loss = {"type": "QScorerLoss", "checkpoint": str(own), "clamp": False, "loss_weight": 0.1, "target": 5}
-    settings = {
-        "model_type": "GeneralIQAModel",
-        "network": {"type": "SmallRestorer"},
-        "train": {"mos_loss_opt": {**loss, "gradient_checkpointing": True}},
-        "val": {"val_freq": 100, "save_img": False, "metrics": {}},
-    }
-    done = train_in_pyiqa(TRAIN, tmp_path, settings)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "Loss [QScorerLoss] is created" in done.stdout + done.stderr
-    losses = [float(value) for value in re.findall(r"l_mos: (\S+)", done.stdout + done.stderr)]
-    assert len(losses) == 6 and all(math.isfinite(value) for value in losses)
-    saved = torch.load(next((tmp_path / "experiments").rglob("net_latest.pth")), weights_only=True)["params"]
-    assert set(saved) == {"layer.weight", "layer.bias"}
-    assert all(parameter.abs().min() > 0 for parameter in saved.values())

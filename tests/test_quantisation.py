@@ -57,8 +57,7 @@ def test_decoder_is_quantised_and_nothing_else(metric: QScorer) -> None:
     assert {name.split(".multiway.")[0].rsplit(".", 1)[-1] for name in decoder} == DECODER_LINEARS
     assert len(decoder) == 2 * 9  # two layers; keys and values have two ways
     for name in linears.keys() - quantised:
-        assert type(linears[name]) in (nn.Linear, FastLinear)
-        assert name.startswith(tuple(UNQUANTISED))
+        assert type(linears[name]) in (nn.Linear, FastLinear) and name.startswith(tuple(UNQUANTISED))
         assert linears[name].weight.dtype is metric.dtype
 
 
@@ -89,8 +88,7 @@ def test_scores_are_those_of_the_rounded_weights(checkpoint: Path, dtype: str, w
         scores = quantised(images())
     assert relative_error(output.first_logits, expected.first_logits) < 0.1
     same = output.first_token == expected.first_token  # a token that flips is a jump, as in any other precision
-    assert same.any()
-    assert relative_error(output.hidden_state[same], expected.hidden_state[same]) < 0.1
+    assert same.any() and relative_error(output.hidden_state[same], expected.hidden_state[same]) < 0.1
     assert scores.shape == (4, 1) and scores.dtype is torch.float32 and scores.isfinite().all()
 
 
@@ -98,17 +96,14 @@ def prompt(metric: QScorer) -> tuple[Any, ...]:
     return metric.prompt.prefix, metric.prompt.suffix, metric.prompt.blank
 
 
-def test_a_batch_scores_as_its_images(metric: QScorer) -> None:
+def test_batches_score_as_their_images_and_gradients_on_the_cpu_are_refused(metric: QScorer) -> None:
     with torch.no_grad():
         together = metric(images())
         alone = torch.cat([metric(image[None]) for image in images()])
         assert torch.equal(metric.to("cpu")(images()), together)  # as pyiqa does after building it
     # LLM.int8 tells outlying channels by all tokens of a pass, so its rounding depends on what is in the batch.
     torch.testing.assert_close(together, alone, rtol=0, atol=0.1)
-
-
-def test_gradients_on_the_cpu_are_refused(metric: QScorer) -> None:
-    """Eight bits fail there in autograd; four bits give zeros once the model has scored without gradients."""
+    # Eight bits fail there in autograd; four bits give zeros once the model has scored without gradients.
     with pytest.raises(QScorerError, match="cannot be differentiated on the CPU"):
         metric(images().requires_grad_())
     assert metric(images()).isfinite().all()
@@ -125,9 +120,7 @@ def test_position_tables_survive_quantisation_and_identities_differ(checkpoint: 
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "cpu"])
-def test_weights_are_quantised_on_the_device_that_is_asked_for(
-    checkpoint: Path, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_quantised_on_the_device_that_is_asked_for(checkpoint, device, monkeypatch) -> None:
     passed = []
 
     def from_pretrained(*_: Any, config: Any, device_map: Any, **__: Any) -> QScorerForScoring:
@@ -140,9 +133,7 @@ def test_weights_are_quantised_on_the_device_that_is_asked_for(
     assert passed == [{"": device}]
 
 
-def test_attention_kernel_is_kept_and_bitsandbytes_is_asked_for(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_attention_kernel_is_kept_and_bitsandbytes_is_asked_for(checkpoint, monkeypatch) -> None:
     model = load_folder(checkpoint, dtype="8bit", attn_implementation="eager").model
     parts = (model.config, model.config.vision_config, model.config.abstractor_config)
     assert {part._attn_implementation for part in parts} == {"eager"}

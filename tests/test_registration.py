@@ -111,8 +111,7 @@ def test_state_before_pyiqa_is_imported_and_what_a_user_changed_in_our_entry_sta
     found = answer(run(code, toy, "-S"))
     no, nothing = dict.fromkeys(("switched_off", "startup_file_ran", "pyiqa_imported"), False), {"arch": None}
     before = no | nothing | {"hook_installed": True, "metrics": [], "started_by": "import", "problem": None}
-    assert found["before"] == before
-    assert (found["registered"], found["dtype"]) == ([False, True], "float32")
+    assert found["before"] == before and (found["registered"], found["dtype"]) == ([False, True], "float32")
 
 
 @both_ways_in
@@ -238,9 +237,7 @@ BAD_PYIQAS = {
 @both_ways_in
 @pytest.mark.parametrize("kind", BAD_PYIQAS)
 @pytest.mark.parametrize("order", ["pyiqa, pyiqa_qscorer", "pyiqa_qscorer, pyiqa"])
-def test_failure_warns_with_the_reason_and_pyiqa_imports(
-    kind: str, order: str, flags: tuple[str, ...], tmp_path: Path
-) -> None:
+def test_failure_warns_with_the_reason_and_pyiqa_imports(kind, order, flags, tmp_path) -> None:
     changed, reason, ours = BAD_PYIQAS[kind]
     changed = {"api_helpers.py": "import pyiqa.default_model_configs, pyiqa.utils.registry"} | changed
     changed |= {"__init__.py": "from . import api_helpers"}
@@ -268,8 +265,7 @@ def test_failure_warns_with_the_reason_and_pyiqa_imports(
     ((category, message),) = found["warnings"]
     assert category == "RuntimeWarning" and reason in message and "PYIQA_QSCORER_AUTOLOAD=0" in message
     assert message.startswith("pyiqa-qscorer could not add all its metrics to pyiqa: ")
-    assert found["raised"] in found["problem"]
-    assert (found["registered"], found["waiting"]) == (False, True)
+    assert found["raised"] in found["problem"] and (found["registered"], found["waiting"]) == (False, True)
 
 
 def test_threads_that_import_everything_at_once(toy: Path) -> None:

@@ -31,16 +31,13 @@ def test_residual_where_the_width_does_not_change(width: int, sizes: tuple[int, 
     assert [block.residual for block in regressor.model] == residual
 
 
-def test_residual_is_added_after_the_activation() -> None:
+def test_residuals_names_and_leading_axes() -> None:
     block = RegressorBlock(3, 3)
     with torch.no_grad():
         block.linear.weight.copy_(-torch.eye(3))
         block.linear.bias.zero_()
     states = torch.tensor([[1.0, -2.0, 3.0]])
     assert block(states).tolist() == [[1.0, 0.0, 3.0]]  # relu(-x) + x, not relu(-x + x)
-
-
-def test_any_leading_axes_and_the_published_names() -> None:
     regressor = ScoreRegressor(4, (3, 2))
     for shape in ((4,), (2, 4), (2, 5, 4), (0, 4)):
         assert regressor(torch.zeros(shape)).shape == shape[:-1]

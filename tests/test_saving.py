@@ -51,15 +51,12 @@ def read(file: Path) -> Any:
     ("layout", "dtype"),
     [("qscorer", "float16"), ("qscorer", "float32"), ("published", "float16"), ("published", "bfloat16")],
 )
-def test_merged_scores_are_those_of_the_lora_bit_for_bit(
-    folders: tuple[Path, Path, Path], tmp_path: Path, layout: str, dtype: str
-) -> None:
+def test_merged_scores_are_those_of_the_lora_bit_for_bit(folders, tmp_path, layout, dtype) -> None:
     lora, base, _ = folders
     output = merge_checkpoint(tmp_path / "out", CheckpointSource(lora, base), layout=layout, dtype=dtype)
     assert recognise(output).layout is (Layout.QSCORER if layout == "qscorer" else Layout.PUBLISHED_MERGED)
     merged, original = load_folder(output, dtype=dtype), load_folder(lora, base, dtype=dtype)
-    assert torch.equal(scores(merged), scores(original))
-    assert merged.fingerprint == original.fingerprint
+    assert torch.equal(scores(merged), scores(original)) and merged.fingerprint == original.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -68,8 +65,7 @@ def test_own_layout_round_trip(tmp_path: Path) -> None:
     loaded = load_folder(own)
     copy = save_folder(tmp_path / "copy", loaded.model, loaded.tokenizer)
     again = load_folder(copy)
-    assert again.fingerprint == loaded.fingerprint
-    assert again.prompt == loaded.prompt
+    assert again.fingerprint == loaded.fingerprint and again.prompt == loaded.prompt
     assert again.model.config.to_dict() == loaded.model.config.to_dict()
     assert again.model.config.score_tokens == [f"<score{i}>" for i in range(1, 8)]
     for name, tensor in loaded.model.state_dict().items():
@@ -91,13 +87,16 @@ def published(folders: tuple[Path, Path, Path], tmp_path_factory: pytest.TempPat
     )
 
 
-def test_published_weights_have_the_same_keys_shapes_and_types(published: Path) -> None:
+def test_published_files_are_those_of_the_golden_folder(published: Path, folders: tuple[Path, ...]) -> None:
     written, golden = (tensors_in(folder / "model.safetensors") for folder in (published, GOLDEN / "merged"))
-    assert len(written) == 120
-    assert written.keys() == golden.keys()
+    assert len(written) == 120 and written.keys() == golden.keys()
     for name, (shape, dtype) in golden.items():
         # Our position tables stay float32, as the published code keeps them in memory; it reads either.
         assert written[name] == (shape, "F32" if name.endswith("pos_embed") else dtype), name
+    for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json", "preprocessor_config.json"):
+        assert read(published / name) == read(GOLDEN / "merged" / name), name
+    assert (published / "tokenizer.model").read_bytes() == (folders[1] / "tokenizer.model").read_bytes()
+    assert image_settings(448) == table("merged/preprocessor_config")
 
 
 def test_published_configuration_says_what_the_golden_one_says(published: Path) -> None:
@@ -118,16 +117,7 @@ def test_published_configuration_says_what_the_golden_one_says(published: Path) 
     assert QScorerConfig.from_published(written).to_dict() == QScorerConfig.from_published(golden).to_dict()
 
 
-def test_published_tokenizer_files_are_those_of_the_golden_folder(published: Path, folders: tuple[Path, ...]) -> None:
-    for name in ("added_tokens.json", "special_tokens_map.json", "tokenizer_config.json", "preprocessor_config.json"):
-        assert read(published / name) == read(GOLDEN / "merged" / name), name
-    assert (published / "tokenizer.model").read_bytes() == (folders[1] / "tokenizer.model").read_bytes()
-    assert image_settings(448) == table("merged/preprocessor_config")
-
-
-def test_an_output_in_use_is_refused_an_empty_folder_or_missing_parents_are_fine(
-    loaded: LoadedCheckpoint, tmp_path: Path
-) -> None:
+def test_an_output_in_use_is_refused_an_empty_folder_or_missing_parents_are_fine(loaded, tmp_path) -> None:
     for name in ("out", "empty"):
         (tmp_path / name).mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")
@@ -144,9 +134,7 @@ def test_an_output_in_use_is_refused_an_empty_folder_or_missing_parents_are_fine
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a umask")
 @pytest.mark.parametrize("umask", [0o022, 0o077], ids=oct)
 @pytest.mark.parametrize("how", ["saved", "merged"])
-def test_who_may_read_a_checkpoint_is_what_the_umask_says(
-    loaded: LoadedCheckpoint, folders: tuple[Path, Path, Path], tmp_path: Path, umask: int, how: str
-) -> None:
+def test_who_may_read_a_checkpoint_is_what_the_umask_says(loaded, folders, tmp_path, umask, how) -> None:
     """Left alone, the weights and the temporary folder would be for the owner only."""
     output, before = tmp_path / "a" / "out", os.umask(umask)
     try:
@@ -157,12 +145,11 @@ def test_who_may_read_a_checkpoint_is_what_the_umask_says(
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in output.iterdir()}
-    assert "model.safetensors" in modes
-    assert modes == dict.fromkeys(modes, 0o666 & ~umask)
+    assert "model.safetensors" in modes and modes == dict.fromkeys(modes, 0o666 & ~umask)
     assert stat.S_IMODE(output.stat().st_mode) == 0o777 & ~umask
 
 
-def test_notes_are_a_part_of_the_checkpoint(loaded: LoadedCheckpoint, tmp_path: Path) -> None:
+def test_notes_and_deleted_weights(loaded: LoadedCheckpoint, tmp_path: Path, folders: tuple[Path, Path, Path]) -> None:
     notes = {"README.md": "A card, in UTF-8: é\n", "history.csv": "step,loss\n1,0.5\n"}
     output = save_folder(tmp_path / "out", loaded.model, loaded.tokenizer, notes=notes)
     assert {name: (output / name).read_text(encoding="utf-8") for name in notes} == notes
@@ -170,6 +157,12 @@ def test_notes_are_a_part_of_the_checkpoint(loaded: LoadedCheckpoint, tmp_path: 
     with pytest.raises(CheckpointError, match=r"could not write .*no/folder\.md.*; nothing was left behind"):
         save_folder(tmp_path / "other", loaded.model, loaded.tokenizer, notes={"no/folder.md": "A card."})
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    # They are memory-mapped; taking the folder away must not pull the model's weights from under it.
+    copy = shutil.copytree(folders[2], tmp_path / "copy")
+    loaded = load_folder(copy, dtype="float16")
+    before = scores(loaded)
+    shutil.rmtree(copy)
+    assert torch.equal(scores(loaded), before)
 
 
 def test_options_that_cannot_be_written(loaded: LoadedCheckpoint, folders: tuple[Path, ...], tmp_path: Path) -> None:
@@ -192,9 +185,7 @@ class Interrupted(BaseException):
 
 
 @pytest.mark.parametrize("error", [Interrupted("now"), RuntimeError("broken"), OSError(28, "No space left on device")])
-def test_an_interrupted_write_leaves_nothing_behind(
-    loaded: LoadedCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
-) -> None:
+def test_an_interrupted_write_leaves_nothing_behind(loaded, tmp_path, monkeypatch, error) -> None:
     def fail(*_: Any, **__: Any) -> None:
         raise error
 
@@ -221,12 +212,3 @@ def test_a_full_disk_leaves_nothing_behind(folders: tuple[Path, Path, Path], tmp
         else:
             save_folder(output, loaded.model, loaded.tokenizer, layout=layout, tokenizer_source=folders[2])
     assert list(tmp_path.iterdir()) == []
-
-
-def test_weights_that_a_model_still_uses_can_be_deleted(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    """They are memory-mapped; taking the folder away must not pull the model's weights from under it."""
-    copy = shutil.copytree(folders[2], tmp_path / "copy")
-    loaded = load_folder(copy, dtype="float16")
-    before = scores(loaded)
-    shutil.rmtree(copy)
-    assert torch.equal(scores(loaded), before)

@@ -52,7 +52,6 @@ def test_formats_and_resume(scorer: Scorer, photos: Path, tmp_path: Path, suffix
     assert write(scorer, output, paths) == 4
     first = output.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", output.name]
-
     assert write(scorer, output, paths, resume=True) == 1  # what failed is tried again
     assert output.read_bytes() == first
     with ScoreTable(output, resume=True) as table:
@@ -76,9 +75,7 @@ def test_csv_looks_as_documented(scorer: Scorer, photos: Path, tmp_path: Path) -
     assert failed.startswith("missing.png,,") and failed.endswith(",FakeMetric,0123456789abcdef,,,,")
 
 
-def test_changed_files_are_scored_again_and_others_kept(
-    scorer: Scorer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_changed_files_are_scored_again_and_others_kept(scorer, photos, tmp_path, monkeypatch) -> None:
     output = tmp_path / "scores.csv"
     paths = [str(photos / f"{n}.png") for n in range(4)]
     write(scorer, output, paths[:3])
@@ -87,8 +84,7 @@ def test_changed_files_are_scored_again_and_others_kept(
     assert write(scorer, output, [paths[1], paths[3], paths[2]], resume=True) == 2
     after = output.read_text().splitlines()
     assert [line.split(",")[0] for line in after[1:]] == [paths[0], paths[1], paths[3], paths[2]]
-    assert after[1] == before[1] and after[4] == before[3]
-    assert after[2] != before[2]
+    assert after[1] == before[1] and after[4] == before[3] and after[2] != before[2]
     monkeypatch.chdir(photos)  # another spelling is the same file
     assert write(scorer, output, ["./0.png"], resume=True) == 0
 
@@ -104,9 +100,7 @@ def test_changed_files_are_scored_again_and_others_kept(
         ("scores.csv", {"resume": True, "overwrite": True}, "exclude each other"),
     ],
 )
-def test_impossible_outputs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, flags: dict[str, bool], words: str
-) -> None:
+def test_impossible_outputs(tmp_path, monkeypatch, name, flags, words) -> None:
     (tmp_path / "folder.csv").mkdir()
     (tmp_path / "old.csv").write_bytes(b"old")
     (tmp_path / "new.csv.partial.jsonl").write_bytes(b"{")
@@ -160,8 +154,7 @@ def test_a_torn_last_line_is_dropped(scorer: Scorer, photos: Path, tmp_path: Pat
     for cut in (1, len(lines[2]) // 2, len(lines[2]) - 1):
         partial = tmp_path / "scores.jsonl.partial.jsonl"
         partial.write_bytes(b"".join(lines[:2]) + lines[2][:cut])
-        assert write(scorer, output, paths, resume=True) == 4
-        assert output.read_bytes() == whole
+        assert write(scorer, output, paths, resume=True) == 4 and output.read_bytes() == whole
         output.unlink()
 
 
@@ -181,9 +174,7 @@ def test_two_runs_cannot_write_one_table(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("locks", [True, False])  # False: on Windows
-def test_a_run_that_never_began_leaves_all_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
-) -> None:
+def test_a_run_that_never_began_leaves_all_as_it_was(tmp_path, monkeypatch, locks) -> None:
     monkeypatch.setattr("pyiqa_qscorer.data.score_store.HAS_LOCKS", locks)
     output, partial = tmp_path / "s.csv", tmp_path / "s.csv.partial.jsonl"
     for flags in ({}, {"resume": True}, {"overwrite": True}):
@@ -211,9 +202,7 @@ def test_a_lock_on_a_file_that_its_owner_has_removed_is_none(tmp_path: Path, mon
         assert table.partial.read_bytes().count(b"\n") == 1 and len(calls) == 2
 
 
-def test_an_output_that_cannot_be_written_keeps_the_rows(
-    scorer: Scorer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_output_that_cannot_be_written_keeps_the_rows(scorer, photos, tmp_path, monkeypatch) -> None:
     output, paths = tmp_path / "scores.csv", [str(path) for path in sorted(photos.iterdir())]
     output.write_text("the old table")
     real = os.replace
@@ -228,8 +217,7 @@ def test_an_output_that_cannot_be_written_keeps_the_rows(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["photos", "scores.csv", "scores.csv.partial.jsonl"]
     monkeypatch.setattr(os, "replace", real)
     output.unlink()
-    assert write(scorer, output, paths, resume=True) == 0
-    assert len(output.read_text().splitlines()) == 7
+    assert write(scorer, output, paths, resume=True) == 0 and len(output.read_text().splitlines()) == 7
 
 
 def test_file_names_that_are_not_utf8(scorer: Scorer, tmp_path: Path) -> None:
@@ -252,9 +240,7 @@ def test_file_names_that_are_not_utf8(scorer: Scorer, tmp_path: Path) -> None:
     assert pd.read_parquet(tmp_path / "scores.parquet")["path"].tolist() == in_parquet
 
 
-def test_a_path_is_no_formula_of_a_spreadsheet(
-    scorer: Scorer, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_path_is_no_formula_of_a_spreadsheet(scorer, photos, tmp_path, monkeypatch) -> None:
     monkeypatch.chdir(photos)
     paths = [f"{sign}1.png" for sign in "=+-@"]
     for path in paths:

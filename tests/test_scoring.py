@@ -55,8 +55,7 @@ def test_every_kind_of_image_has_the_same_score(scorer: Scorer, tmp_path: Path) 
         np.asarray(image)[:, ::-1][:, ::-1],  # not contiguous
     ]
     scores = scorer.score(kinds)
-    assert scores.dtype == np.float32 and scores.shape == (len(kinds),)
-    assert np.all(scores == scores[0])
+    assert scores.dtype == np.float32 and scores.shape == (len(kinds),) and np.all(scores == scores[0])
     for kind in kinds:
         assert scorer.score(kind).tolist() == [scores[0]]
     gray = picture(2).convert("L")
@@ -68,12 +67,19 @@ def test_every_kind_of_image_has_the_same_score(scorer: Scorer, tmp_path: Path) 
     assert np.all(scores == scores[0])
 
 
-def test_four_axes_are_many_images_and_none_has_no_scores(scorer: Scorer) -> None:
+def test_sources_axes_and_sizes(scorer: Scorer, tmp_path: Path) -> None:
     images = [picture(seed) for seed in range(3)]
     expected = scorer.score(images).tolist()
     assert scorer.score(torch.stack([as_tensor(image) for image in images])).tolist() == expected
     assert scorer.score(np.stack([np.asarray(image) for image in images])).tolist() == expected
     assert scorer.score([]).shape == (0,)
+    path = str(tmp_path / "3.png")
+    picture(3, 23).save(path)
+    on_disk, in_memory = scorer.score_iter([path, picture(1, 8, 9)])
+    assert (on_disk.index, on_disk.source, on_disk.width, on_disk.height) == (0, path, 23, 30)
+    assert (in_memory.index, in_memory.source, in_memory.width) == (1, "<PIL image 8x9>", 8)
+    assert on_disk.score is not None and on_disk.error is None
+    assert len(repr(on_disk.score)) <= 10 and np.float32(on_disk.score) == scorer.score(path)[0]
 
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 4), (16, 2), (100, 1)])
@@ -90,17 +96,7 @@ def test_order_and_values_do_not_depend_on_batching(batch_size: int, workers: in
     assert sum(metric.batches) == 37 and max(metric.batches) <= batch_size
 
 
-def test_results_tell_source_and_size(scorer: Scorer, tmp_path: Path) -> None:
-    path = str(tmp_path / "3.png")
-    picture(3, 23).save(path)
-    on_disk, in_memory = scorer.score_iter([path, picture(1, 8, 9)])
-    assert (on_disk.index, on_disk.source, on_disk.width, on_disk.height) == (0, path, 23, 30)
-    assert (in_memory.index, in_memory.source, in_memory.width) == (1, "<PIL image 8x9>", 8)
-    assert on_disk.score is not None and on_disk.error is None
-    assert len(repr(on_disk.score)) <= 10 and np.float32(on_disk.score) == scorer.score(path)[0]
-
-
-def test_input_is_read_lazily_and_threads_end(scorer: Scorer) -> None:
+def test_lazy_input_and_its_errors(scorer: Scorer) -> None:
     taken = itertools.count()
     endless = (picture(next(taken)) for _ in itertools.repeat(None))
     results = scorer.score_iter(endless)
@@ -109,8 +105,6 @@ def test_input_is_read_lazily_and_threads_end(scorer: Scorer) -> None:
     results.close()
     assert not [thread.name for thread in threading.enumerate() if "qscorer" in thread.name]
 
-
-def test_error_of_the_input_comes_after_its_images(scorer: Scorer) -> None:
     def images():
         yield from (picture(seed) for seed in range(6))
         raise OSError("the share is gone")
@@ -191,8 +185,7 @@ def test_failed_images_are_listed_and_the_others_scored(scorer: Scorer, tmp_path
     with pytest.raises(FailedImagesError) as caught:
         scorer.score(images)
     error = caught.value
-    assert isinstance(error, ImageError)
-    assert error.scores.tolist()[1::2] == [expected] * len(cases)
+    assert isinstance(error, ImageError) and error.scores.tolist()[1::2] == [expected] * len(cases)
     assert np.isnan(error.scores[::2]).all()
     assert [failure.index for failure in error.failures] == list(range(0, len(images), 2))
     for failure, (_, words) in zip(error.failures, cases.values(), strict=True):
@@ -260,8 +253,7 @@ def test_name_and_options_reach_the_metric(monkeypatch: pytest.MonkeyPatch, give
     scorer = Scorer(device="cpu", **given)
     assert built == [METRICS[name].options | {key: value for key, value in given.items() if key != "metric"}]
     assert repr(scorer).startswith(f"Scorer({name!r}, device='cpu', batch_size=16, workers=")
-    assert scorer.identity == "0123456789abcdef"
-    assert Scorer(FakeMetric()).device == torch.device("cpu")
+    assert scorer.identity == "0123456789abcdef" and Scorer(FakeMetric()).device == torch.device("cpu")
     assert scoring.resolve_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -273,9 +265,7 @@ def test_name_and_options_reach_the_metric(monkeypatch: pytest.MonkeyPatch, give
         (1, torch.cuda.OutOfMemoryError("CUDA out of memory"), QScorerError, "smaller dtype"),
     ],
 )
-def test_errors_of_the_model_are_raised_and_memory_has_advice(
-    monkeypatch: pytest.MonkeyPatch, batch_size: int, raised: Exception, error: type[Exception], words: str
-) -> None:
+def test_errors_of_the_model_are_raised_and_memory_has_advice(monkeypatch, batch_size, raised, error, words) -> None:
     def broken(pixel_values: torch.Tensor) -> torch.Tensor:
         raise raised
 
@@ -285,7 +275,7 @@ def test_errors_of_the_model_are_raised_and_memory_has_advice(
         scorer.score([picture(0)] * 5)
 
 
-def test_a_refused_image_does_not_take_its_neighbours_along() -> None:
+def test_refused_images_and_scores_that_are_no_numbers(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [picture(seed) for seed in range(6)] + [Image.new("RGB", (9, 9), "white")]
     scores = Scorer(FakeMetric()).score(images)
     bright = scores.argmax()
@@ -294,9 +284,6 @@ def test_a_refused_image_does_not_take_its_neighbours_along() -> None:
         picky.score(images)
     assert [failure.index for failure in caught.value.failures] == [bright]
     assert np.delete(caught.value.scores, bright).tolist() == np.delete(scores, bright).tolist()
-
-
-def test_a_score_that_is_no_number_is_an_error(scorer: Scorer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scorer.metric, "score_pixels", lambda pixels: torch.tensor([math.nan, 1.0, math.inf]))
     results = list(scorer.score_iter([picture(0)] * 3))
     assert [item.score for item in results] == [None, 1.0, None]

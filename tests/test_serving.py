@@ -95,9 +95,7 @@ def content(name: str) -> bytes:
 
 @needs_extra
 @pytest.mark.slow
-def test_under_load_nothing_is_lost_and_nothing_is_wrong(
-    server: Server, client: httpx.Client, expected: dict[str, float]
-) -> None:
+def test_under_load_nothing_is_lost_and_nothing_is_wrong(server, client, expected) -> None:
     names = [path.name for path in PHOTOS]
     bad = {
         "empty": (200, "it is empty"),
@@ -140,7 +138,6 @@ def test_under_load_nothing_is_lost_and_nothing_is_wrong(
 
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda one: ask(*one), plan))
-
     wrong = 0.0
     for (kind, chosen), answer in zip(plan, answers, strict=True):
         status, words = bad.get(kind, (200, ""))
@@ -169,9 +166,7 @@ def test_alone_a_score_is_that_of_the_scorer_to_the_bit(client: httpx.Client, ex
 
 @needs_extra
 @pytest.mark.slow
-def test_a_full_queue_refuses_and_a_stop_answers_those_that_wait(
-    server: Server, client: httpx.Client, expected: dict[str, float]
-) -> None:
+def test_a_full_queue_refuses_and_a_stop_answers_those_that_wait(server, client, expected) -> None:
     body = content("cat.jpg")
     waiting = [server.begin(body, kept_back=9) for _ in range(QUEUE)]
     server.wait_for_queue(client, QUEUE)

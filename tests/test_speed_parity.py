@@ -199,16 +199,13 @@ def test_gradients_of_weights_and_images_go_through_the_prefix() -> None:
     model.requires_grad_(True)
     model.score(pixels[:1], *prompt, BLANK).raw_score.sum().backward()
     gradient = model.model.embed_tokens.weight.grad
-    assert gradient is not None and (gradient[list(prompt[0])].norm(dim=1) > 0).all()
-    assert runs == []
+    assert gradient is not None and (gradient[list(prompt[0])].norm(dim=1) > 0).all() and runs == []
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("rows", ["one", "all"])
 @pytest.mark.parametrize("mode", ["plain", "gradient"])
-def test_no_score_where_the_first_token_is_chosen_from_logits_that_are_not_finite(
-    own: Path, value: float, rows: str, mode: str
-) -> None:
+def test_no_score_where_the_first_token_is_chosen_from_logits_that_are_not_finite(own, value, rows, mode) -> None:
     metric = QScorer(own)
     images = torch.rand(2, 3, 56, 56, requires_grad=mode == "gradient")
     with torch.set_grad_enabled(mode == "gradient"):

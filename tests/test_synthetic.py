@@ -73,10 +73,17 @@ def test_opinions_are_the_means_of_the_published_labels(shared: Path) -> None:
         np.testing.assert_allclose(np.mean(opinions, axis=0), kadid_opinion(kind, level), atol=5.1e-4)
 
 
-def test_typical_spread_is_widest_in_the_middle() -> None:
+def test_opinions_spread_in_the_middle_and_fall_with_every_distance() -> None:
     ends, middle = typical_spread(np.array([1.3, 4.6])), typical_spread(3.0)
     assert (ends < middle).all() and ends.min() > 0.4 and middle < 1.1
     assert len(KADID_OPINIONS) == 25 and all(len(levels) == 5 for levels in KADID_OPINIONS.values())
+    calibration = Calibration((0.5, 0.5), -4.0)
+    equal = {"gmsd": 0.0, "psnry": 80.0}
+    assert 4 < calibration.opinion(equal) <= BEST_OPINION
+    worse = {"gmsd": 0.1, "psnry": 25.0}
+    for name, value in worse.items():
+        assert calibration.opinion({**equal, name: value}) < calibration.opinion(equal)
+    assert 1 <= CALIBRATION.opinion({"gmsd": 0.4, "psnry": 8.0}) < 1.3
 
 
 def test_fit_finds_the_calibration_that_made_the_opinions() -> None:
@@ -89,20 +96,9 @@ def test_fit_finds_the_calibration_that_made_the_opinions() -> None:
     opinions = [float(true.opinion(value)) for value in values]
     found = fit_calibration(values, opinions)
     np.testing.assert_allclose(found.weights, true.weights, atol=1e-3)
-    assert found.bias == pytest.approx(true.bias, abs=1e-2)
-    assert found.fit["srcc over pictures"] > 0.999
+    assert found.bias == pytest.approx(true.bias, abs=1e-2) and found.fit["srcc over pictures"] > 0.999
     with pytest.raises(ValueError, match="20 pictures"):
         fit_calibration(values[:1], [3.0])
-
-
-def test_opinion_falls_with_every_distance_and_has_ends() -> None:
-    calibration = Calibration((0.5, 0.5), -4.0)
-    equal = {"gmsd": 0.0, "psnry": 80.0}
-    assert 4 < calibration.opinion(equal) <= BEST_OPINION
-    worse = {"gmsd": 0.1, "psnry": 25.0}
-    for name, value in worse.items():
-        assert calibration.opinion({**equal, name: value}) < calibration.opinion(equal)
-    assert 1 <= CALIBRATION.opinion({"gmsd": 0.4, "psnry": 8.0}) < 1.3
 
 
 def test_tone_is_not_blamed() -> None:
@@ -117,9 +113,7 @@ def test_tone_is_not_blamed() -> None:
 
 
 @pytest.mark.parametrize("kind", ["kadid", "chains"])
-def test_rendering_is_a_function_of_the_recipe(
-    photos: list[Path], calibration: Path, tmp_path: Path, kind: str, request: pytest.FixtureRequest
-) -> None:
+def test_rendering_is_a_function_of_the_recipe(photos, calibration, tmp_path, kind, request) -> None:
     """Whatever the number of processes, here tried with the kind that compares pictures."""
     settings: dict[str, Any] = {"kind": kind, "longer_sides": (96, 97)}
     recipe = Recipe(**settings, count=6, seed=3)
@@ -131,8 +125,7 @@ def test_rendering_is_a_function_of_the_recipe(
     assert first == second and len(first) == 6
     for row in first:
         images = [(table.parent / row["file"]).read_bytes() for table in tables]
-        assert images[0] == images[1]
-        assert 1 <= float(row["mos"]) <= 5 and 0.4 < float(row["std"]) < 1.2
+        assert images[0] == images[1] and 1 <= float(row["mos"]) <= 5 and 0.4 < float(row["std"]) < 1.2
     other = rows_of(render(Recipe(**settings, count=6, seed=4), photos, tmp_path / "other", calibration))
     assert [row["distortion"] for row in other] != [row["distortion"] for row in first]
     with pytest.raises(SyntheticDataError, match="another recipe"):
@@ -198,8 +191,7 @@ def test_opinions_of_clean_photos_and_of_cells_of_kadid(photos: list[Path], tmp_
     table = render(Recipe(kind="kadid", count=5, type_shares=shares), photos, tmp_path / "kadid")
     for row in rows_of(table):
         kind, level = json.loads(row["distortion"])["kadid"]
-        assert kind == 25
-        assert (float(row["mos"]), float(row["std"])) == kadid_opinion(kind, level)
+        assert kind == 25 and (float(row["mos"]), float(row["std"])) == kadid_opinion(kind, level)
         assert max(Image.open(table.parent / row["file"]).size) == 512  # longer sides follow the kind
     assert Recipe(kind="chains", count=3).sides == (448, 768)
     assert Recipe(kind="chains", count=3, longer_sides=(100, 120)).sides == (100, 120)
@@ -243,8 +235,7 @@ if __name__ == "__main__":
     assert not (folder / "labels.csv").exists()
     kept = {note: note.stat().st_mtime_ns for note in folder.glob("images/*.json")}
     table = render(recipe, photos, folder, workers=2)
-    assert len(rows_of(table)) == 400
-    assert {note: note.stat().st_mtime_ns for note in kept} == kept
+    assert len(rows_of(table)) == 400 and {note: note.stat().st_mtime_ns for note in kept} == kept
     assert rows_of(table) == rows_of(render(recipe, photos, tmp_path / "whole", workers=2))
 
 
@@ -283,9 +274,7 @@ def test_photos_must_be_there_and_differ_between_training_and_validation(photos:
 
 
 @here
-def test_command_renders_every_set_and_records_recipe_and_codecs(
-    photos: list[Path], calibration: Path, tmp_path: Path
-) -> None:
+def test_command_renders_every_set_and_records_recipe_and_codecs(photos, calibration, tmp_path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / CALIBRATION_FILE).write_text(calibration.read_text())
     file = tmp_path / "recipe.yaml"
@@ -309,7 +298,7 @@ output: elsewhere
     assert refused.exit_code == 2 and "another recipe" in " ".join(refused.output.split())
 
 
-def test_pictures_are_compared_at_one_size() -> None:
+def test_size_of_a_picture_is_not_blamed(tmp_path: Path) -> None:
     """Enlarged damage of an enlarged photo is judged like the damage of the photo."""
     photo = Image.open(PHOTOS / "coffee.jpg").convert("RGB").resize((512, 384), Image.Resampling.LANCZOS)
     blurred = photo.filter(ImageFilter.GaussianBlur(2))
@@ -317,10 +306,7 @@ def test_pictures_are_compared_at_one_size() -> None:
     same = CALIBRATION.opinion(compare_as_seen(np.asarray(blurred), np.asarray(photo)))
     assert float(CALIBRATION.opinion(compare_as_seen(*larger))) == pytest.approx(float(same), abs=0.05)
     assert abs(float(CALIBRATION.opinion(compare(*larger, REFERENCE_METRICS))) - same) > 0.05
-
-
-def test_large_photos_are_distorted_at_the_size_of_kadid(tmp_path: Path) -> None:
-    """Its distortions are given in pixels: on a larger photo they would be weaker than their opinions say."""
+    # Its distortions are given in pixels: on a larger photo they would be weaker than their opinions say.
     photo = Image.open(PHOTOS / "coffee.jpg").convert("RGB").resize((512, 384), Image.Resampling.LANCZOS)
     photo.save(tmp_path / "small.png")
     photo.resize((1536, 1152), Image.Resampling.BICUBIC).save(tmp_path / "large.png")

@@ -28,8 +28,7 @@ def test_trains_and_names_what_it_wrote(config: Path, tmp_path: Path) -> None:
     assert str(tmp_path / "out" / "checkpoint_qscorer") in result.output.replace("\n", "")
     assert "Validation: SRCC" in result.output
     again = CliRunner().invoke(app, ["train", str(config), "--set", "training.num_train_epochs=1", "--no-resume"])
-    assert again.exit_code == 2
-    assert "resume it, or use a new folder" in " ".join(again.output.split())
+    assert again.exit_code == 2 and "resume it, or use a new folder" in " ".join(again.output.split())
 
 
 @pytest.mark.parametrize(
@@ -49,9 +48,7 @@ def test_trains_and_names_what_it_wrote(config: Path, tmp_path: Path) -> None:
         (["--no-resume"], "name a configuration file; pyiqa-qscorer train --examples lists those of this package"),
     ],
 )
-def test_mistakes_end_with_one_message_and_leave_nothing(
-    config: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
-) -> None:
+def test_mistakes_end_with_one_message_and_leave_nothing(config, monkeypatch, arguments, words) -> None:
     monkeypatch.chdir(config.parent)
     before = sorted(config.parent.iterdir())
     result = CliRunner().invoke(app, ["train", *arguments])
@@ -61,7 +58,7 @@ def test_mistakes_end_with_one_message_and_leave_nothing(
     assert "\n  model.levels:" in result.output and "\n  lora.r:" in result.output and "\\n" not in result.output
 
 
-def test_data_root_is_that_of_every_named_dataset(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_root_and_examples(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     given: list[TrainConfig] = []
     stopped = SimpleNamespace(finished=False)
     monkeypatch.setattr("pyiqa_qscorer.training.run.train", lambda config, **_: given.append(config) or stopped)
@@ -69,9 +66,6 @@ def test_data_root_is_that_of_every_named_dataset(monkeypatch: pytest.MonkeyPatc
     assert result.exit_code == 130, result.output
     parts = [*given[0].data.train, *given[0].data.validation]
     assert [part.data_root for part in parts if isinstance(part, PyiqaDataset)] == [Path("/data/iqa")] * 2
-
-
-def test_examples_are_listed_and_copied(tmp_path: Path) -> None:
     listed = CliRunner().invoke(app, ["train", "--examples"])
     assert listed.exit_code == 0 and "finetune_mini.yaml: The small model on your own labels" in listed.output
     copied = CliRunner().invoke(app, ["train", "--examples", str(tmp_path / "mine")])

@@ -36,25 +36,20 @@ def test_defaults_are_the_published_recipe() -> None:
     training = config.training
     assert (training.learning_rate, training.num_train_epochs, training.per_device_train_batch_size) == (2e-5, 3, 16)
     assert (training.lr_scheduler_type, training.warmup_steps, training.weight_decay) == ("cosine", 0.03, 0)
-    assert training.precision == "bfloat16"
-    assert config.objective.scale == 0.05
+    assert training.precision == "bfloat16" and config.objective.scale == 0.05
     assert config.objective.weights("score_token") == {"cross_entropy": 1.0, "score": 1.0}
     assert config.model.prompts == ["training"]
     given = {"adam_beta2": 0.95, "lr_scheduler_kwargs": {"num_cycles": 2}}  # any field of transformers
     assert parse_config(minimal(training=given)).training.model_extra == given
 
 
-def test_reference_is_current() -> None:
+def test_formulations_choose_their_objective_and_the_reference_is_current() -> None:
     """`python tests/test_training_config.py` writes it."""
     assert (CONFIG_FOLDER / "README.md").read_text() == reference()
-
-
-def test_formulations_choose_their_objective() -> None:
     objective = ObjectiveConfig()
     assert objective.weights("level_onehot") == {"cross_entropy": 1.0}
     assert objective.weights("level_soft") == {"cross_entropy": 1.0, "soft_label_kl": 1.0}
-    assert objective.needs_std("level_soft")
-    assert not objective.needs_std("score_token")
+    assert objective.needs_std("level_soft") and not objective.needs_std("score_token")
     assert ObjectiveConfig(fidelity=1.0).needs_std("score_token")
 
 
@@ -117,8 +112,7 @@ def test_files_that_are_no_configuration(tmp_path: Path) -> None:
 
 def test_overrides_go_over_the_file(tmp_path: Path) -> None:
     config = read_config(Path("tiny.yaml"), {"training.seed": 7, "output": str(tmp_path)})
-    assert config.training.seed == 7
-    assert config.output == tmp_path
+    assert config.training.seed == 7 and config.output == tmp_path
     with pytest.raises(TrainingConfigError, match="not a section"):
         read_config(Path("tiny.yaml"), {"output.x": 1})
     config = read_config(Path("mini.yaml"), {"data.train.1.weight": 5, "model.prompts.0": "evaluation"})

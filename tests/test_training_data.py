@@ -39,13 +39,18 @@ def rewrite(pictures: Path, row: int, column: str, value: str) -> None:
         writer.writerows(rows)
 
 
-def test_own_folder(pictures: Path) -> None:
+def test_own_folder_and_overlap(pictures: Path) -> None:
     part = read_dataset(own(pictures, std_column="std", split_column="split"), "train")
     assert [Path(image.path).stem for image in part.images] == ["00", "01", "02", "04", "05", "06"]
-    assert part.images[0].mos == pytest.approx(1 + 4 * 0.05)
-    assert part.images[0].std == pytest.approx(0.32)
+    assert part.images[0].mos == pytest.approx(1 + 4 * 0.05) and part.images[0].std == pytest.approx(0.32)
     assert read_dataset(own(pictures), "train").images[0].std is None
     assert len(read_dataset(own(pictures, split_column="split"), "val").images) == 2
+    part, other = read_dataset(own(pictures), "train"), pictures.parent / "link"
+    other.symlink_to(pictures)
+    linked = [dataclasses.replace(image, path=str(other / Path(image.path).name)) for image in part.images]
+    for same in (part, dataclasses.replace(part, images=linked)):
+        with pytest.raises(TrainingDataError, match="8 images are in both"):
+            refuse_overlap([part], [same])
 
 
 @pytest.mark.parametrize(
@@ -65,8 +70,7 @@ def test_a_bad_row_stops_or_is_counted(pictures: Path, column: str, value: str, 
         read_dataset(config, "train")
     assert ("none.png" if column == "file" else "03.png") in str(error.value)
     part = read_dataset(config, "train", on_error="skip")
-    assert len(part.images) == 7
-    assert len(part.skipped) == 1
+    assert len(part.images) == 7 and len(part.skipped) == 1
 
 
 def test_a_broken_image_stops_or_is_counted(pictures: Path) -> None:
@@ -93,15 +97,6 @@ def test_a_broken_image_stops_or_is_counted(pictures: Path) -> None:
 def test_bad_tables(pictures: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(TrainingDataError, match=words):
         read_dataset(own(pictures, **changes), "test", needs_std=True)
-
-
-def test_overlap_is_refused_also_by_another_path(pictures: Path) -> None:
-    part, other = read_dataset(own(pictures), "train"), pictures.parent / "link"
-    other.symlink_to(pictures)
-    linked = [dataclasses.replace(image, path=str(other / Path(image.path).name)) for image in part.images]
-    for same in (part, dataclasses.replace(part, images=linked)):
-        with pytest.raises(TrainingDataError, match="8 images are in both"):
-            refuse_overlap([part], [same])
 
 
 def fake(name: str, count: int, weight: float) -> LabelledImages:
@@ -153,7 +148,6 @@ def test_batches_name_the_interval_of_the_mos(pictures: Path, count: int) -> Non
     collator = Collator([training_text(tokenizer, "training", "<score1>")], ids)
     data = QualityDataset([read_dataset(own(pictures), "train")], 56)
     batch = collator([data[index] for index in range(8)])
-    assert batch["pixel_values"].shape == (8, 3, 56, 56)
-    assert torch.isnan(batch["mos_std"]).all()
+    assert batch["pixel_values"].shape == (8, 3, 56, 56) and torch.isnan(batch["mos_std"]).all()
     named = [ids.index(int(token)) for token in batch["labels"][:, -3]]
     assert named == [min(int((mos - 1) / 4 * count), count - 1) for mos in batch["mos"].tolist()]

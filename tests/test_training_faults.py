@@ -5,7 +5,6 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
-def test_a_second_training_in_the_same_folder_is_refused_and_the_first_ends_well(
-    pictures: Path, tmp_path: Path
-) -> None:
+def test_a_second_training_in_the_same_folder_is_refused_and_the_first_ends_well(pictures, tmp_path) -> None:
     content = settings(pictures, tmp_path / "out", training={"num_train_epochs": 3})
     first = start(content, tmp_path, PAUSE_AT_STEP="4")
     deadline = time.monotonic() + 120
@@ -64,9 +61,7 @@ def stopped(stopped_run: tuple[dict[str, Any], Path], tmp_path: Path) -> tuple[d
 
 
 @pytest.mark.parametrize("lost", ["gone", "torn"])
-def test_a_best_state_that_is_lost_is_an_error_that_says_how_to_go_on(
-    stopped: tuple[dict[str, Any], Path], tmp_path: Path, lost: str
-) -> None:
+def test_a_best_state_that_is_lost_is_an_error_that_says_how_to_go_on(stopped, tmp_path, lost) -> None:
     content, best = stopped
     kept = tmp_path / "kept"
     shutil.copytree(best, kept)
@@ -83,16 +78,14 @@ def test_a_best_state_that_is_lost_is_an_error_that_says_how_to_go_on(
     assert facts["best_state"] is not None
 
 
-def test_the_last_weights_can_be_kept_instead_of_a_lost_best_state(stopped: tuple[dict[str, Any], Path]) -> None:
+def test_the_last_weights_can_be_kept_instead_of_a_lost_best_state(stopped) -> None:
     content, best = stopped
     shutil.rmtree(best)
     content["training"]["load_best_model_at_end"] = False
     assert train(parse_config(content)).finished
 
 
-def test_the_best_state_is_found_where_the_folder_was_moved(
-    stopped: tuple[dict[str, Any], Path], pictures: Path, tmp_path: Path
-) -> None:
+def test_the_best_state_is_found_where_the_folder_was_moved(stopped, pictures, tmp_path) -> None:
     content, _ = stopped
     (tmp_path / "out").rename(tmp_path / "moved")
     content["output"] = str(tmp_path / "moved")
@@ -112,9 +105,7 @@ def flip(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink, Path.touch], ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_damaged_state_is_set_aside_for_the_one_before(
-    stopped: tuple[dict[str, Any], Path], name: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_state_is_set_aside_for_the_one_before(stopped, name, damage, caplog) -> None:
     out = stopped[1].parent
     states = {state.name: state for state in out.glob("checkpoint-*")}
     whole = damage is Path.touch
@@ -123,8 +114,7 @@ def test_a_damaged_state_is_set_aside_for_the_one_before(
     (folder,) = train(parse_config(content)).folders.values()
     curves = json.loads((folder / "training.json").read_text())["curves"]
     before, after = ([line["loss"] for line in lines if "loss" in line] for lines in (losses, curves))
-    assert after[:8] == pytest.approx(before, rel=1e-4)
-    assert (out / "damaged-checkpoint-8").exists() is not whole
+    assert after[:8] == pytest.approx(before, rel=1e-4) and (out / "damaged-checkpoint-8").exists() is not whole
     assert (f"{name} of the state {states['checkpoint-8']} cannot be read" in caplog.text) is not whole
 
 
@@ -148,9 +138,7 @@ def test_a_killed_worker_is_an_error_that_says_how_to_go_on(pictures: Path, tmp_
     assert train(parse_config(content)).finished
 
 
-def test_a_killed_worker_is_named_though_torchs_handler_interrupts(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_worker_is_named_though_torchs_handler_interrupts(pictures, tmp_path, monkeypatch) -> None:
     """Its signal comes at any moment: here while the connection that broke first is being looked at."""
     pending = [RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")]
     look = output._worker_died
@@ -169,13 +157,10 @@ def test_a_killed_worker_is_named_though_torchs_handler_interrupts(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [40_000, 460_000, 523_000])
-def test_full_disk_is_named_and_the_last_state_stays(
-    stopped: tuple[dict[str, Any], Path], tmp_path: Path, limit: int
-) -> None:
+def test_full_disk_is_named_and_the_last_state_stays(stopped, tmp_path, limit) -> None:
     """Sizes at which safetensors, torch.save in the middle of a file, and torch.save at its end find no room."""
     content, good = stopped[0], last_complete_state(tmp_path / "out")
     status, failed = run(content, tmp_path, FILE_SIZE_LIMIT=str(limit))
     assert status != 0
     assert "TrainingFailedError" in failed["stderr"] and "disk" in failed["stderr"], failed["stderr"]
-    assert last_complete_state(tmp_path / "out") == good
-    assert run_here(content)["finished"]
+    assert last_complete_state(tmp_path / "out") == good and run_here(content)["finished"]

@@ -36,9 +36,7 @@ def uninterrupted(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> d
 @pytest.mark.parametrize(
     "save_steps", [pytest.param(None, marks=pytest.mark.slow), 2], ids=["each_epoch", "in_mid_epoch"]
 )
-def test_killed_and_resumed_gives_the_same_losses(
-    pictures: Path, tmp_path: Path, uninterrupted: dict[str, Any], save_steps: int | None
-) -> None:
+def test_killed_and_resumed_gives_the_same_losses(pictures, tmp_path, uninterrupted, save_steps) -> None:
     content = settings(pictures, tmp_path / "out", training={"save_steps": save_steps})
     assert run(content, tmp_path, KILL_AT_STEP="9")[0] == -9
     # A state that the kill tore must not be taken.
@@ -55,8 +53,7 @@ def test_killed_and_resumed_gives_the_same_losses(
 
 def test_sigterm_leaves_a_state_and_resumes(pictures: Path, tmp_path: Path, uninterrupted: dict[str, Any]) -> None:
     content = settings(pictures, tmp_path / "out")
-    assert not run_here(content, STOP_AT_STEP="5")["finished"]
-    assert (tmp_path / "out" / "checkpoint-5").is_dir()
+    assert not run_here(content, STOP_AT_STEP="5")["finished"] and (tmp_path / "out" / "checkpoint-5").is_dir()
     assert not (tmp_path / "out" / "checkpoint_qscorer").exists()
     resumed = run_here(content)
     assert resumed["losses"] == uninterrupted["losses"]
@@ -110,9 +107,7 @@ EVERY_OBJECTIVE = ("soft_label_kl", "fidelity", "norm_in_norm", "plcc", "pairwis
     ],
     ids=["level_onehot", "level_soft", "one_token", "hyper_7_tokens", "all_objectives_two_prompts"],
 )
-def test_every_formulation_trains_saves_and_scores(
-    pictures: Path, tmp_path: Path, model: dict[str, Any], objective: dict[str, Any]
-) -> None:
+def test_every_formulation_trains_saves_and_scores(pictures, tmp_path, model, objective) -> None:
     model = {"architecture": ARCHITECTURE, "gradient_checkpointing": False, **model}
     sections = {"model": model, "objective": objective, "training": {"num_train_epochs": 1}, "data": {"flip": True}}
     content = settings(pictures, tmp_path / "out", **sections)
@@ -136,9 +131,7 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     return content, train(parse_config(content))
 
 
-def test_gradient_checkpointing_changes_nothing(
-    finished: tuple[dict[str, Any], TrainingResult], tmp_path: Path
-) -> None:
+def test_gradient_checkpointing_changes_nothing(finished, tmp_path) -> None:
     model = {**finished[0]["model"], "gradient_checkpointing": True}
     folders = [
         result.folders["qscorer"]
@@ -208,9 +201,7 @@ def test_adapters_and_chosen_parts_have_moved_and_nothing_else(lora_run: tuple[P
         assert not torch.equal(after[name][: len(before[name])], before[name])
 
 
-def test_going_on_from_a_scoring_checkpoint(
-    lora_run: tuple[Path, dict[str, Path]], pictures: Path, tmp_path: Path
-) -> None:
+def test_going_on_from_a_scoring_checkpoint(lora_run, pictures, tmp_path) -> None:
     model = {"checkpoint": str(lora_run[1]["qscorer"]), "architecture": None}
     content = settings(pictures, tmp_path / "out", model=model, training={"num_train_epochs": 1})
     assert train(parse_config(content)).finished
@@ -219,9 +210,7 @@ def test_going_on_from_a_scoring_checkpoint(
         train(parse_config(content))
 
 
-def test_another_configuration_does_not_go_on_with_a_run_nor_a_new_one_over_it(
-    finished: tuple[dict[str, Any], TrainingResult],
-) -> None:
+def test_another_configuration_does_not_go_on_with_a_run_nor_a_new_one_over_it(finished) -> None:
     content, _ = finished
     changed = {**content, "training": {**content["training"], "learning_rate": 1e-4, "logging_steps": 7}}
     with pytest.raises(TrainingFailedError, match=r"training\.learning_rate was 0\.002 and is 0\.0001") as error:
@@ -231,9 +220,7 @@ def test_another_configuration_does_not_go_on_with_a_run_nor_a_new_one_over_it(
         train(parse_config(content), resume=False)
 
 
-def test_a_finished_run_is_not_run_again_and_writes_what_is_missing(
-    finished: tuple[dict[str, Any], TrainingResult], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_finished_run_is_not_run_again_and_writes_what_is_missing(finished, monkeypatch) -> None:
     config, first = parse_config(finished[0]), finished[1]
     folder = first.folders["qscorer"]
     weights = (folder / "model.safetensors").read_bytes()
@@ -260,9 +247,7 @@ def test_what_cannot_be_written_is_refused_before_training(pictures: Path, tmp_p
         train(parse_config(settings(pictures, tmp_path / "file" / "out")))
 
 
-def test_progress_shows_and_the_state_at_the_end_of_an_epoch_knows_its_evaluation(
-    pictures: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_progress_shows_and_the_state_at_the_end_of_an_epoch_knows_its_evaluation(pictures, tmp_path, capfd) -> None:
     training = {"num_train_epochs": 2, "save_steps": 3, "save_total_limit": 5}
     train(parse_config(settings(pictures, tmp_path / "out", training=training)))  # three steps per epoch
     shown = "".join(capfd.readouterr())
@@ -278,8 +263,7 @@ def test_datasets_count_by_themselves() -> None:
     labels = np.array([[1.0, 0], [2.0, 0], [3.0, 0], [3.0, 1], [4.0, 1], [5.0, 1]])
     found = evaluation_metrics(["first", "second"], EvalPrediction(scores, labels))
     assert [found[name] for name in ("srcc", "srcc_0_first", "srcc_1_second")] == pytest.approx([1, 1, 1])
-    assert found["rmse"] == pytest.approx((0 + 1.9) / 2)
-    assert agreement(scores, labels[:, 0])["srcc"] < 0.9
+    assert found["rmse"] == pytest.approx((0 + 1.9) / 2) and agreement(scores, labels[:, 0])["srcc"] < 0.9
     for scores in ([1.0, 1.0, 1.0], [2.0]):  # no correlation
         found = agreement(np.array(scores), np.arange(len(scores)))
         assert (found["srcc"], found["plcc"], found["krcc"]) == (0, 0, 0) and np.isfinite(found["rmse"])
@@ -305,9 +289,7 @@ def test_out_of_memory_says_which_knobs(pictures: Path, tmp_path: Path, monkeypa
         ),
     ],
 )
-def test_what_is_not_finite_stops_and_is_not_kept(
-    pictures: Path, tmp_path: Path, training: dict[str, Any], words: str
-) -> None:
+def test_what_is_not_finite_stops_and_is_not_kept(pictures, tmp_path, training, words) -> None:
     with pytest.raises(TrainingFailedError, match=words):
         train(parse_config(settings(pictures, tmp_path / "out", training=training)))
     assert "save_steps" not in training or last_complete_state(tmp_path / "out") is None

@@ -51,7 +51,7 @@ def test_saved_and_loaded_bit_for_bit(saved: Path, tmp_path: Path, options: dict
     assert torch.equal(logits_of(QScorerForScoring.from_pretrained(tmp_path)), logits_of(original))
 
 
-def test_attention_of_the_visual_parts_follows_that_of_the_model(saved: Path) -> None:
+def test_copies_and_attention_of_the_visual_parts(saved: Path) -> None:
     def used(model: QScorerForScoring) -> set[str | None]:
         parts = (model.config, model.config.vision_config, model.config.abstractor_config)
         return {part._attn_implementation for part in parts}
@@ -60,6 +60,13 @@ def test_attention_of_the_visual_parts_follows_that_of_the_model(saved: Path) ->
     assert used(QScorerForScoring.from_pretrained(saved, attn_implementation="eager")) == {"eager"}
     model = QScorerForScoring(QScorerConfig.from_pretrained(saved))
     assert used(model) == {"sdpa"}
+    model = build("S", "sdpa")
+    expected = logits_of(model)
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        with torch.no_grad():
+            assert torch.equal(logits_of(other), expected)
+            other.lm_head.weight.zero_()
+        assert torch.equal(logits_of(model), expected)
 
 
 def test_nothing_is_left_uninitialised_where_keys_are_missing(tmp_path: Path) -> None:
@@ -104,16 +111,6 @@ def test_gradient_checkpointing_gives_equal_gradients() -> None:
         gradients.append([p.grad for p in model.parameters() if p.grad is not None])
     for plain, checkpointed in zip(*gradients, strict=True):
         torch.testing.assert_close(plain, checkpointed, rtol=0, atol=1e-6)
-
-
-def test_copies() -> None:
-    model = build("S", "sdpa")
-    expected = logits_of(model)
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        with torch.no_grad():
-            assert torch.equal(logits_of(other), expected)
-            other.lm_head.weight.zero_()
-        assert torch.equal(logits_of(model), expected)
 
 
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
