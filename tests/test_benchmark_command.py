@@ -14,13 +14,14 @@ import pytest
 import torch
 from benchmark_world import FakeMetrics, write_csv, write_dataset
 from commands import Result, full_disk, program, wait_for_lines
+from matplotlib.figure import Figure
 from rich.console import Console
 from tiny_checkpoint import published_folders
 
 from pyiqa_qscorer.cli.benchmark import dataset_specs, metric_specs, with_split
 from pyiqa_qscorer.data.score_rows import ScoreRow, read_rows, write_rows
 from pyiqa_qscorer.errors import InputError, QScorerError
-from pyiqa_qscorer.evaluation import runner
+from pyiqa_qscorer.evaluation import leaderboard_report, runner
 from pyiqa_qscorer.evaluation.leaderboard_report import terminal_tables
 from pyiqa_qscorer.evaluation.results import read_leaderboard
 from pyiqa_qscorer.evaluation.scoring import BenchmarkRow
@@ -37,7 +38,10 @@ def benchmark(*arguments: object) -> Result:
 
 @pytest.fixture
 def quick_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And small pictures: what they show is in test_benchmark_report.py."""
     FakeMetrics().install(monkeypatch.setattr)
+    monkeypatch.setattr(leaderboard_report, "scatter", lambda entry: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(leaderboard_report, "accuracy_against_cost", lambda entries: None)
 
 
 @pytest.fixture

@@ -69,7 +69,9 @@ def test_lower_better_references_and_repeated_names(root: Path) -> None:
     assert {Path(row.reference or "") for row in found} == {root / "LIVEIQA_release2/refimgs/a.bmp"}
 
 
-def test_transform_range_and_unknown_names(root: Path, tmp_path: Path) -> None:
+def test_transform_and_unknown_names(root: Path) -> None:
+    with pytest.raises(QScorerError, match=r"meta_info_SPAQDataset\.csv is missing; .*data_root.*download: true"):
+        read(root, dataset="spaq")
     write(root, "meta_info_SPAQDataset.csv", ["name", "mos"], [["1.jpg", 50]], ["SPAQ/TestImage/1.jpg"])
     [row], info = pyiqa_dataset("spaq", root, {"phase": "test"})
     [resized] = info["transform"]([Image.new("RGB", (896, 600))])
@@ -79,5 +81,3 @@ def test_transform_range_and_unknown_names(root: Path, tmp_path: Path) -> None:
         read(root, dataset="koniq")
     with pytest.raises(QScorerError, match="split"):
         read(root, dataset="koniq10k", split="my_split")
-    with pytest.raises(QScorerError, match=r"meta_info_SPAQDataset\.csv is missing; .*data_root.*download: true"):
-        read(root, dataset="spaq")
