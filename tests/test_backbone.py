@@ -46,7 +46,7 @@ def dataset(pictures: Path) -> QualityDataset:
     return QualityDataset([read_dataset(config.data.train[0], "train")], 64)
 
 
-def test_cache_holds_what_the_network_gives(pictures: Path, tmp_path: Path) -> None:
+def test_caches_hold_what_the_network_gives_and_standardise(pictures: Path, tmp_path: Path) -> None:
     data, network = dataset(pictures), encoder()
     cached = CachedStatistics(data, network, tmp_path)
     assert len(cached) == len(data) == 18
@@ -56,6 +56,18 @@ def test_cache_holds_what_the_network_gives(pictures: Path, tmp_path: Path) -> N
             torch.testing.assert_close(cached[index]["pixel_values"], expected, atol=1e-3, rtol=1e-3)
             facts = {name: value for name, value in cached[index].items() if name != "pixel_values"}
             assert facts == {name: value for name, value in data[index].items() if name != "pixel_values"}
+    data, network = dataset(pictures), encoder()
+    cached = CachedStatistics(data, network, tmp_path)
+    fit_standardisation(network, cached)
+    values = network.standardise(torch.stack([cached[index]["pixel_values"] for index in range(len(cached))]))
+    flat = values.flatten(0, 1).detach()
+    np.testing.assert_allclose(flat.mean(0), 0, atol=1e-3)
+    moving = flat.std(0) > 0.5
+    np.testing.assert_allclose(flat.std(0)[moving], 1, atol=1e-3)
+    assert moving.float().mean() > 0.9
+    from_pixels = encoder()
+    fit_standardisation(from_pixels, data)
+    torch.testing.assert_close(from_pixels.standardise.mean, network.standardise.mean, atol=1e-3, rtol=1e-2)
 
 
 def test_mirrored_pictures_have_the_cells_of_the_cache_in_mirrored_order(pictures: Path, tmp_path: Path) -> None:
@@ -171,21 +183,6 @@ def test_cache_is_kept_until_images_or_network_change(pictures, tmp_path, monkey
     with pytest.raises(CheckpointError, match="do not fit into float16"):
         CachedStatistics(data, network, tmp_path)
     assert len(list(tmp_path.glob("*.npy"))) == 3
-
-
-def test_standardised_channels_have_mean_0_and_deviation_1(pictures: Path, tmp_path: Path) -> None:
-    data, network = dataset(pictures), encoder()
-    cached = CachedStatistics(data, network, tmp_path)
-    fit_standardisation(network, cached)
-    values = network.standardise(torch.stack([cached[index]["pixel_values"] for index in range(len(cached))]))
-    flat = values.flatten(0, 1).detach()
-    np.testing.assert_allclose(flat.mean(0), 0, atol=1e-3)
-    moving = flat.std(0) > 0.5
-    np.testing.assert_allclose(flat.std(0)[moving], 1, atol=1e-3)
-    assert moving.float().mean() > 0.9
-    from_pixels = encoder()
-    fit_standardisation(from_pixels, data)
-    torch.testing.assert_close(from_pixels.standardise.mean, network.standardise.mean, atol=1e-3, rtol=1e-2)
 
 
 def test_training_on_the_cache_equals_training_on_pictures(pictures: Path, tmp_path: Path) -> None:

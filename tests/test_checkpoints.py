@@ -68,7 +68,7 @@ def test_scores_are_the_published_ones(folders: tuple[Path, Path, Path], key: st
     check_scores(output.raw_score.float()[settled], golden[settled], key, tolerance=0.06)
 
 
-def test_every_loaded_weight_is_the_published_one_in_float16(folders: tuple[Path, Path, Path]) -> None:
+def test_every_loaded_weight_is_the_published_one(folders: tuple[Path, Path, Path]) -> None:
     """Bit for bit, the merged ones included."""
     lora, base, merged = folders
     published = GOLDEN_LOADS["load_fp16_default"]["weights_sha256"]
@@ -79,10 +79,7 @@ def test_every_loaded_weight_is_the_published_one_in_float16(folders: tuple[Path
         for name, tensor in loaded.items():
             assert tensor.dtype is (torch.float32 if name.endswith("pos_embed") else torch.float16)
             assert sha256(tensor) == published[name], name
-
-
-def test_every_loaded_weight_is_the_published_one_in_float32(folders: tuple[Path, Path, Path]) -> None:
-    """Bit for bit, but for the products of the adapters, which another BLAS may round differently."""
+    # Bit for bit, but for the products of the adapters, which another BLAS may round differently.
     published, golden = GOLDEN_LOADS["load_fp32_eager"]["weights_sha256"], tensors("lora_golden/golden")
     loaded = state(*folders[:2])
     other = {name for name, tensor in loaded.items() if sha256(tensor) != published[name]}
@@ -241,18 +238,13 @@ def test_layouts_are_recognised_and_a_base_is_not_looked_at_where_none_is_needed
 def test_precision_of_auto(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
     merged, half = folders[2], torch.float16
     own32, own16 = own_folder(tmp_path / "32"), own_folder(tmp_path / "16", dtype=half)
-    for path, device, expected in (
-        (merged, "cpu", torch.bfloat16),
-        (merged, "cuda", half),
-        (own32, "cpu", torch.float32),
-        (own32, "cuda", torch.float32),
-        (own16, "cpu", torch.bfloat16),
-        (own16, "cuda", half),
-    ):
-        loaded = load_folder(path, device=device)
-        assert {p.dtype for p in loaded.model.parameters()} == {expected}
-        assert {b.dtype for b in loaded.model.buffers()} == {torch.float32} and not loaded.model.training
-        assert not any(p.requires_grad for p in loaded.model.parameters())
+    full = torch.float32
+    for path, on_cpu, on_cuda in ((merged, torch.bfloat16, half), (own32, full, full), (own16, torch.bfloat16, half)):
+        for device, expected in (("cpu", on_cpu), ("cuda", on_cuda)):
+            loaded = load_folder(path, device=device)
+            assert {p.dtype for p in loaded.model.parameters()} == {expected}
+            assert {b.dtype for b in loaded.model.buffers()} == {torch.float32} and not loaded.model.training
+            assert not any(p.requires_grad for p in loaded.model.parameters())
 
 
 @pytest.mark.parametrize("start", ["model", "base"])

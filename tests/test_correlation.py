@@ -132,7 +132,7 @@ def test_intervals_are_reproducible_and_cover_the_truth_as_often_as_they_say() -
     assert 0.88 <= covered / 150 <= 0.99
 
 
-def test_comparison_of_equal_and_of_unequal_metrics() -> None:
+def test_comparisons() -> None:
     generator = np.random.default_rng(1)
     false_alarms = found = 0
     for _ in range(100):
@@ -143,9 +143,6 @@ def test_comparison_of_equal_and_of_unequal_metrics() -> None:
         found += bootstrap.compare(one, third)[1] < 0.05
     assert false_alarms <= 11  # three standard errors above 5 %
     assert found >= 75
-
-
-def test_comparison_with_itself_with_too_little_and_holm() -> None:
     scores, mos = sample(40)
     own, perfect = bootstrap.resampled_srcc(scores, mos), bootstrap.resampled_srcc(mos, mos)
     assert bootstrap.compare(own, bootstrap.resampled_srcc(2 * scores + 1, mos)) == (0, 1)

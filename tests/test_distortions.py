@@ -149,7 +149,7 @@ def test_every_choice_of_every_step_works(photos: list[np.ndarray]) -> None:
     assert all(len(values) > 1 for values in choices.values()), choices
 
 
-def test_chains_repeat_and_depend_on_their_seed(photos: list[np.ndarray]) -> None:
+def test_chains_repeat_and_are_worse_the_stronger(photos: list[np.ndarray]) -> None:
     assert random_chain(5) == random_chain(5)
     for seed in range(40):  # also from JSON
         chain = random_chain(seed)
@@ -162,9 +162,6 @@ def test_chains_repeat_and_depend_on_their_seed(photos: list[np.ndarray]) -> Non
     # The same noise twice in a chain would be no second noise.
     once, twice = apply_chain(photos[0], noise, 1), apply_chain(photos[0], noise * 2, 1)
     assert np.abs(twice.astype(int) - photos[0]).mean() < 1.8 * np.abs(once.astype(int) - photos[0]).mean()
-
-
-def test_chains_are_worse_the_stronger(photos: list[np.ndarray]) -> None:
     means = []
     for strength in STRENGTHS:
         scores = [

@@ -30,7 +30,7 @@ def test_onednn_linear_is_linear(shape: tuple[int, ...], bias: bool) -> None:
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-3)
 
 
-def test_only_plain_linear_layers_are_taken_over() -> None:
+def test_only_plain_linear_layers_are_taken_over_and_quick_gelu_is_the_same() -> None:
     class Doubling(nn.Linear):
         def forward(self, input: Tensor) -> Tensor:
             return 2 * super().forward(input)
@@ -49,6 +49,11 @@ def test_only_plain_linear_layers_are_taken_over() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert fast(states).dtype is torch.bfloat16
     assert fast(states[:, :0]).shape == (2, 0, 5)
+    states = torch.randn(50, 60, generator=torch.Generator().manual_seed(0))
+    kept = states.clone()
+    with torch.no_grad():
+        in_place = quick_gelu(states)
+    assert torch.equal(in_place, quick_gelu(states.requires_grad_())) and torch.equal(states, kept)
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")
@@ -66,11 +71,3 @@ def test_function_transforms_go_through_fast_linear() -> None:
         torch.stack([torch.func.grad(total)(x) for x in states]),
     ):
         torch.testing.assert_close(found, expected)
-
-
-def test_quick_gelu_in_place_is_the_same_to_the_bit() -> None:
-    states = torch.randn(50, 60, generator=torch.Generator().manual_seed(0))
-    kept = states.clone()
-    with torch.no_grad():
-        in_place = quick_gelu(states)
-    assert torch.equal(in_place, quick_gelu(states.requires_grad_())) and torch.equal(states, kept)

@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark_world import write_dataset
+from commands import program
 from pictures import encoded, plain_pixels, random_image
 from PIL import Image, ImageFile
 from test_backbone import dataset
@@ -87,14 +88,9 @@ def test_kills_at_random_moments_change_no_table(own: Path, tmp_path: Path) -> N
     benchmark = ["-m", "brightness", "-d", str(table), "--images", str(table.parent / "images")]
     commands = {"score": score, "benchmark": benchmark, "train": [str(tmp_path / "config.json")]}
     (tmp_path / "commands.json").write_text(json.dumps(commands))
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("kill_at_random.py")), str(KILLS), "commands.json"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "FAKE_SECONDS_PER_IMAGE": "0.02"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, str(Path(__file__).with_name("kill_at_random.py")), str(KILLS), "commands.json"]
+    slow = program(FAKE_SECONDS_PER_IMAGE=0.02)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300, **slow)
     assert done.returncode == 0, done.stderr
     for kind, killed in json.loads(done.stdout).items():
         assert killed >= 1

@@ -113,15 +113,12 @@ def test_compiled_scores_are_the_plain_ones() -> None:
     check_compiled(1)
 
 
-def test_the_prefix_is_read_once_for_a_batch() -> None:
+def test_the_prefix_is_read_once_for_a_batch_or_run(own: Path) -> None:
     model, pixels, *prompt = case()
     runs = prefix_runs(model)
     for rows in (1, 3, 6):
         scores(model, pixels[:rows], *prompt)
     assert runs == [len(prompt[0])] * 3
-
-
-def test_the_prefix_is_read_once_for_a_run_and_anew_where_weights_may_have_changed(own: Path) -> None:
     scorer = Scorer(QScorer(own), batch_size=1)
     photos = [torch.rand(3, 56, 56, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     runs = prefix_runs(scorer.metric.network)

@@ -86,7 +86,7 @@ def test_opinions_spread_in_the_middle_and_fall_with_every_distance() -> None:
     assert 1 <= CALIBRATION.opinion({"gmsd": 0.4, "psnry": 8.0}) < 1.3
 
 
-def test_fit_finds_the_calibration_that_made_the_opinions() -> None:
+def test_calibrations_are_fitted_and_tone_is_not_blamed() -> None:
     random = np.random.default_rng(0)
     values = [
         {"gmsd": gmsd, "psnry": psnr}
@@ -99,10 +99,7 @@ def test_fit_finds_the_calibration_that_made_the_opinions() -> None:
     assert found.bias == pytest.approx(true.bias, abs=1e-2) and found.fit["srcc over pictures"] > 0.999
     with pytest.raises(ValueError, match="20 pictures"):
         fit_calibration(values[:1], [3.0])
-
-
-def test_tone_is_not_blamed() -> None:
-    """The reference of a chain gets its changes of tone, so a toned but otherwise perfect picture is perfect."""
+    # The reference of a chain gets its changes of tone, so a toned but otherwise perfect picture is perfect.
     photo = np.asarray(Image.open(PHOTOS / "coffee.jpg").convert("RGB").resize((128, 96)))
     tone = Step("tone", {"exposure": -0.7, "contrast": 1.2, "gamma": 1.0, "saturation": 0.8})
     toned, untouched = apply_chain(photo, [tone], 0), apply_chain(photo, tone_of([tone]), 0)

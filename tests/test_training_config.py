@@ -24,13 +24,10 @@ def test_examples_are_valid_and_found_by_name(path: Path) -> None:
     assert read_config(Path(path.name)) == read_config(path)
 
 
-def test_one_data_root_serves_all_parts() -> None:
+def test_defaults_and_one_data_root() -> None:
     config = read_config(Path("mixed.yaml"), {"data.data_root": "/data", "data.train.1.data_root": "/other"})
     assert [str(part.data_root) for part in config.data.train] == ["/data", "/other", "/data"]
     assert str(config.data.validation[0].data_root) == "/data"
-
-
-def test_defaults_are_the_published_recipe() -> None:
     config = parse_config(minimal())
     assert (config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (128, 256, 0.05)
     training = config.training

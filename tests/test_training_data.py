@@ -113,7 +113,7 @@ def test_weights_decide_how_often_an_image_comes(weight: float, low: int, high: 
     assert {seen[index] for index in range(10, 30)} == ({low, high} if low != high else {low})
 
 
-def test_order_is_a_function_of_seed_and_epoch() -> None:
+def test_order_flips_and_questions_are_functions_of_seed_and_epoch(pictures: Path) -> None:
     def order(seed: int, epoch: int) -> list[tuple[int, int]]:
         sampler = MixedSampler([fake("a", 30, 1.0)], seed)
         sampler.set_epoch(epoch)
@@ -123,9 +123,6 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert [index for index, _ in order(0, 0)] != [index for index, _ in order(0, 1)]
     assert [index for index, _ in order(0, 0)] != [index for index, _ in order(1, 0)]
     assert {epoch for _, epoch in order(0, 3)} == {3}
-
-
-def test_flips_and_questions_change_by_epoch_only(pictures: Path) -> None:
     data = QualityDataset([read_dataset(own(pictures), "train")], 56, texts=3, flip=True, seed=5)
     first, again = data[(2, 0)], data[(2, 0)]
     assert torch.equal(first["pixel_values"], again["pixel_values"])

@@ -133,13 +133,8 @@ def finished(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 def test_gradient_checkpointing_changes_nothing(finished, tmp_path) -> None:
     model = {**finished[0]["model"], "gradient_checkpointing": True}
-    folders = [
-        result.folders["qscorer"]
-        for result in (
-            finished[1],
-            train(parse_config({**finished[0], "model": model, "output": str(tmp_path / "out")})),
-        )
-    ]
+    config = parse_config({**finished[0], "model": model, "output": str(tmp_path / "out")})
+    folders = [result.folders["qscorer"] for result in (finished[1], train(config))]
     curves = [json.loads((folder / "training.json").read_text())["curves"] for folder in folders]
     plain, checkpointed = ([entry["loss"] for entry in one if "loss" in entry] for one in curves)
     assert plain == pytest.approx(checkpointed, rel=1e-5)
@@ -150,16 +145,14 @@ def lora_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     """A published-recipe run on the golden base: the base folder and the written checkpoints."""
     folder = tmp_path_factory.mktemp("lora")
     _, base, _ = published_folders(folder)
-    content = settings(
-        pictures,
-        folder / "out",
-        model={"checkpoint": str(base), "architecture": None, "regressor_hidden_sizes": [8, 8, 6]},
-        objective={"scale": 0.05, "clamp_score": True},
-        lora={"enabled": True, "r": 4, "lora_alpha": 8},
-        trainable={"everything": False},
-        training={"num_train_epochs": 1, "learning_rate": 1e-3, "bf16": True},
-        layouts=["qscorer", "published", "published_lora"],
-    )
+    sections = {
+        "model": {"checkpoint": str(base), "architecture": None, "regressor_hidden_sizes": [8, 8, 6]},
+        "objective": {"scale": 0.05, "clamp_score": True},
+        "lora": {"enabled": True, "r": 4, "lora_alpha": 8},
+        "training": {"num_train_epochs": 1, "learning_rate": 1e-3, "bf16": True},
+        "layouts": ["qscorer", "published", "published_lora"],
+    }
+    content = settings(pictures, folder / "out", **sections, trainable={"everything": False})
     return base, train(parse_config(content)).folders
 
 
@@ -233,7 +226,7 @@ def test_a_finished_run_is_not_run_again_and_writes_what_is_missing(finished, mo
     assert again.metrics["validation_rmse"] == pytest.approx(first.metrics["validation_rmse"])
 
 
-def test_what_cannot_be_written_is_refused_before_training(pictures: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_written_and_a_quantised_base_without_a_gpu_are_refused(pictures: Path, tmp_path: Path) -> None:
     content = settings(pictures, tmp_path / "out")
     (tmp_path / "out" / "checkpoint_qscorer").mkdir(parents=True)
     (tmp_path / "out" / "checkpoint_qscorer" / "somebody.txt").write_text("else's")
@@ -245,6 +238,11 @@ def test_what_cannot_be_written_is_refused_before_training(pictures: Path, tmp_p
     (tmp_path / "file").touch()
     with pytest.raises(TrainingFailedError, match="choose another folder"):
         train(parse_config(settings(pictures, tmp_path / "file" / "out")))
+    _, base, _ = published_folders(tmp_path / "published")
+    model, lora = {"checkpoint": str(base), "architecture": None}, {"enabled": True, "quantise_base": "4bit"}
+    content = settings(pictures, tmp_path / "out", model=model, lora=lora, trainable={"everything": False})
+    with pytest.raises(TrainingFailedError, match="needs a CUDA GPU"):
+        train(parse_config(content))
 
 
 def test_progress_shows_and_the_state_at_the_end_of_an_epoch_knows_its_evaluation(pictures, tmp_path, capfd) -> None:
@@ -293,14 +291,6 @@ def test_what_is_not_finite_stops_and_is_not_kept(pictures, tmp_path, training, 
     with pytest.raises(TrainingFailedError, match=words):
         train(parse_config(settings(pictures, tmp_path / "out", training=training)))
     assert "save_steps" not in training or last_complete_state(tmp_path / "out") is None
-
-
-def test_quantised_base_needs_a_gpu(pictures: Path, tmp_path: Path) -> None:
-    _, base, _ = published_folders(tmp_path / "published")
-    model, lora = {"checkpoint": str(base), "architecture": None}, {"enabled": True, "quantise_base": "4bit"}
-    content = settings(pictures, tmp_path / "out", model=model, lora=lora, trainable={"everything": False})
-    with pytest.raises(TrainingFailedError, match="needs a CUDA GPU"):
-        train(parse_config(content))
 
 
 def test_lora_folder_is_whole_where_only_adapters_train(pictures: Path, tmp_path: Path) -> None:

@@ -23,15 +23,9 @@ PINNED_PIECES = {
     29973: "?",
 }
 _TOKENIZER_CONFIG = {
-    "tokenizer_class": "LlamaTokenizer",
-    "add_bos_token": True,
-    "add_eos_token": False,
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "legacy": False,
-    "model_max_length": 2048,
-    "padding_side": "right",
+    **{"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False},
+    **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    **{"model_max_length": 2048, "padding_side": "right"},
 }
 
 
