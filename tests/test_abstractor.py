@@ -28,8 +28,7 @@ def test_position_tables_are_the_published_formula(name: str) -> None:
 def test_key_positions_are_column_first_and_spare_the_cls_token() -> None:
     table = key_position_table(3, 8)
     assert table.shape == (10, 8) and (table[0] == 0).all()
-    cells = table[1:].unflatten(0, (3, 3))
-    line = sine_table(torch.arange(3), 4)
+    cells, line = table[1:].unflatten(0, (3, 3)), sine_table(torch.arange(3), 4)
     for row in range(3):
         for column in range(3):
             torch.testing.assert_close(cells[row, column], torch.cat([line[column], line[row]]), rtol=0, atol=0)

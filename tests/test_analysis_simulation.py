@@ -33,8 +33,7 @@ def test_second_order_formula_meets_the_simulation_for_small_noise(name: str) ->
 
 
 def test_noise_free_and_regression_errors_are_the_formulas() -> None:
-    found = noisy_levels("linear", MOS, None, 5, noise=0.0)
-    expected = 0.99 * MOS + 0.01 * 3 - MOS
+    found, expected = noisy_levels("linear", MOS, None, 5, noise=0.0), 0.99 * MOS + 0.01 * 3 - MOS
     assert found.rmse == pytest.approx(math.sqrt(np.mean(expected**2)))
     assert found.mae == pytest.approx(np.mean(np.abs(expected))) and found.srcc == pytest.approx(1.0)
     assert found.mse_standard_error == pytest.approx(0.0, abs=1e-12)

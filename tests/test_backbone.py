@@ -76,13 +76,11 @@ def test_mirrored_pictures_have_the_cells_of_the_cache_in_mirrored_order(picture
     plain = CachedStatistics(QualityDataset(parts, 64), network, tmp_path)
     mirrored = CachedStatistics(QualityDataset(parts, 64, flip=True), network, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1  # one file serves both
-    grid = network.config.image_size // network.config.patch_size
-    found = set()
+    grid, found = network.config.image_size // network.config.patch_size, set()
     for item in [(index, epoch) for index in range(6) for epoch in range(2)]:
         before, after = plain[item]["pixel_values"], mirrored[item]["pixel_values"]
         assert torch.equal(before[0], after[0])  # the whole picture
-        flipped = mirrored.data.flipped(*item)
-        cells = before[1:].unflatten(0, (grid, grid))
+        flipped, cells = mirrored.data.flipped(*item), before[1:].unflatten(0, (grid, grid))
         assert torch.equal(after[1:], (cells.flip(1) if flipped else cells).flatten(0, 1))
         found.add(flipped)
     assert found == {True, False}

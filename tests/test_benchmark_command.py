@@ -199,8 +199,7 @@ def test_wrong_usage(quick_metrics: None, table: Path, arguments: list[str], wor
 def test_killed_and_interrupted_runs_resume_to_the_same_table(quick_metrics: None, table: Path) -> None:
     arguments = ["-m", "brightness", "-m", "darkness", "-d", str(table), "--images", "data/images"]
     assert benchmark(*arguments, "-o", "expected").code == 0
-    command = [*PROGRAM, "benchmark", *arguments, "--workers", "2"]
-    log = Path("log.txt")
+    command, log = [*PROGRAM, "benchmark", *arguments, "--workers", "2"], Path("log.txt")
     slow = program(FAKE_SECONDS_PER_IMAGE=0.2, FAKE_LOG=log)
     partial = Path("benchmark/scores/opinions/brightness.csv.partial.jsonl")
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **slow)

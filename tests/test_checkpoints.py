@@ -121,8 +121,7 @@ def test_a_base_in_float32_is_rounded_before_the_merge_as_published(copies: tupl
     for shard in shards(base):
         edit_weights(shard, widen)
     low, high = adapter_factors(lora)
-    stored = torch.load(shards(base)[0], weights_only=True)[ADAPTED]
-    delta = 2.0 * (high @ low)
+    stored, delta = torch.load(shards(base)[0], weights_only=True)[ADAPTED], 2.0 * (high @ low)
     assert torch.equal(state(lora, base, dtype="float16")[ADAPTED], (stored.half().float() + delta).half())
     assert torch.equal(state(lora, base)[ADAPTED], stored + delta)
 

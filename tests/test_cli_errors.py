@@ -43,8 +43,7 @@ class Result(commands.Result):
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    path = tmp_path / "labels.csv"
-    values = np.random.default_rng(0).uniform(0, 100, 80)
+    path, values = tmp_path / "labels.csv", np.random.default_rng(0).uniform(0, 100, 80)
     path.write_text("name,mos,std\n" + "".join(f"{i}.png,{value},12\n" for i, value in enumerate(values)))
     return path
 
@@ -138,8 +137,7 @@ def logits_one_by_one(checkpoint: Path, data: LabelledImages) -> tuple[torch.Ten
         pixels = pixels_from_pil(open_image(image.path), metric.image_size)[None]
         with torch.no_grad():
             output = metric.network.score(pixels, metric.prompt.prefix, metric.prompt.suffix, metric.prompt.blank)
-        logits = output.first_logits[0].double()
-        ids = metric.network.config.level_token_ids
+        logits, ids = output.first_logits[0].double(), metric.network.config.level_token_ids
         rows.append(logits[ids])
         shares.append(logits.softmax(-1)[ids].sum())
     return torch.stack(rows), torch.stack(shares)

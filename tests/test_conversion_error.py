@@ -44,8 +44,7 @@ def test_named_scores_and_optimal_values() -> None:
     assert narrow.sum() == 0 and named_score("gaussian_pdf_raw", narrow).tolist() == [3.0]
     mos = MOS[(MOS <= 2.6) | (MOS > 3.4)]  # nothing in the middle level
     label = make_label("one_hot", mos, None, 5)
-    values = level_values("optimal", label, mos)
-    index = level_index(mos, 5)
+    values, index = level_values("optimal", label, mos), level_index(mos, 5)
     for level in (0, 1, 3, 4):
         assert values[level] == pytest.approx(mos[index == level].mean())
     assert values[2] == pytest.approx(3.0)  # keeps the middle of its interval

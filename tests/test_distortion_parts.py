@@ -136,8 +136,7 @@ def test_predicted_frames_differ_from_intra_frames_and_jpeg_subsampling_costs_ch
 def test_a_shifted_grid_has_its_blocks_elsewhere(photo: np.ndarray) -> None:
     """Steps between neighbouring columns are largest at block borders: every eighth, moved by the shift."""
     for shift in (0, 3):
-        code = {"codec": "jpeg", "quality": 5}
-        clean = {"codec": "jpeg", "quality": 100}
+        code, clean = {"codec": "jpeg", "quality": 5}, {"codec": "jpeg", "quality": 100}
         chain = [Step("recompress", {"first": clean, "second": code, "shift": [0, shift]})]
         result = apply_chain(photo, chain, 0).astype(int).mean(2)
         steps = np.abs(np.diff(result[:, :144], axis=1)).mean(0)

@@ -45,8 +45,7 @@ def mean_similarity(photos: list[np.ndarray], distort: Callable[[np.ndarray, int
 
 def check(image: np.ndarray, distort: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
     """Shape and dtype stay, the input is untouched, a second call gives the same."""
-    before = image.copy()
-    result = distort(image)
+    before, result = image.copy(), distort(image)
     assert result.shape == image.shape and result.dtype == np.uint8 and not np.shares_memory(result, image)
     np.testing.assert_array_equal(image, before)
     np.testing.assert_array_equal(distort(image), result)

@@ -24,8 +24,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_report_of_this_machine(tmp_path: Path) -> None:
-    before = sorted(tmp_path.iterdir())
-    facts = doctor.examine(str(tmp_path))
+    before, facts = sorted(tmp_path.iterdir()), doctor.examine(str(tmp_path))
     assert sorted(tmp_path.iterdir()) == before and facts["packages"]["pyiqa"] and facts["packages"]["torch"]
     assert facts["cpu_cores"] >= 1 and facts["memory"] > 10**8 and facts["free_memory"] <= facts["memory"]
     assert facts["cache"]["folder"] == str(tmp_path) and set(facts["cache"]["stored"].values()) == {0}

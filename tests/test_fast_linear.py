@@ -19,8 +19,7 @@ def test_onednn_linear_is_linear(shape: tuple[int, ...], bias: bool) -> None:
     states = torch.randn(shape, generator=generator).requires_grad_()
     weight = torch.randn(16, 24, generator=generator).requires_grad_()
     offset = torch.randn(16, generator=generator).requires_grad_() if bias else None
-    inputs = [tensor for tensor in (states, weight, offset) if tensor is not None]
-    results = []
+    inputs, results = [tensor for tensor in (states, weight, offset) if tensor is not None], []
     for linear in (F.linear, onednn_linear):
         output = linear(states, weight, offset)
         first = torch.autograd.grad(output.square().sum(), inputs, create_graph=True)

@@ -60,15 +60,13 @@ def trained_weights() -> dict[str, Tensor]:
 
 def test_statistics_are_mean_and_deviation_of_cells(tmp_path: Path) -> None:
     """Against the layers of timm's own features-only network, cell by cell, with plain loops."""
-    ours = encoder()
-    weights = trained_weights()
+    ours, weights = encoder(), trained_weights()
     torch.save(weights, tmp_path / "weights.pth")
     load_backbone(ours, str(tmp_path / "weights.pth"))
     whole = timm.create_model(BACKBONE, features_only=True, out_indices=[0, 2]).eval()
     whole.load_state_dict(weights, strict=False)
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    wanted = ours.backbone.pretrained_cfg
-    normalised = pixels() * std + mean
+    wanted, normalised = ours.backbone.pretrained_cfg, pixels() * std + mean
     normalised = (normalised - torch.tensor(wanted["mean"])[:, None, None]) / torch.tensor(wanted["std"])[:, None, None]
     with torch.no_grad():
         layers, statistics = whole(normalised), ours.statistics(pixels())

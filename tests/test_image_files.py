@@ -62,8 +62,7 @@ def test_alpha_is_dropped_not_composited_and_cmyk_is_not_inverted(tmp_path: Path
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 def test_exif_rotation_is_not_applied(orientation: int, tmp_path: Path) -> None:
-    image = random_image(8, 20, seed=0)
-    exif = Image.Exif()
+    image, exif = random_image(8, 20, seed=0), Image.Exif()
     exif[0x0112] = orientation
     path = saved(tmp_path, image, "rotated.png", exif=exif)
     with Image.open(path) as check:
@@ -179,8 +178,7 @@ def pil_switch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("kept", [0.5, 0.9])
 def test_truncated_files(file_format: str, options: dict, kept: float, tmp_path: Path, pil_switch: bool) -> None:
     content = encoded(random_image(64, 80, seed=0), file_format, **options)
-    content = content[: int(len(content) * kept)]
-    path = tmp_path / "cut.image"
+    content, path = content[: int(len(content) * kept)], tmp_path / "cut.image"
     path.write_bytes(content)
     refused(path, "cut.image", "copy")
     refused(content, f"image given as {len(content)} bytes")
@@ -223,8 +221,7 @@ def test_damaged_files_never_raise_anything_else(file_format, options, monkeypat
     """Damage can go unnoticed by a decoder, but what it notices must be an ImageError."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # damaged sizes can be large
     content = encoded(random_image(24, 30, seed=0), file_format, **options)
-    random = np.random.default_rng(0)
-    refusals = 0
+    random, refusals = np.random.default_rng(0), 0
     for _ in range(60):
         damaged = bytearray(content)
         for position in random.integers(0, min(len(content), 400), size=6):

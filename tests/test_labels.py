@@ -68,8 +68,7 @@ def test_level_and_one_hot_against_the_published_interval_rule(levels):
 @pytest.mark.parametrize("low, high", [(1.0, 5.0), (0.0, 100.0)])
 def test_linear_label_restores_exactly(levels, low, high):
     mos = low + (MOS - 1) / 4 * (high - low)
-    label = linear_soft_label(mos, levels, low, high)
-    centers = level_centers(levels, low, high)
+    label, centers = linear_soft_label(mos, levels, low, high), level_centers(levels, low, high)
     step = centers[1] - centers[0]
     assert label == pytest.approx(np.maximum(0, 1 - np.abs(mos[:, None] - centers) / step), abs=1e-12)
     assert label.min() >= 0 and label.sum(axis=1) == pytest.approx(np.ones(len(mos)), abs=1e-15)
@@ -77,8 +76,7 @@ def test_linear_label_restores_exactly(levels, low, high):
 
 
 def raw_by_scipy(mos, std, levels, low, high, variant):
-    centers = np.linspace(low, high, levels)
-    step = (high - low) / (levels - 1)
+    centers, step = np.linspace(low, high, levels), (high - low) / (levels - 1)
     normal = norm(mos[:, None], std[:, None])
     if variant == "pdf":
         return normal.pdf(centers) * step
@@ -100,8 +98,7 @@ def test_raw_gaussian_label_against_scipy(variant, levels, low, high):
 
 def adjusted_by_solving(mos, std, levels, variant, min_std=0.2, max_error=0.1):
     """Row by row: the two linear equations solved numerically, then the published clip and fallback."""
-    centers = np.linspace(1, 5, levels)
-    step = 4 / (levels - 1)
+    centers, step = np.linspace(1, 5, levels), 4 / (levels - 1)
     rows = []
     for value, spread, raw in zip(mos, std, raw_by_scipy(mos, std, levels, 1, 5, variant), strict=True):
         row = interpolated = np.maximum(0, 1 - np.abs(centers - value) / step)
@@ -147,22 +144,22 @@ def test_at_the_middle_the_adjustment_is_the_limit_from_both_sides(variant, leve
 
 
 @SOFT
-def test_mirrored_mos_gives_the_mirrored_label_but_falls_back_elsewhere(variant):
+def test_mirrored_clipped_and_certain_opinions(variant):
     """Clipping adds mass at the far end of the scale: of value 4 and 5 for a bad image, of 1 and 2 for a good one."""
     unlimited = {"variant": variant, "max_error": math.inf}
     label = gaussian_soft_label(MOS, STD, 5, **unlimited)
     assert gaussian_soft_label(6 - MOS, STD, 5, **unlimited)[:, ::-1] == pytest.approx(label, abs=1e-9)
     bad, good = restore(gaussian_soft_label([1.2, 4.8], [0.7, 0.7], 5, **unlimited), level_centers(5)) - [1.2, 4.8]
     assert bad > 2 * good > 0
-
-
-@SOFT
-def test_clipped_rows_keep_a_sum_above_one_unless_normalised(variant):
     label = gaussian_soft_label(MOS, STD, 5, variant=variant)
     assert label.min() == 0 and label.sum(axis=1).min() >= 1 - 1e-12
     assert label.sum(axis=1).max() > 1.01
     normalised = gaussian_soft_label(MOS, STD, 5, variant=variant, normalise=True)
     assert normalised == pytest.approx(label / label.sum(axis=1, keepdims=True), abs=1e-15)
+    label = gaussian_soft_label([1.0, 2.3, 2.5, 5.0], np.zeros(4), 5, variant=variant, adjust=False)
+    assert label.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 0, 1]]
+    small = gaussian_soft_label([1.0, 2.3, 2.5, 5.0], np.full(4, 1e-4), 5, variant="cdf", adjust=False)
+    assert small == pytest.approx(label, abs=1e-12)
 
 
 @SOFT
@@ -190,14 +187,6 @@ def test_any_std_without_fallback_limits_gives_a_finite_label(variant):
             assert np.isfinite(label).all() and label.min() >= 0
         raw = gaussian_soft_label(mos, std, 5, variant=variant, adjust=False, normalise=True)
         assert raw.sum(axis=1) == pytest.approx(np.ones(len(std)))
-
-
-@SOFT
-def test_std_of_zero_without_adjustment_is_the_nearest_centre(variant):
-    label = gaussian_soft_label([1.0, 2.3, 2.5, 5.0], np.zeros(4), 5, variant=variant, adjust=False)
-    assert label.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 0, 1]]
-    small = gaussian_soft_label([1.0, 2.3, 2.5, 5.0], np.full(4, 1e-4), 5, variant="cdf", adjust=False)
-    assert small == pytest.approx(label, abs=1e-12)
 
 
 LABELS = {

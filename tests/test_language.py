@@ -109,8 +109,7 @@ def test_cache_equals_one_pass(attention: str, cut: int) -> None:
     decoder, states = build("S", attention).model, _random_embeddings()
     span = VisualSpan(2, 6)
     with torch.no_grad():
-        whole = decoder.decode(states, span)
-        cache = DynamicCache()
+        whole, cache = decoder.decode(states, span), DynamicCache()
         first_span = VisualSpan(min(span.start, cut), min(span.stop, cut))
         rest_span = NO_VISUAL if cut >= span.stop else VisualSpan(0, span.stop - cut)
         first = decoder.decode(states[:, :cut], first_span, cache=cache)

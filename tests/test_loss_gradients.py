@@ -61,8 +61,7 @@ def gradient_of(function: Any, images: Tensor) -> Tensor:
 def two_steps(metric: QScorer, blank: bool) -> None:
     """Have the network choose the blank (one pass is enough), or another token (the second step is needed)."""
     with torch.no_grad():
-        row = metric.network.lm_head.weight[metric.prompt.blank]
-        states = []
+        row, states = metric.network.lm_head.weight[metric.prompt.blank], []
         hook = metric.network.lm_head.register_forward_pre_hook(lambda module, inputs: states.append(inputs[0]))
         metric(photo(count=2))
         hook.remove()
@@ -87,8 +86,7 @@ def test_generic_gradient(create: Any, name: str) -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 def test_generic_gpu_consistency(create: Any, name: str) -> None:
-    images = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    results = []
+    images, results = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(0)), []
     for device in ("cpu", "cuda"):
         metric = create(name, as_loss=True, loss_reduction="none", device=device)
         leaf = images.to(device).requires_grad_()
@@ -132,8 +130,7 @@ def test_directional_derivative_is_that_of_finite_differences(create: Any, name:
         return scored(metric, pixels_from_tensor(images, metric.image_size, exact=False)).raw_score
 
     images = photo(*size).double() * 0.8 + 0.1
-    gradient = gradient_of(score, images)
-    generator = torch.Generator().manual_seed(0)
+    gradient, generator = gradient_of(score, images), torch.Generator().manual_seed(0)
     for direction in (gradient / gradient.norm(), torch.randn(images.shape, generator=generator).double()):
         # A smaller step crosses fewer kinks; a larger one loses less to rounding.
         step = (1e-7 if name in KINKED else 1e-5) / direction.abs().max()
@@ -160,11 +157,16 @@ def test_gradient_of_the_score_is_that_of_the_smooth_path(create: Any, name: str
 
 
 @every_metric
-def test_gradient_does_not_depend_on_neighbours(create: Any, name: str) -> None:
+def test_gradient_does_not_depend_on_neighbours_and_parameters_hold_none(create: Any, name: str) -> None:
     metric, images = create(name, as_loss=True).net, photo(64, 64, count=3)
     for row, together in enumerate(gradient_of(metric, images)):
         alone = gradient_of(metric, images[row : row + 1])[0]
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-3 * alone.abs().max().item())
+    metric = create(name, as_loss=True)
+    loss, images = QScorerLoss(metric.net), photo().requires_grad_()
+    (loss(images) - metric(images)).backward()
+    assert images.grad.abs().sum() > 0
+    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in loss.parameters())
 
 
 @every_metric
@@ -210,16 +212,6 @@ def test_gradient_checkpointing_while_parameters_train(own: Path) -> None:
     assert plain.keys() == checkpointed.keys() and len(plain) > 50
     for name, gradient in plain.items():
         torch.testing.assert_close(checkpointed[name], gradient, rtol=0, atol=1e-5, msg=name)
-
-
-@every_metric
-def test_parameters_hold_no_gradient_but_the_input_does(create: Any, name: str) -> None:
-    metric = create(name, as_loss=True)
-    loss = QScorerLoss(metric.net)
-    images = photo().requires_grad_()
-    (loss(images) - metric(images)).backward()
-    assert images.grad.abs().sum() > 0
-    assert not any(parameter.requires_grad or parameter.grad is not None for parameter in loss.parameters())
 
 
 @every_metric

@@ -143,8 +143,7 @@ def test_precision_of_auto_follows_the_device(folders, small, monkeypatch) -> No
     ],
 )
 def test_a_precision_that_the_caller_sets_stays(folders: tuple[Path, ...], change: Any, expected: torch.dtype) -> None:
-    before = QScorer(folders[2]).identity
-    metric = change(QScorer(folders[2]))
+    before, metric = QScorer(folders[2]).identity, change(QScorer(folders[2]))
     assert dtypes(metric) == {expected} == dtypes(metric.to("cpu")) and metric.identity != before
     asked = QScorer(folders[2], dtype=str(expected).removeprefix("torch."))
     assert dtypes(asked.to("cpu")) == {expected}

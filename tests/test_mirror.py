@@ -33,16 +33,14 @@ def test_every_pixel_is_kept_and_neighbours_stay_neighbours(length: int, more: i
 @pytest.mark.parametrize(("height", "width"), SHAPES)
 def test_pictures_and_tensors_have_the_same_levels(height: int, width: int) -> None:
     picture = noise(height, width)
-    tensor = as_tensor(picture)
-    levels = levels_from_pil(picture, SIZE, "mirror")
+    tensor, levels = as_tensor(picture), levels_from_pil(picture, SIZE, "mirror")
     assert torch.equal(levels_from_tensor(tensor, SIZE, "mirror")[0], levels)
     with_gradient = pixels_from_tensor(tensor.clone().requires_grad_(), SIZE, fit="mirror")
     assert torch.equal(with_gradient.detach(), pixels_from_tensor(tensor, SIZE, fit="mirror"))
 
 
 def test_small_pictures_are_not_enlarged_and_large_squares_left_alone() -> None:
-    picture = noise(20, 20)
-    middle = (SIZE - 20) // 2
+    picture, middle = noise(20, 20), (SIZE - 20) // 2
     levels = levels_from_pil(picture, SIZE, "mirror")[:, middle : middle + 20, middle : middle + 20]
     assert torch.equal(levels, torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1))
     picture, tensor = noise(80, 80), torch.rand(1, 3, 80, 80)

@@ -69,8 +69,7 @@ def test_each_golden_image_alone(attention: str) -> None:
     model, golden = build("T", attention), tensors("model_T/golden")
     sample = positions((32005,), 500, "logits")
     for row, image in enumerate(IMAGE_NAMES):
-        key = f"single.{image}"
-        output = golden_score(model, rows=slice(row, row + 1))
+        key, output = f"single.{image}", golden_score(model, rows=slice(row, row + 1))
         check_score(model, output, golden, key)
         check(output.first_logits[0, sample], golden[f"{key}.logits1_sub"], LOGIT_TOLERANCE, f"{key}.logits1")
         second_logits = model.lm_head(output.hidden_state).detach()
@@ -207,8 +206,7 @@ def test_padded_rows_equal_rows_alone(attention: str) -> None:
     rows = [[*prefix[skip:], IMAGE_TOKEN_ID, *suffix[: len(suffix) - skip]] for skip in (0, 2, 3)]
     width = max(len(row) for row in rows) + 2
     left = [len(prefix) - row.index(IMAGE_TOKEN_ID) for row in rows]
-    padded = torch.full((3, width), 7)
-    mask = torch.zeros((3, width), dtype=torch.long)
+    padded, mask = torch.full((3, width), 7), torch.zeros((3, width), dtype=torch.long)
     for index, (row, start) in enumerate(zip(rows, left, strict=True)):
         padded[index, start : start + len(row)] = torch.tensor(row)
         mask[index, start : start + len(row)] = 1

@@ -82,12 +82,16 @@ def test_cross_entropy_against_a_loop():
 
 
 @HALVES
-def test_cross_entropy_stays_in_the_dtype_of_the_logits(dtype):
+def test_cross_entropy_and_soft_labels_in_half_precision(dtype):
     logits, labels = texts(dtype)
     loss = next_token_cross_entropy(logits, labels)
     flat = torch.nn.CrossEntropyLoss()(logits[:, :-1].reshape(-1, 11), labels[:, 1:].reshape(-1))
     assert loss.dtype == dtype and loss.item() == pytest.approx(flat.item(), rel=torch.finfo(dtype).eps)
     assert loss.item() == pytest.approx(next_token_cross_entropy(logits.double(), labels).item(), rel=0.02)
+    logits, soft = level_logits()
+    loss = soft_label_kl(logits.to(dtype), soft.float())
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(soft_label_kl(logits.to(dtype).double(), soft).item(), rel=1e-5)
 
 
 def test_score_positions_stand_before_score_tokens_in_order():
@@ -137,8 +141,7 @@ def test_soft_label_kl_over_levels_and_vocabulary_is_zero_only_at_the_label():
     assert gradcheck(lambda x: soft_label_kl(x, soft), logits.requires_grad_())
     _, soft = level_logits()
     generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(6, 40, generator=generator, dtype=torch.float64)
-    ids = [31, 2, 17, 8, 25]
+    logits, ids = torch.randn(6, 40, generator=generator, dtype=torch.float64), [31, 2, 17, 8, 25]
     expected = kl_by_numpy(logits.softmax(dim=1)[:, ids].numpy(), soft.numpy())
     closed, opened = soft_label_kl(logits[:, ids], soft), soft_label_kl(logits, soft, ids)
     assert opened.item() == pytest.approx(expected)
@@ -157,14 +160,6 @@ def test_soft_label_kl_over_levels_and_vocabulary_is_zero_only_at_the_label():
     at_minimum = (soft / total[:, None]).log()
     assert gradient(soft_label_kl, at_minimum, soft).abs().max() < 1e-15
     assert soft_label_kl(at_minimum, soft).item() == pytest.approx((total * total.log()).mean().item())
-
-
-@HALVES
-def test_soft_label_kl_computes_halves_in_float32(dtype):
-    logits, soft = level_logits()
-    loss = soft_label_kl(logits.to(dtype), soft.float())
-    assert loss.dtype == torch.float32
-    assert loss.item() == pytest.approx(soft_label_kl(logits.to(dtype).double(), soft).item(), rel=1e-5)
 
 
 def fidelity_by_loop(predictions, mos, std, prediction_std) -> float:
@@ -334,7 +329,7 @@ def test_arguments_that_do_not_fit_are_refused(call, message):
 
 
 @EVERY
-def test_gradient_is_that_of_differences_and_order_does_not_matter(objective):
+def test_descent_improves_in_the_direction_of_differences_in_any_order(objective):
     predictions, targets = scores()
     shuffled = torch.randperm(12, generator=torch.Generator().manual_seed(5))
     loss = objective(predictions, targets).item()
@@ -342,10 +337,6 @@ def test_gradient_is_that_of_differences_and_order_does_not_matter(objective):
     if objective in COMPARING.values():
         assert objective(predictions + 2, targets).item() == pytest.approx(loss)
     assert gradcheck(lambda x: objective(x, targets), predictions.requires_grad_())
-
-
-@EVERY
-def test_descent_improves_and_better_predictions_lose_less(objective):
     predictions, targets = scores()
     loss = objective(predictions, targets)
     assert objective(predictions - 1e-3 * gradient(objective, predictions, targets), targets) < loss
@@ -353,7 +344,7 @@ def test_descent_improves_and_better_predictions_lose_less(objective):
 
 
 @EVERY
-def test_one_image_has_nothing_to_be_compared_with_and_none_is_zero(objective):
+def test_edge_cases_are_finite_and_bad_shapes_refused(objective):
     for count in (0, 1):
         predictions = torch.full((count,), 2.0, requires_grad=True)
         loss = objective(predictions, torch.full((count,), 3.0))
@@ -364,16 +355,19 @@ def test_one_image_has_nothing_to_be_compared_with_and_none_is_zero(objective):
         elif objective in COMPARING.values():
             assert loss.item() in (0.0, 0.5)  # 0.5: no correlation
             assert predictions.grad.item() == 0
-
-
-@EVERY
-def test_ties_and_constants_are_finite(objective):
     for predictions in ([2.0, 2.0, 2.0], [1.0, 2.0, 2.0], [0.1, 0.1, 0.1]):
         for targets in ([3.0, 3.0, 3.0], [3.0, 3.0, 1.0], [1.0, 2.0, 3.0]):
             values = torch.tensor(predictions), torch.tensor(targets)
             assert objective(*values).isfinite()
             slope = gradient(objective, *values)
             assert slope.isfinite().all() and slope.abs().max() < 100
+    predictions, targets = scores()
+    with pytest.raises(ValueError, match="one-dimensional and of equal length"):
+        objective(predictions[:, None], targets)
+    with pytest.raises(ValueError, match=r"predictions \(12,\), (targets|mos) \(1,\)"):
+        objective(predictions, targets[:1])
+    predictions[4] = math.nan
+    assert not objective(predictions, targets).isfinite()
 
 
 @EVERY
@@ -385,14 +379,3 @@ def test_halves_are_computed_in_float32(objective, dtype):
     assert loss.item() == pytest.approx(objective(predictions.double(), targets.double()).item(), rel=2e-5, abs=1e-6)
     slope = gradient(objective, predictions, targets)
     assert slope.dtype == dtype and slope.isfinite().all()
-
-
-@EVERY
-def test_shapes_that_would_broadcast_are_refused_and_nan_shows(objective):
-    predictions, targets = scores()
-    with pytest.raises(ValueError, match="one-dimensional and of equal length"):
-        objective(predictions[:, None], targets)
-    with pytest.raises(ValueError, match=r"predictions \(12,\), (targets|mos) \(1,\)"):
-        objective(predictions, targets[:1])
-    predictions[4] = math.nan
-    assert not objective(predictions, targets).isfinite()

@@ -35,8 +35,7 @@ def test_public_names_and_light_import() -> None:
     assert set(pyiqa_qscorer.__all__) == {"__version__", *pyiqa_qscorer._MODULE_OF}
     for name in pyiqa_qscorer.__all__:
         assert name in dir(pyiqa_qscorer)
-        value = getattr(pyiqa_qscorer, name)
-        module = pyiqa_qscorer._MODULE_OF.get(name)
+        value, module = getattr(pyiqa_qscorer, name), pyiqa_qscorer._MODULE_OF.get(name)
         if module is not None:
             assert value is getattr(importlib.import_module(f"pyiqa_qscorer.{module}"), name)
     with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):

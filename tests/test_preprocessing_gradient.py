@@ -10,8 +10,7 @@ from pyiqa_qscorer.images.preprocessing import pixels_from_tensor as from_tensor
 
 def slow_matrix(in_size: int, out_size: int) -> np.ndarray:
     """The bicubic filter (a = -0.5) written with loops and without fixed point."""
-    scale = in_size / out_size
-    matrix = np.zeros((out_size, in_size))
+    scale, matrix = in_size / out_size, np.zeros((out_size, in_size))
     for row in range(out_size):
         center = (row + 0.5) * scale
         for column in range(in_size):

@@ -22,8 +22,7 @@ def align_on_image(input_ids: Tensor, labels: Tensor, attention_mask: Tensor, vi
     Each row is shifted to the right by what its image lacks to the last image's column.
     """
     columns = (input_ids == IMAGE_TOKEN_ID).int().argmax(dim=1)
-    last = int(columns.max())
-    lengths = attention_mask.sum(dim=1)
+    last, lengths = int(columns.max()), attention_mask.sum(dim=1)
     width = int((lengths + last - columns).max())
     aligned = {
         "input_ids": torch.zeros(len(columns), width, dtype=torch.long),
@@ -49,8 +48,7 @@ class Published:
         self.model = golden_data.build(name, attention).to(dtype)
         config = self.model.config
         aligned = align_on_image(batch["input_ids"], batch["labels"], batch["attention_mask"], config.num_visual_tokens)
-        labels = aligned.pop("merged_labels")
-        output = self.model(**aligned, pixel_values=pixels)
+        labels, output = aligned.pop("merged_labels"), self.model(**aligned, pixel_values=pixels)
         rows, positions = quality_positions(labels, config.score_token_ids)
         self.states = output.last_hidden_state[rows, positions]
         self.raw = self.model.deepmlp(self.states)

@@ -41,8 +41,7 @@ class Synchronisations(TorchDispatchMode):
 @pytest.mark.parametrize("gradient", [True, False])
 def test_synchronisations_do_not_grow_with_the_batch(small: QScorer, gradient: bool, blank: bool) -> None:
     two_steps(small, blank)
-    loss = QScorerLoss(small)
-    totals = []
+    loss, totals = QScorerLoss(small), []
     for count in (1, 7):
         images = photo(56, 56).repeat(count, 1, 1, 1).requires_grad_(gradient)
         with torch.set_grad_enabled(gradient), Synchronisations() as mode:

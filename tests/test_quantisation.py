@@ -98,8 +98,7 @@ def prompt(metric: QScorer) -> tuple[Any, ...]:
 
 def test_batches_score_as_their_images_and_gradients_on_the_cpu_are_refused(metric: QScorer) -> None:
     with torch.no_grad():
-        together = metric(images())
-        alone = torch.cat([metric(image[None]) for image in images()])
+        together, alone = metric(images()), torch.cat([metric(image[None]) for image in images()])
         assert torch.equal(metric.to("cpu")(images()), together)  # as pyiqa does after building it
     # LLM.int8 tells outlying channels by all tokens of a pass, so its rounding depends on what is in the batch.
     torch.testing.assert_close(together, alone, rtol=0, atol=0.1)

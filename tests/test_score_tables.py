@@ -69,15 +69,13 @@ def test_csv_looks_as_documented(scorer: Scorer, photos: Path, tmp_path: Path) -
     write(scorer, output, [str(path), "missing.png"])
     header, row, failed = output.read_text().splitlines()
     assert header == "path,score,error,metric,identity,width,height,bytes,modified" == ",".join(columns_of(ScoreRow))
-    score = next(iter(scorer.score_iter([path]))).score
-    size = path.stat().st_size
+    score, size = next(iter(scorer.score_iter([path]))).score, path.stat().st_size
     assert row == f"{path},{score},,FakeMetric,0123456789abcdef,20,30,{size},2023-11-14T22:13:20.123456+00:00"
     assert failed.startswith("missing.png,,") and failed.endswith(",FakeMetric,0123456789abcdef,,,,")
 
 
 def test_changed_files_are_scored_again_and_others_kept(scorer, photos, tmp_path, monkeypatch) -> None:
-    output = tmp_path / "scores.csv"
-    paths = [str(photos / f"{n}.png") for n in range(4)]
+    output, paths = tmp_path / "scores.csv", [str(photos / f"{n}.png") for n in range(4)]
     write(scorer, output, paths[:3])
     before = output.read_text().splitlines()
     random_image(30, 40, 77).save(paths[1])
@@ -116,8 +114,7 @@ def test_impossible_outputs(tmp_path, monkeypatch, name, flags, words) -> None:
 def test_resume_with_another_identity_is_refused(photos: Path, tmp_path: Path) -> None:
     output, paths = tmp_path / "scores.csv", [str(photos / "0.png")]
     write(Scorer(FakeMetric()), output, paths)
-    before = output.read_bytes()
-    other = Scorer(FakeMetric(identity="f" * 64))
+    before, other = output.read_bytes(), Scorer(FakeMetric(identity="f" * 64))
     words = "made by FakeMetric with identity 0123456789abcdef, but this run is .* ffffffffffffffff"
     with pytest.raises(InputError, match=words):
         write(other, output, paths, resume=True)
@@ -145,8 +142,7 @@ def test_foreign_tables_are_refused(tmp_path: Path, name: str, content: str, wor
 
 
 def test_a_torn_last_line_is_dropped(scorer: Scorer, photos: Path, tmp_path: Path) -> None:
-    paths = [str(path) for path in sorted(photos.iterdir())]
-    output = tmp_path / "scores.jsonl"
+    paths, output = [str(path) for path in sorted(photos.iterdir())], tmp_path / "scores.jsonl"
     write(scorer, output, paths)
     whole = output.read_bytes()
     output.unlink()
@@ -251,8 +247,7 @@ def test_a_path_is_no_formula_of_a_spreadsheet(scorer, photos, tmp_path, monkeyp
 
 
 def test_a_thousand_images_ten_of_them_broken(scorer: Scorer, tmp_path: Path) -> None:
-    broken = set(random.Random(0).sample(range(1000), 10))
-    content = encoded(random_image(8, 8, 0))
+    broken, content = set(random.Random(0).sample(range(1000), 10)), encoded(random_image(8, 8, 0))
     for number in range(1000):
         (tmp_path / f"{number:03}.png").write_bytes(content[:40] if number in broken else content)
     paths, output, started = find_images([tmp_path]).paths, tmp_path / "scores.csv", time.monotonic()

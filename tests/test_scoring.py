@@ -39,8 +39,7 @@ def scorer() -> Scorer:
 
 
 def test_every_kind_of_image_has_the_same_score(scorer: Scorer, tmp_path: Path) -> None:
-    image = picture(1)
-    path = tmp_path / "image.png"
+    image, path = picture(1), tmp_path / "image.png"
     image.save(path)
     kinds = [
         str(path),
@@ -84,14 +83,12 @@ def test_sources_axes_and_sizes(scorer: Scorer, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (3, 4), (16, 2), (100, 1)])
 def test_order_and_values_do_not_depend_on_batching(batch_size: int, workers: int) -> None:
-    chance = random.Random(batch_size)
-    images = []
+    chance, images = random.Random(batch_size), []
     for seed in range(37):
         image = picture(seed, chance.randint(1, 90), chance.randint(1, 90))
         images.append(chance.choice([image, encoded(image), as_tensor(image), np.asarray(image)]))
     alone = Scorer(FakeMetric(), batch_size=1, workers=1)
-    expected = [alone.score(image).item() for image in images]
-    metric = FakeMetric()
+    expected, metric = [alone.score(image).item() for image in images], FakeMetric()
     assert Scorer(metric, batch_size=batch_size, workers=workers).score(images).tolist() == expected
     assert sum(metric.batches) == 37 and max(metric.batches) <= batch_size
 

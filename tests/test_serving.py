@@ -114,8 +114,7 @@ def test_under_load_nothing_is_lost_and_nothing_is_wrong(server, client, expecte
         "bomb": b"P6 20000 20000 255 ",
         "too large": bytes(MAX_BYTES + 1),
     }
-    chance = random.Random(0)
-    kinds = [*(["form"] * 50), *(["body"] * 50), *(list(bad) * 11)]
+    chance, kinds = random.Random(0), [*(["form"] * 50), *(["body"] * 50), *(list(bad) * 11)]
     chance.shuffle(kinds)
     plan = [(kind, chance.choices([*names, "README.md", "cut cat.jpg"], k=chance.choice([1, 1, 2]))) for kind in kinds]
 

@@ -40,8 +40,7 @@ EXACT = {"atol": 1e-9, "rtol": 1e-9}
 
 def case(dtype: torch.dtype = torch.float64) -> tuple[QScorerForScoring, Tensor, tuple[int, ...], tuple[int, ...]]:
     ids = small_inputs()[0][0].tolist()
-    column = ids.index(IMAGE_TOKEN_ID)
-    model = build("S", "sdpa", dtype).requires_grad_(False)
+    column, model = ids.index(IMAGE_TOKEN_ID), build("S", "sdpa", dtype).requires_grad_(False)
     return model, tensors("model_S/inputs")["pixel_values"].to(dtype), tuple(ids[:column]), tuple(ids[column + 1 :])
 
 
@@ -88,8 +87,7 @@ def test_scores_are_those_of_the_plain_way_whatever_the_neighbours(rows: list[in
 
 def check_compiled(rows: int) -> None:
     model, pixels, *prompt = case(torch.float32)
-    expected = scores(model, pixels[:rows], *prompt)
-    compiled = copy.deepcopy(model)
+    expected, compiled = scores(model, pixels[:rows], *prompt), copy.deepcopy(model)
     compiled.compiled = CompiledBackbone(compiled.model)
     for _ in range(2):
         torch.testing.assert_close(scores(compiled, pixels[:rows], *prompt), expected, rtol=0, atol=1e-4)
@@ -121,8 +119,7 @@ def test_the_prefix_is_read_once_for_a_batch_or_run(own: Path) -> None:
     assert runs == [len(prompt[0])] * 3
     scorer = Scorer(QScorer(own), batch_size=1)
     photos = [torch.rand(3, 56, 56, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
-    runs = prefix_runs(scorer.metric.network)
-    before = scorer.score(photos)
+    runs, before = prefix_runs(scorer.metric.network), scorer.score(photos)
     assert len(runs) == 1
     results = scorer.score_iter(photos)
     assert next(results).score == pytest.approx(before[0])
@@ -203,8 +200,7 @@ def test_gradients_of_weights_and_images_go_through_the_prefix() -> None:
 @pytest.mark.parametrize("rows", ["one", "all"])
 @pytest.mark.parametrize("mode", ["plain", "gradient"])
 def test_no_score_where_the_first_token_is_chosen_from_logits_that_are_not_finite(own, value, rows, mode) -> None:
-    metric = QScorer(own)
-    images = torch.rand(2, 3, 56, 56, requires_grad=mode == "gradient")
+    metric, images = QScorer(own), torch.rand(2, 3, 56, 56, requires_grad=mode == "gradient")
     with torch.set_grad_enabled(mode == "gradient"):
         assert metric(images).isfinite().all()
         weight = metric.network.lm_head.weight.data

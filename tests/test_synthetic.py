@@ -77,8 +77,7 @@ def test_opinions_spread_in_the_middle_and_fall_with_every_distance() -> None:
     ends, middle = typical_spread(np.array([1.3, 4.6])), typical_spread(3.0)
     assert (ends < middle).all() and ends.min() > 0.4 and middle < 1.1
     assert len(KADID_OPINIONS) == 25 and all(len(levels) == 5 for levels in KADID_OPINIONS.values())
-    calibration = Calibration((0.5, 0.5), -4.0)
-    equal = {"gmsd": 0.0, "psnry": 80.0}
+    calibration, equal = Calibration((0.5, 0.5), -4.0), {"gmsd": 0.0, "psnry": 80.0}
     assert 4 < calibration.opinion(equal) <= BEST_OPINION
     worse = {"gmsd": 0.1, "psnry": 25.0}
     for name, value in worse.items():

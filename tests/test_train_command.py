@@ -50,8 +50,7 @@ def test_trains_and_names_what_it_wrote(config: Path, tmp_path: Path) -> None:
 )
 def test_mistakes_end_with_one_message_and_leave_nothing(config, monkeypatch, arguments, words) -> None:
     monkeypatch.chdir(config.parent)
-    before = sorted(config.parent.iterdir())
-    result = CliRunner().invoke(app, ["train", *arguments])
+    before, result = sorted(config.parent.iterdir()), CliRunner().invoke(app, ["train", *arguments])
     assert result.exit_code == 2 and words in " ".join(result.output.split())
     assert "Traceback" not in result.output and sorted(config.parent.iterdir()) == before
     result = CliRunner().invoke(app, ["train", "tiny.yaml", "--set", "model.levels=0", "--set", "lora.r=0"])

@@ -138,8 +138,7 @@ def test_order_flips_and_questions_are_functions_of_seed_and_epoch(pictures: Pat
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_batches_name_the_interval_of_the_mos(pictures: Path, count: int) -> None:
-    tokenizer = prompt_tokenizer()
-    names = [f"<score{index + 1}>" for index in range(count)]
+    tokenizer, names = prompt_tokenizer(), [f"<score{index + 1}>" for index in range(count)]
     tokenizer.add_tokens(names, special_tokens=True)
     ids = tokenizer.convert_tokens_to_ids(names)
     collator = Collator([training_text(tokenizer, "training", "<score1>")], ids)

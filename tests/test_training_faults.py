@@ -26,8 +26,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_second_training_in_the_same_folder_is_refused_and_the_first_ends_well(pictures, tmp_path) -> None:
     content = settings(pictures, tmp_path / "out", training={"num_train_epochs": 3})
-    first = start(content, tmp_path, PAUSE_AT_STEP="4")
-    deadline = time.monotonic() + 120
+    first, deadline = start(content, tmp_path, PAUSE_AT_STEP="4"), time.monotonic() + 120
     while not (tmp_path / "out" / "checkpoint-3" / "trainer_state.json").exists():
         assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.05)
@@ -107,8 +106,7 @@ def flip(file: Path) -> None:
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
 def test_a_damaged_state_is_set_aside_for_the_one_before(stopped, name, damage, caplog) -> None:
     out = stopped[1].parent
-    states = {state.name: state for state in out.glob("checkpoint-*")}
-    whole = damage is Path.touch
+    states, whole = {state.name: state for state in out.glob("checkpoint-*")}, damage is Path.touch
     damage(states["checkpoint-8"] / name)
     content, losses = stopped[0], json.loads((states["checkpoint-8"] / "trainer_state.json").read_text())["log_history"]
     (folder,) = train(parse_config(content)).folders.values()

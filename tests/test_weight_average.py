@@ -31,8 +31,7 @@ def test_the_formula_and_what_the_model_has(tmp_path: Path) -> None:
     model = nn.Linear(2, 3)
     model.bias.requires_grad_(False)
     nn.init.constant_(model.weight, 5.0)
-    average = WeightAverage(model, 0.5)
-    random = torch.Generator().manual_seed(0)
+    average, random = WeightAverage(model, 0.5), torch.Generator().manual_seed(0)
     values = torch.rand(30, generator=random).tolist()
     follow(average, model, values, tmp_path)
     expected = 5.0
