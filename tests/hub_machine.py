@@ -117,7 +117,7 @@ class Machine:
 
     def offline(self, repo_id: str = REPO, *args: object) -> Outcome:
         """The same without network; not one request may leave."""
-        self.server.forget_requests()
+        self.server.requests.clear()
         outcome = self.fetch(repo_id, *args, env={"HF_HUB_OFFLINE": "1"})
         assert self.server.requests == []
         return outcome

@@ -1,8 +1,8 @@
 """A Hugging Face Hub on loopback, for tests: a real HTTP server with the faults of real ones.
 
-It speaks what `huggingface_hub` needs to fetch a model: the listing (`/api/models/...`), `HEAD` and
-`GET` of `/{owner}/{name}/resolve/{revision}/{file}`, `Range` requests, and the redirect of large
-files to a second origin (the Hub's CDN). Every request is recorded in `HubServer.requests`.
+It speaks what `huggingface_hub` needs to fetch a model: the listing (`/api/models/...`), `HEAD` and `GET` of
+`/{owner}/{name}/resolve/{revision}/{file}`, `Range` requests, and the redirect of large files to a second origin (the
+Hub's CDN). Every request is recorded in `HubServer.requests`.
 
     with HubServer() as server:
         server.add_repo("owner/name", folder)
@@ -19,6 +19,7 @@ import socket
 import struct
 import sys
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -102,7 +103,7 @@ class Fault:
     status: int
 
 
-class HubServer:
+class HubServer(AbstractContextManager):
     """The Hub and its CDN on two ports of 127.0.0.1. Use it as a context manager."""
 
     def __init__(self) -> None:
@@ -114,9 +115,6 @@ class HubServer:
         self.released = threading.Event()  # ends every hanging answer
         self._hub = _listen(self, "hub")
         self._cdn = _listen(self, "cdn")
-
-    def __enter__(self) -> HubServer:
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
@@ -146,12 +144,7 @@ class HubServer:
         return {**env, **extra}
 
     def add_repo(
-        self,
-        repo_id: str,
-        files: Path | dict[str, bytes],
-        *,
-        gated: bool = False,
-        extra: dict[str, bytes] | None = None,
+        self, repo_id: str, files: Path | dict[str, bytes], gated: bool = False, extra: dict[str, bytes] | None = None
     ) -> str:
         """Commit a folder (or name -> bytes) to `main`; returns the commit's sha."""
         if isinstance(files, Path):
@@ -194,9 +187,6 @@ class HubServer:
         """The `GET` requests that were answered with content of the file `name`, in order."""
         return [r for r in self.requests if r.method == "GET" and r.sent and r.path.endswith(name)]
 
-    def forget_requests(self) -> None:
-        self.requests.clear()
-
 
 class _Listener(ThreadingHTTPServer):
     daemon_threads = True
@@ -223,13 +213,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # the tests read `requests`
         return
 
-    def do_HEAD(self) -> None:
-        self._answer()
-
     def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
         url = urlsplit(self.path)
         path, hub = unquote(url.path), self.server.hub
         authorization = self.headers.get("Authorization")
@@ -250,6 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer_resolve(*path[1:].split("/resolve/", 1))
         else:
             self._error(404)
+
+    do_HEAD = do_GET
 
     def _answer_listing(self, path: str, query: dict[str, list[str]]) -> None:
         hub = self.server.hub
@@ -291,10 +277,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": sha, "ETag": f'"{file.etag}"'}
         if not file.lfs:
             return self._send_file(name, file, headers)
-        headers = {"X-Repo-Commit": sha, "X-Linked-Etag": f'"{file.sha256}"'}
-        headers["X-Linked-Size"] = str(len(file.content))
-        headers["Location"] = f"{hub.cdn}/lfs/{file.sha256}/{name}"
-        return self._send(302, b"", headers)
+        linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.content))}
+        where = {"X-Repo-Commit": sha, "Location": f"{hub.cdn}/lfs/{file.sha256}/{name}"}
+        return self._send(302, b"", linked | where)
 
     def _is_closed(self, repo: Repo) -> bool:
         return repo.gated and not self.request_seen.authorized
@@ -321,14 +306,12 @@ class _Handler(BaseHTTPRequestHandler):
         headers.update({"Accept-Ranges": "bytes", "ETag": f'"{file.etag}"'})
         limit = fault.after if fault is not None and kind in ("cut", "reset", "hang") else None
         self._send(status, content[start:], headers, limit)
-        if limit is None:
-            return None
         if kind == "hang":
             self.server.hub.released.wait()
         if kind == "reset":
-            linger = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if limit is not None:
+            self.close_connection = True
         return None
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], limit: int | None = None) -> None:
@@ -360,11 +343,9 @@ class _Handler(BaseHTTPRequestHandler):
 def serve_published_layout(
     tmp_path: Path, golden: Path, tokenizer_model: Path | None = None
 ) -> tuple[HubServer, dict[str, str]]:
-    """Serve the tiny golden LoRA layout and its base under the published names.
+    """Serve the tiny golden LoRA layout and its base under the published names, with a tokenizer if one is given.
 
-    Returns the running server (close it, or use it in a `with`) and the environment of a process
-    that knows no other Hub and caches under `tmp_path`. `tokenizer_model`: the SentencePiece file
-    to serve beside the base, since `tests/golden` does not carry it (its own licence).
+    Returns the running server, and the environment of a process that knows no other Hub and caches under `tmp_path`.
     """
     server = HubServer()
     tokenizer = {} if tokenizer_model is None else {"tokenizer.model": tokenizer_model.read_bytes()}

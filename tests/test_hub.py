@@ -34,7 +34,7 @@ def test_first_download_takes_what_a_checkpoint_needs(machine: Machine, small: s
 def test_repeated_runs_need_no_request_and_no_server(machine: Machine, small: str) -> None:
     folder = machine.fetch().folder
     assert machine.offline().folder == folder
-    machine.server.forget_requests()
+    machine.server.requests.clear()
     assert machine.fetch(local_files_only=True).folder == folder
     assert machine.fetch(REPO, small).folder == folder  # a commit hash cannot change
     assert machine.server.requests == []
@@ -69,7 +69,7 @@ def test_revisions_mirrors_and_cache_folders(machine: Machine, small: str, tmp_p
 def test_a_new_commit_with_the_same_weights_moves_no_weights(machine: Machine, small: str) -> None:
     machine.fetch()
     machine.server.add_repo(REPO, {**FILES, "README.md": b"# better card"})
-    machine.server.forget_requests()
+    machine.server.requests.clear()
     outcome = machine.fetch()
     assert outcome.missing_bytes == [0] and outcome.folder.name != small
     assert contents(outcome.folder) == {name: FILES[name] for name in NEEDED}

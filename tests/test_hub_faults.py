@@ -52,7 +52,7 @@ def test_the_next_run_fetches_what_is_not_complete(machine: Machine, big: str, e
         assert not machine.partial_files()
     machine.offline().fails("not in the cache", "complete files are kept")
     machine.server.faults.clear()
-    machine.server.forget_requests()
+    machine.server.requests.clear()
     assert contents(machine.fetch().folder) == {name: {**FILES, WEIGHTS: BIG}[name] for name in NEEDED}
     assert {Path(request.path).name for request in machine.server.requests if request.sent} & NEEDED == {WEIGHTS}
 
