@@ -68,6 +68,14 @@ def copies(folders: tuple[Path, Path, Path], tmp_path: Path) -> tuple[Path, ...]
     return tuple(shutil.copytree(folder, tmp_path / folder.name) for folder in folders)
 
 
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What small trainings train on."""
+    from tiny_training import make_pictures
+
+    return make_pictures(tmp_path_factory.mktemp("pictures"))
+
+
 @pytest.fixture
 def rendering_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are rendered in this process: one of their own takes seconds to begin."""

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from test_features import ARCHITECTURE, BACKBONE, encoder
-from tiny_training import make_pictures, settings
+from tiny_training import settings
 
 import pyiqa_qscorer
 from pyiqa_qscorer import Scorer
@@ -24,11 +24,6 @@ from pyiqa_qscorer.training.run import train
 from pyiqa_qscorer.training.starting_model import with_changed_vision
 
 MINI = Path(pyiqa_qscorer.__file__).parent / "weights" / "mini"
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def feature_settings(pictures: Path, output: Path, **sections: Any) -> dict[str, Any]:

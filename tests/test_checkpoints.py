@@ -10,22 +10,22 @@ import pytest
 import torch
 from golden_data import IMAGE_NAMES, check, check_scores, pixel_values, table, tensors
 from safetensors.torch import save_file
-from tiny_checkpoint import ADAPTED, edit_json, edit_weights, own_folder, published_folders, shards
+from tiny_checkpoint import ADAPTED, edit_json, edit_weights, own_folder, published_folders, scored, shards
 from torch import Tensor
 
 from pyiqa_qscorer.checkpoints import LoadedCheckpoint, load_checkpoint, load_folder, recognise
 from pyiqa_qscorer.checkpoints.layouts import Layout
 from pyiqa_qscorer.checkpoints.start import Formulation, start_from_checkpoint
 from pyiqa_qscorer.errors import CheckpointError
+from pyiqa_qscorer.model import ScoreOutput
 
 GOLDEN_LOADS = table("lora_golden/summary")
 NEAR_TIE = IMAGE_NAMES.index("g_rgb_451x333")  # its two best first tokens lie within float16 rounding
 
 
-def score(loaded: LoadedCheckpoint) -> Any:
-    prompt = loaded.prompt
-    with torch.no_grad():
-        return loaded.model.score(pixel_values(), prompt.prefix, prompt.suffix, prompt.blank)
+@torch.no_grad()
+def score(loaded: LoadedCheckpoint) -> ScoreOutput:
+    return scored(loaded, pixel_values())
 
 
 def state(*folders: Path, dtype: str = "float32") -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pictures import to_tensor
 from test_features import ARCHITECTURE
-from tiny_checkpoint import published_folders
+from tiny_checkpoint import published_folders, scored
 from torch import Tensor, nn
 
 from pyiqa_qscorer.checkpoints import save_folder
@@ -18,7 +18,6 @@ from pyiqa_qscorer.images.preprocessing import pixels_from_tensor
 from pyiqa_qscorer.images.reading import open_image
 from pyiqa_qscorer.loss import QScorerLoss
 from pyiqa_qscorer.metric import QScorer
-from pyiqa_qscorer.model import ScoreOutput
 from pyiqa_qscorer.training.tokenizer import prompt_tokenizer
 
 TESTS = Path(__file__).resolve().parent
@@ -114,10 +113,6 @@ def test_value_with_gradient_is_the_score_to_the_bit(create: Any, name: str, bla
         for metric in (loss, checkpointed):
             value = metric.net(images.clone().requires_grad_())
             assert value.requires_grad and torch.equal(value.detach(), expected)
-
-
-def scored(metric: QScorer, pixels: Tensor) -> ScoreOutput:
-    return metric.network.score(pixels, metric.prompt.prefix, metric.prompt.suffix, metric.prompt.blank)
 
 
 @every_metric

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from golden_data import relative_error
-from tiny_checkpoint import own_folder
+from tiny_checkpoint import own_folder, scored
 from torch import Tensor, nn
 from transformers.quantizers import quantizer_bnb_8bit
 
@@ -84,16 +84,12 @@ def test_scores_are_those_of_the_rounded_weights(checkpoint: Path, dtype: str, w
             exact.data.copy_(rounded)
     pixels = images() * 2 - 1
     with torch.no_grad():
-        output, expected = (one.network.score(pixels, *prompt(one)) for one in (quantised, reference))
+        output, expected = (scored(one, pixels) for one in (quantised, reference))
         scores = quantised(images())
     assert relative_error(output.first_logits, expected.first_logits) < 0.1
     same = output.first_token == expected.first_token  # a token that flips is a jump, as in any other precision
     assert same.any() and relative_error(output.hidden_state[same], expected.hidden_state[same]) < 0.1
     assert scores.shape == (4, 1) and scores.dtype is torch.float32 and scores.isfinite().all()
-
-
-def prompt(metric: QScorer) -> tuple[Any, ...]:
-    return metric.prompt.prefix, metric.prompt.suffix, metric.prompt.blank
 
 
 def test_batches_score_as_their_images_and_gradients_on_the_cpu_are_refused(metric: QScorer) -> None:

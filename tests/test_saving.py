@@ -15,7 +15,7 @@ from commands import full_disk
 from golden_data import GOLDEN, pixel_values, table
 from peft import LoraConfig, get_peft_model
 from safetensors import safe_open
-from tiny_checkpoint import own_folder
+from tiny_checkpoint import own_folder, scored
 from torch import Tensor
 
 from pyiqa_qscorer.checkpoints import CheckpointSource, LoadedCheckpoint, load_folder, merge_checkpoint, save_folder
@@ -31,10 +31,9 @@ def loaded(folders: tuple[Path, Path, Path]) -> LoadedCheckpoint:
     return load_folder(*folders[:2], dtype="float16")
 
 
+@torch.no_grad()
 def scores(loaded: LoadedCheckpoint) -> Tensor:
-    prompt = loaded.prompt
-    with torch.no_grad():
-        return loaded.model.score(pixel_values()[:2], prompt.prefix, prompt.suffix, prompt.blank).raw_score
+    return scored(loaded, pixel_values()[:2]).raw_score
 
 
 def tensors_in(file: Path) -> dict[str, tuple[list[int], str]]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_training import make_pictures, settings
+from tiny_training import settings
 from train_in_subprocess import run, run_here, start
 
 from pyiqa_qscorer.errors import TrainingFailedError
@@ -17,11 +17,6 @@ from pyiqa_qscorer.training import output
 from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.run import train
 from pyiqa_qscorer.training.trainer import last_complete_state
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def test_a_second_training_in_the_same_folder_is_refused_and_the_first_ends_well(pictures, tmp_path) -> None:

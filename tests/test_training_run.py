@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_checkpoint import published_folders
-from tiny_training import ARCHITECTURE, make_pictures, settings
+from tiny_training import ARCHITECTURE, settings
 from train_in_subprocess import run, run_here
 from transformers import EvalPrediction
 
@@ -21,11 +21,6 @@ from pyiqa_qscorer.errors import CheckpointError, TrainingFailedError
 from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.run import TrainingResult, train
 from pyiqa_qscorer.training.trainer import QScorerTrainer, agreement, evaluation_metrics, last_complete_state
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")

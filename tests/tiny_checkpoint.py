@@ -10,9 +10,11 @@ import torch
 from tiny_tokenizer import write_sentencepiece
 from torch import Tensor
 
+from pyiqa_qscorer.checkpoints import LoadedCheckpoint
 from pyiqa_qscorer.checkpoints.load import load_tokenizer
 from pyiqa_qscorer.checkpoints.save import save_folder
-from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring
+from pyiqa_qscorer.metric import QScorer
+from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring, ScoreOutput
 from pyiqa_qscorer.prompt import score_tokens
 
 TESTS = Path(__file__).resolve().parent
@@ -99,3 +101,9 @@ def random_model(*, levels: int = 5, width: int = 8, visual_width: int = 8, seed
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
         model.deepmlp.output_layer.bias.fill_(2.5)
     return model.eval()
+
+
+def scored(loaded: LoadedCheckpoint | QScorer, pixels: Tensor) -> ScoreOutput:
+    """What the network gives for (B, 3, S, S) pixels and the prompt of a checkpoint or metric."""
+    model, prompt = getattr(loaded, "model", None) or loaded.network, loaded.prompt
+    return model.score(pixels, prompt.prefix, prompt.suffix, prompt.blank)
