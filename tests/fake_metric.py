@@ -1,7 +1,4 @@
-"""A quick stand-in for the model. Run as a program it is the command line with that stand-in as its metric.
-
-Its arguments are those of one command, or a JSON list of several.
-"""
+"""A quick stand-in for the model. Run as a program it is the command line with that stand-in as its metric."""
 
 import os
 import time
@@ -51,21 +48,8 @@ def use(name: str, options: dict[str, Any], device: torch.device) -> FakeMetric:
 
 
 if __name__ == "__main__":
-    import json
-    import sys
-
     from pyiqa_qscorer import scorer as scoring
     from pyiqa_qscorer.cli import app as cli
 
     scoring.build_metric = use  # type: ignore[assignment]
-    commands = json.loads(sys.argv[1]) if sys.argv[1].startswith("[") else [sys.argv[1:]]
-    stdout = os.dup(1)  # a command that cannot write replaces it
-    for number, arguments in enumerate(commands, 1):
-        os.dup2(stdout, 1)
-        sys.argv[1:] = arguments
-        try:
-            cli.main()
-        except SystemExit as end:
-            if number == len(commands):
-                raise
-            print("exit", end.code, file=sys.stderr)
+    cli.main()

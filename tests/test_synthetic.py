@@ -108,15 +108,15 @@ def test_calibrations_are_fitted_and_tone_is_not_blamed() -> None:
     )
 
 
+@here
 @pytest.mark.parametrize("kind", ["kadid", "chains"])
-def test_rendering_is_a_function_of_the_recipe(photos, calibration, tmp_path, kind, request) -> None:
-    """Whatever the number of processes, here tried with the kind that compares pictures."""
+def test_rendering_is_a_function_of_the_recipe(
+    photos: list[Path], calibration: Path, tmp_path: Path, kind: str
+) -> None:
+    """Whatever the number of processes: see `test_killed_rendering_goes_on`."""
     settings: dict[str, Any] = {"kind": kind, "longer_sides": (96, 97)}
     recipe = Recipe(**settings, count=6, seed=3)
-    tables = [render(recipe, photos, tmp_path / "two", calibration, workers=2)] if kind == "chains" else []
-    request.getfixturevalue("rendering_here")
-    for name in ("one", "again")[len(tables) :]:
-        tables.append(render(recipe, photos, tmp_path / name, calibration))
+    tables = [render(recipe, photos, tmp_path / name, calibration) for name in ("one", "again")]
     first, second = (rows_of(table) for table in tables)
     assert first == second and len(first) == 6
     for row in first:
@@ -206,7 +206,9 @@ def test_calibration_is_fitted_once_on_the_photos(photos: list[Path], tmp_path: 
 
 
 @pytest.mark.slow
-def test_killed_rendering_goes_on(photos: list[Path], tmp_path: Path) -> None:
+def test_killed_rendering_goes_on(
+    photos: list[Path], calibration: Path, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
     recipe = Recipe(kind="kadid", count=400, seed=1)
     program = """
 import sys
@@ -232,7 +234,11 @@ if __name__ == "__main__":
     kept = {note: note.stat().st_mtime_ns for note in folder.glob("images/*.json")}
     table = render(recipe, photos, folder, workers=2)
     assert len(rows_of(table)) == 400 and {note: note.stat().st_mtime_ns for note in kept} == kept
-    assert rows_of(table) == rows_of(render(recipe, photos, tmp_path / "whole", workers=2))
+    chains = Recipe(kind="chains", count=6, seed=3, longer_sides=(96, 97))
+    compared = render(chains, photos, tmp_path / "two", calibration, workers=2)
+    request.getfixturevalue("rendering_here")  # as many processes as there are
+    assert rows_of(table) == rows_of(render(recipe, photos, tmp_path / "whole"))
+    assert rows_of(compared) == rows_of(render(chains, photos, tmp_path / "one", calibration))
 
 
 @pytest.mark.parametrize(

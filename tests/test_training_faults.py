@@ -1,37 +1,37 @@
 """What a training does where its folder is shared, its states are gone or damaged, or disk or a worker fails."""
 
 import json
-import re
 import shutil
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_training import settings
-from train_in_subprocess import run, run_here, start
+from train_in_subprocess import run, run_here
 
 from pyiqa_qscorer.errors import TrainingFailedError
 from pyiqa_qscorer.training import output
 from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.run import train
-from pyiqa_qscorer.training.trainer import last_complete_state
+from pyiqa_qscorer.training.trainer import QScorerTrainer, last_complete_state
 
 
-def test_a_second_training_in_the_same_folder_is_refused_and_the_first_ends_well(pictures, tmp_path) -> None:
-    content = settings(pictures, tmp_path / "out", training={"num_train_epochs": 3})
-    first, deadline = start(content, tmp_path, PAUSE_AT_STEP="4"), time.monotonic() + 120
-    while not (tmp_path / "out" / "checkpoint-3" / "trainer_state.json").exists():
-        assert time.monotonic() < deadline and first.poll() is None
-        time.sleep(0.05)
-    try:
-        with pytest.raises(TrainingFailedError, match="another process trains into"):
-            train(parse_config(content))
-    finally:
-        first.send_signal(signal.SIGCONT)
-    assert first.wait(120) == 0, first.stderr and first.stderr.read()
-    facts = json.loads((tmp_path / "out" / "checkpoint_qscorer" / "training.json").read_text())
+def test_a_second_training_in_the_same_folder_is_refused_and_the_first_ends_well(
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = parse_config(settings(pictures, tmp_path / "out", training={"num_train_epochs": 3}))
+    compute_loss, refused = QScorerTrainer.compute_loss, []
+
+    def second(self: QScorerTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 4 and not refused:
+            with pytest.raises(TrainingFailedError) as error, output.opened_output(config):
+                pass
+            refused.append(str(error.value))
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(QScorerTrainer, "compute_loss", second)
+    facts = json.loads((train(config).folders["qscorer"] / "training.json").read_text())
+    assert "another process trains into" in refused[0]
     assert facts["best_state"] is not None and facts["steps"] == 9
 
 
@@ -122,11 +122,8 @@ def test_where_no_state_is_whole_nothing_is_trained(stopped: tuple[dict[str, Any
 
 def test_a_killed_worker_is_an_error_that_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
     content = settings(pictures, tmp_path / "out", training={"num_train_epochs": 2, "dataloader_num_workers": 1})
-    status, failed = run(content, tmp_path, KILL_WORKER_AT_STEP="4")
-    assert status != 0
-    assert re.search(
-        r"TrainingFailedError: a process that reads images was killed .*from checkpoint-3", failed["stderr"]
-    )
+    with pytest.raises(TrainingFailedError, match=r"a process that reads images was killed .*from checkpoint-3"):
+        run_here(content, KILL_WORKER_AT_STEP="4")
     content["training"]["dataloader_num_workers"] = 0
     assert train(parse_config(content)).finished
 

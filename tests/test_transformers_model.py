@@ -149,12 +149,12 @@ def test_full_size_has_the_published_keys_shapes_and_parameters() -> None:
     assert shapes == {name: list(shape) for name, shape in stored["state_dict"].items()}
     assert sum(parameter.numel() for parameter in model.parameters()) == 8_208_390_145 == counts["total_parameters"]
     assert [name for name, _ in model.named_buffers()] == counts["persistent_buffers"]
-    stored, ours = model.config, QScorerConfig()  # the defaults
+    published, ours = model.config, QScorerConfig()  # the defaults
     for part in ("vision_config", "abstractor_config"):
-        assert getattr(ours, part).to_dict() == getattr(stored, part).to_dict()
+        assert getattr(ours, part).to_dict() == getattr(published, part).to_dict()
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
-        assert getattr(ours, name) == getattr(stored, name)
-    assert ours.regressor_hidden_sizes == stored.regressor_hidden_sizes == [2048, 1024]
+        assert getattr(ours, name) == getattr(published, name)
+    assert ours.regressor_hidden_sizes == published.regressor_hidden_sizes == [2048, 1024]
     assert ours.num_visual_tokens == 65
     with torch.device("meta"):
         model = get_peft_model(model, LoraConfig(r=128, target_modules=PEFT_TARGETS))

@@ -27,7 +27,7 @@ def follow(average: WeightAverage, model: nn.Linear, values: list[float], tmp_pa
         average.on_step_end(*events)
 
 
-def test_the_formula_and_what_the_model_has(tmp_path: Path) -> None:
+def test_the_formula(tmp_path: Path) -> None:
     model = nn.Linear(2, 3)
     model.bias.requires_grad_(False)
     nn.init.constant_(model.weight, 5.0)
@@ -40,6 +40,9 @@ def test_the_formula_and_what_the_model_has(tmp_path: Path) -> None:
         expected = decay * expected + (1 - decay) * value
     assert average.values.keys() == {"weight"}  # what is frozen is not copied
     torch.testing.assert_close(average.values["weight"], torch.full((3, 2), expected))
+
+
+def test_the_model_has_them_inside_only_and_what_was_saved_goes_on_alike(tmp_path: Path) -> None:
     model = nn.Linear(2, 3)
     average = WeightAverage(model, 0.9)
     follow(average, model, [1.0, 2.0, 3.0], tmp_path)

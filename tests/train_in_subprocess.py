@@ -2,9 +2,8 @@
 
     python train_in_subprocess.py CONFIG.json LOSSES.json
 
-Environment: KILL_AT_STEP sends SIGKILL to itself when that step ends, STOP_AT_STEP SIGTERM, PAUSE_AT_STEP SIGSTOP;
-KILL_WORKER_AT_STEP kills the processes that read images; FILE_SIZE_LIMIT fills the "disk": no file can grow beyond that
-many bytes.
+Environment: KILL_AT_STEP sends SIGKILL to itself when that step ends, STOP_AT_STEP SIGTERM; KILL_WORKER_AT_STEP kills
+the processes that read images; FILE_SIZE_LIMIT fills the "disk": no file can grow beyond that many bytes.
 """
 
 import json
@@ -28,7 +27,7 @@ from pyiqa_qscorer.training.config import parse_config
 
 class SignalAtStep(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for name, number in (("KILL", signal.SIGKILL), ("STOP", signal.SIGTERM), ("PAUSE", signal.SIGSTOP)):
+        for name, number in (("KILL", signal.SIGKILL), ("STOP", signal.SIGTERM)):
             if state.global_step == int(os.environ.get(f"{name}_AT_STEP", -1)):
                 os.kill(os.getpid(), number)
         if state.global_step == int(os.environ.get("KILL_WORKER_AT_STEP", -1)):
@@ -59,23 +58,18 @@ def run_here(content: dict[str, Any], **environment: str) -> dict[str, Any]:
     return {"finished": result.finished, "losses": losses, "metrics": result.metrics}
 
 
-def start(content: dict[str, Any], folder: Path, processes: int = 1, **environment: str) -> subprocess.Popen[str]:
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.json").write_text(json.dumps(content))
-    (folder / "losses.json").unlink(missing_ok=True)
-    command = [__file__, str(folder / "config.json"), str(folder / "losses.json")]
-    if processes > 1:
-        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *command]
-    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen([sys.executable, *command], env={**os.environ, **environment}, **pipes)
-
-
 def run(content: dict[str, Any], folder: Path, processes: int = 1, **environment: str) -> tuple[int, dict[str, Any]]:
     """Exit status, and what `run_here` returns, of a training in a process of its own."""
-    process = start(content, folder, processes, **environment)
-    error = process.communicate(timeout=300)[1]
-    losses = folder / "losses.json"
-    return process.returncode, json.loads(losses.read_text()) if losses.exists() else {"stderr": error}
+    folder.mkdir(parents=True, exist_ok=True)
+    config, losses = folder / "config.json", folder / "losses.json"
+    config.write_text(json.dumps(content))
+    losses.unlink(missing_ok=True)
+    command = [__file__, str(config), str(losses)]
+    if processes > 1:
+        command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", *command]
+    env, pipes = {**os.environ, **environment}, {"capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, *command], env=env, timeout=300, **pipes)
+    return done.returncode, json.loads(losses.read_text()) if losses.exists() else {"stderr": done.stderr}
 
 
 if __name__ == "__main__":
