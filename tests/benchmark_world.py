@@ -2,7 +2,7 @@
 command line with those metrics.
 
 Environment of the program: FAKE_SECONDS_PER_IMAGE slows the metrics down, FAKE_LOG is a file that gets a line per
-scored image, FAKE_FILE_SIZE_LIMIT fills the "disk": no file can grow beyond that many bytes.
+scored image.
 """
 
 from __future__ import annotations
@@ -25,13 +25,9 @@ from pyiqa_qscorer.host.pyiqa_metrics import MetricDescription, MetricFacts
 from pyiqa_qscorer.registry import nearest
 
 DESCRIPTIONS = {
-    "brightness": MetricDescription("NR", False),
+    **{name: MetricDescription("NR", False) for name in ("brightness", "broken", "picky", "undefined", "constant")},
     "darkness": MetricDescription("NR", True),
     "distance": MetricDescription("FR", True),
-    "broken": MetricDescription("NR", False),
-    "picky": MetricDescription("NR", False),
-    "undefined": MetricDescription("NR", False),
-    "constant": MetricDescription("NR", False),
 }
 
 
@@ -124,16 +120,8 @@ def write_csv(path: Path, rows: Sequence[Sequence[Any]]) -> None:
 
 
 if __name__ == "__main__":
-    import resource
-
     from pyiqa_qscorer.cli import app as cli
 
     FakeMetrics().install()
     torch.set_num_threads(1)
-    limit = int(os.environ.get("FAKE_FILE_SIZE_LIMIT", resource.RLIM_INFINITY))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        cli.main()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)  # others write at exit, too: coverage
+    cli.main()

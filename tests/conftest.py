@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,12 @@ SHARED = TESTS.parent.parent / "shared"
 
 sys.path.insert(0, str(TESTS))  # test helpers are imported by plain name
 torch.set_num_threads(2)
+
+
+def pytest_collection_finish() -> None:
+    """What the imports have made stays: garbage collection, which memory is measured after, need not go through it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -58,6 +66,20 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Path]
 def copies(folders: tuple[Path, Path, Path], tmp_path: Path) -> tuple[Path, ...]:
     """The same, to be changed."""
     return tuple(shutil.copytree(folder, tmp_path / folder.name) for folder in folders)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What small trainings train on."""
+    from tiny_training import make_pictures
+
+    return make_pictures(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def rendering_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are rendered in this process: one of their own takes seconds to begin."""
+    monkeypatch.setattr("pyiqa_qscorer.synthetic.rendering.ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(1))
 
 
 @pytest.fixture

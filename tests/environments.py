@@ -1,7 +1,5 @@
 """Fresh interpreters for the registration and packaging tests: subprocesses, throw-away environments, a toy pyiqa."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -50,11 +48,7 @@ def write_toy_pyiqa(folder: Path, changed: dict[str, str] | None = None) -> Path
 
 
 def run_python(
-    code: str,
-    *flags: str,
-    python: str | Path = sys.executable,
-    path: tuple[Path, ...] = (),
-    **environment: str,
+    code: str, *flags: str, python: str | Path = sys.executable, path: tuple[Path, ...] = (), **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run `code` in a new interpreter, with `path` as PYTHONPATH; it must exit with 0."""
     env = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYIQA_QSCORER_AUTOLOAD")}

@@ -1,7 +1,5 @@
 """A quick stand-in for the model. Run as a program it is the command line with that stand-in as its metric."""
 
-from __future__ import annotations
-
 import os
 import time
 from typing import Any
@@ -50,16 +48,8 @@ def use(name: str, options: dict[str, Any], device: torch.device) -> FakeMetric:
 
 
 if __name__ == "__main__":
-    import resource
-
     from pyiqa_qscorer import scorer as scoring
     from pyiqa_qscorer.cli import app as cli
 
     scoring.build_metric = use  # type: ignore[assignment]
-    limit = int(os.environ.get("FAKE_FILE_SIZE_LIMIT", resource.RLIM_INFINITY))
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
-    try:
-        cli.main()
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, before)  # others write at exit, too: coverage
+    cli.main()

@@ -1,11 +1,10 @@
 """Golden numbers of the published code (`golden/README.md`) as tensors, and our network with the golden weights."""
 
-from __future__ import annotations
-
+import contextlib
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -106,33 +105,25 @@ def small_inputs() -> tuple[Tensor, Tensor]:
     return inputs["fwd.input_ids"], inputs["pixel_values"][:3]
 
 
-class Recorder:
-    """Keeps what named modules return: `with Recorder(model, {"name": "path.to.module"}) as seen: ...`."""
+@contextlib.contextmanager
+def recorded(model: nn.Module, paths: dict[str, str]) -> Iterator[dict[str, Tensor]]:
+    """What named modules return: `with recorded(model, {"name": "path.to.module"}) as seen: ...`."""
+    seen: dict[str, Tensor] = {}
 
-    def __init__(self, model: nn.Module, paths: dict[str, str]) -> None:
-        self.model, self.paths = model, paths
-        self.seen: dict[str, Tensor] = {}
-        self.handles: list[Any] = []
+    def keep(name: str) -> Callable[..., None]:
+        return lambda module, inputs, output: seen.update({name: output.detach()})
 
-    def _keep(self, name: str) -> Callable[..., None]:
-        def keep(module: nn.Module, inputs: Any, output: Any) -> None:
-            self.seen[name] = output.detach()
-
-        return keep
-
-    def __enter__(self) -> dict[str, Tensor]:
-        for name, path in self.paths.items():
-            self.handles.append(self.model.get_submodule(path).register_forward_hook(self._keep(name)))
-        return self.seen
-
-    def __exit__(self, *_: object) -> None:
-        for handle in self.handles:
+    handles = [model.get_submodule(path).register_forward_hook(keep(name)) for name, path in paths.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
             handle.remove()
 
 
 def run_small(model: QScorerForScoring, paths: dict[str, str] | None = None) -> dict[str, Tensor]:
     """Outputs of the named modules, and of the whole network, in the golden forward pass of models S and E."""
-    with torch.no_grad(), Recorder(model, paths or {}) as seen:
+    with torch.no_grad(), recorded(model, paths or {}) as seen:
         output = model(*small_inputs())
         scores = model.deepmlp(output.last_hidden_state)
     return {
@@ -176,13 +167,8 @@ def check_small(name: str, actual: dict[str, Tensor], what: list[str]) -> None:
         check(actual[key], golden[f"fwd.{key}"], what=f"model_{name} {key}")
 
 
-# --- known mistakes --------------------------------------------------------------------------------------------------
-
 STAGES = ("vision.last_hidden_state", "abstractor.last_hidden_state", "llm.final_hidden", "deepmlp_all_positions")
-STAGE_PATHS = {
-    "vision.last_hidden_state": "model.vision_model",
-    "abstractor.last_hidden_state": "model.visual_abstractor",
-}
+STAGE_PATHS = dict(zip(STAGES, ("model.vision_model", "model.visual_abstractor"), strict=False))
 
 
 def check_mistake(mistake: str, make: Callable[[QScorerForScoring], None]) -> None:

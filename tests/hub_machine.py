@@ -4,8 +4,6 @@ Every fetch runs in a process of its own, because huggingface_hub reads HF_ENDPO
 HF_HUB_OFFLINE when it is imported, and because a user's retry is a new process, too.
 """
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
@@ -94,51 +92,32 @@ class Machine:
         self, calls: list[tuple[list[object], dict[str, object]]], before: str, env: dict[str, str]
     ) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", RUN_HUB, str(Path(pyiqa_qscorer.__file__).with_name("checkpoints"))]
-        environment = self.server.environment(self.home, **env)
-        return subprocess.Popen(
-            [*command, json.dumps(calls), before],
-            env=environment,
-            cwd=Path(__file__).resolve().parent.parent,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        where = {"env": self.server.environment(self.home, **env), "cwd": Path(__file__).resolve().parent.parent}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen([*command, json.dumps(calls), before], **where, **pipes)
 
     def finish(self, process: subprocess.Popen[str]) -> Outcome:
         stdout, stderr = process.communicate(timeout=60)
         assert process.returncode == 0, stderr[-3000:]
         result = json.loads(stdout)
         assert not result["heavy"], f"hub must not import {result['heavy']}"
-        return Outcome(
-            [Path(folder) for folder in result.get("folders", [])],
-            result.get("missing_bytes", []),
-            result.get("error"),
-            result.get("message", ""),
-            stderr,
-        )
+        folders, message = [Path(folder) for folder in result.get("folders", [])], result.get("message", "")
+        return Outcome(folders, result.get("missing_bytes", []), result.get("error"), message, stderr)
 
     def fetch(
-        self,
-        repo_id: str = REPO,
-        *args: object,
-        before: str = "",
-        env: dict[str, str] | None = None,
-        **kwargs: object,
+        self, repo_id: str = REPO, *args: object, before: str = "", env: dict[str, str] | None = None, **kwargs: object
     ) -> Outcome:
         """`hub.plan(repo_id, *args, **kwargs)` and `hub.download` in a new process."""
         return self.fetch_all([([repo_id, *args], kwargs)], before, env)
 
     def fetch_all(
-        self,
-        calls: list[tuple[list[object], dict[str, object]]],
-        before: str = "",
-        env: dict[str, str] | None = None,
+        self, calls: list[tuple[list[object], dict[str, object]]], before: str = "", env: dict[str, str] | None = None
     ) -> Outcome:
         return self.finish(self.start(calls, before, env or {}))
 
     def offline(self, repo_id: str = REPO, *args: object) -> Outcome:
         """The same without network; not one request may leave."""
-        self.server.forget_requests()
+        self.server.requests.clear()
         outcome = self.fetch(repo_id, *args, env={"HF_HUB_OFFLINE": "1"})
         assert self.server.requests == []
         return outcome

@@ -1,8 +1,8 @@
 """A Hugging Face Hub on loopback, for tests: a real HTTP server with the faults of real ones.
 
-It speaks what `huggingface_hub` needs to fetch a model: the listing (`/api/models/...`), `HEAD` and
-`GET` of `/{owner}/{name}/resolve/{revision}/{file}`, `Range` requests, and the redirect of large
-files to a second origin (the Hub's CDN). Every request is recorded in `HubServer.requests`.
+It speaks what `huggingface_hub` needs to fetch a model: the listing (`/api/models/...`), `HEAD` and `GET` of
+`/{owner}/{name}/resolve/{revision}/{file}`, `Range` requests, and the redirect of large files to a second origin (the
+Hub's CDN). Every request is recorded in `HubServer.requests`.
 
     with HubServer() as server:
         server.add_repo("owner/name", folder)
@@ -19,6 +19,7 @@ import socket
 import struct
 import sys
 import threading
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -51,18 +52,16 @@ class StoredFile:
         return self.sha256 if self.lfs else self.git_sha1
 
     def listing(self, name: str) -> dict[str, Any]:
-        entry: dict[str, Any] = {"rfilename": name, "size": len(self.content)}
-        entry["blobId"] = self.git_sha1
-        if self.lfs:
-            entry["lfs"] = {"sha256": self.sha256, "size": len(self.content), "pointerSize": 134}
-        return entry
+        entry: dict[str, Any] = {"rfilename": name, "size": len(self.content), "blobId": self.git_sha1}
+        return {**entry, "lfs": self.pointer("sha256")} if self.lfs else entry
 
     def tree_entry(self, name: str) -> dict[str, Any]:
         """The same in the words of the other listing, which snapshot_download asks for."""
-        entry = {"type": "file", "path": name, "size": len(self.content), "oid": self.git_sha1}
-        if self.lfs:
-            entry["lfs"] = {"oid": self.sha256, "size": len(self.content), "pointerSize": 134}
-        return entry
+        entry: dict[str, Any] = {"type": "file", "path": name, "size": len(self.content), "oid": self.git_sha1}
+        return {**entry, "lfs": self.pointer("oid")} if self.lfs else entry
+
+    def pointer(self, name_of_hash: str) -> dict[str, Any]:
+        return {name_of_hash: self.sha256, "size": len(self.content), "pointerSize": 134}
 
 
 @dataclass
@@ -89,22 +88,22 @@ class Request:
     authorized: bool
     sent: list[int] = field(default_factory=list)
 
-    @property
-    def bytes_sent(self) -> int:
-        return sum(self.sent)
-
 
 @dataclass
 class Fault:
-    """What goes wrong when the content of a file is sent; `times` counts down, None is for ever."""
+    """What goes wrong when the content of a file is sent; `times` counts down, None is for ever.
 
-    kind: str  # "cut", "reset", "hang", "corrupt", "short", "status"
-    after: int = 0
-    times: int | None = 1
-    status: int = 503
+    Kinds: "cut" and "reset" the connection, or "hang" until the server closes, after so many bytes; "corrupt": other
+    bytes of the same length; "short": a complete answer with the first bytes only; "status": an HTTP error.
+    """
+
+    kind: str
+    after: int
+    times: int | None
+    status: int
 
 
-class HubServer:
+class HubServer(AbstractContextManager):
     """The Hub and its CDN on two ports of 127.0.0.1. Use it as a context manager."""
 
     def __init__(self) -> None:
@@ -116,9 +115,6 @@ class HubServer:
         self.released = threading.Event()  # ends every hanging answer
         self._hub = _listen(self, "hub")
         self._cdn = _listen(self, "cdn")
-
-    def __enter__(self) -> HubServer:
-        return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()
@@ -148,28 +144,18 @@ class HubServer:
         return {**env, **extra}
 
     def add_repo(
-        self,
-        repo_id: str,
-        files: Path | dict[str, bytes],
-        *,
-        branch: str = "main",
-        gated: bool = False,
-        extra: dict[str, bytes] | None = None,
+        self, repo_id: str, files: Path | dict[str, bytes], gated: bool = False, extra: dict[str, bytes] | None = None
     ) -> str:
-        """Commit a folder (or name -> bytes) to `branch`; returns the commit's sha."""
+        """Commit a folder (or name -> bytes) to `main`; returns the commit's sha."""
         if isinstance(files, Path):
-            root = files
-            files = {
-                path.relative_to(root).as_posix(): path.read_bytes()
-                for path in sorted(root.rglob("*"))
-                if path.is_file()
-            }
+            found = sorted(path for path in files.rglob("*") if path.is_file())
+            files = {path.relative_to(files).as_posix(): path.read_bytes() for path in found}
         stored = {name: StoredFile.of(name, c) for name, c in {**files, **(extra or {})}.items()}
         repo = self.repos.setdefault(repo_id, Repo())
         seed = repr([repo_id, len(repo.commits), sorted((n, f.etag) for n, f in stored.items())])
         sha = hashlib.sha1(seed.encode()).hexdigest()
         repo.commits[sha] = stored
-        repo.refs[branch] = sha
+        repo.refs["main"] = sha
         repo.gated = gated
         return sha
 
@@ -177,30 +163,16 @@ class HubServer:
         repo = self.repos[repo_id]
         return repo.commits[repo.refs.get(revision, revision)][name]
 
-    # ---- faults: all concern the content of the file called `name`, in whatever repository
-
     def cut(self, name: str, after: int, times: int | None = 1, *, reset: bool = False) -> None:
         """Drop the connection after `after` bytes of an answer (`reset`: with a TCP reset)."""
-        self._fault(name, Fault("reset" if reset else "cut", after, times))
-
-    def hang(self, name: str, after: int, times: int | None = 1) -> None:
-        """Send `after` bytes, then nothing until the server closes."""
-        self._fault(name, Fault("hang", after, times))
-
-    def corrupt(self, name: str, times: int | None = None) -> None:
-        """Send other bytes of the same length."""
-        self._fault(name, Fault("corrupt", 0, times))
-
-    def shorten(self, name: str, to: int, times: int | None = None) -> None:
-        """Send a complete answer that holds only the first `to` bytes of the file."""
-        self._fault(name, Fault("short", to, times))
+        self.fault(name, "reset" if reset else "cut", after, times)
 
     def fail(self, name: str, status: int, times: int | None = 1) -> None:
         """Answer with an HTTP error."""
-        self._fault(name, Fault("status", 0, times, status))
+        self.fault(name, "status", 0, times, status)
 
-    def _fault(self, name: str, fault: Fault) -> None:
-        self.faults.setdefault(name, []).append(fault)
+    def fault(self, name: str, kind: str, after: int = 0, times: int | None = None, status: int = 503) -> None:
+        self.faults.setdefault(name, []).append(Fault(kind, after, times, status))
 
     def take_fault(self, name: str) -> Fault | None:
         for fault in self.faults.get(name, []):
@@ -211,14 +183,9 @@ class HubServer:
                 return fault
         return None
 
-    # ---- what was asked
-
     def contents_of(self, name: str) -> list[Request]:
         """The `GET` requests that were answered with content of the file `name`, in order."""
         return [r for r in self.requests if r.method == "GET" and r.sent and r.path.endswith(name)]
-
-    def forget_requests(self) -> None:
-        self.requests.clear()
 
 
 class _Listener(ThreadingHTTPServer):
@@ -246,23 +213,12 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # the tests read `requests`
         return
 
-    def do_HEAD(self) -> None:
-        self._answer()
-
     def do_GET(self) -> None:
-        self._answer()
-
-    def _answer(self) -> None:
         url = urlsplit(self.path)
         path, hub = unquote(url.path), self.server.hub
         authorization = self.headers.get("Authorization")
-        self.request_seen = Request(
-            self.server.role,
-            self.command,
-            path,
-            self.headers.get("Range"),
-            authorization == f"Bearer {TOKEN}",
-        )
+        known = authorization == f"Bearer {TOKEN}"
+        self.request_seen = Request(self.server.role, self.command, path, self.headers.get("Range"), known)
         hub.requests.append(self.request_seen)
         if authorization is not None and not self.request_seen.authorized:
             self._error(401, message="Invalid credentials in Authorization header")
@@ -278,6 +234,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer_resolve(*path[1:].split("/resolve/", 1))
         else:
             self._error(404)
+
+    do_HEAD = do_GET
 
     def _answer_listing(self, path: str, query: dict[str, list[str]]) -> None:
         hub = self.server.hub
@@ -319,10 +277,9 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"X-Repo-Commit": sha, "ETag": f'"{file.etag}"'}
         if not file.lfs:
             return self._send_file(name, file, headers)
-        headers = {"X-Repo-Commit": sha, "X-Linked-Etag": f'"{file.sha256}"'}
-        headers["X-Linked-Size"] = str(len(file.content))
-        headers["Location"] = f"{hub.cdn}/lfs/{file.sha256}/{name}"
-        return self._send(302, b"", headers)
+        linked = {"X-Linked-Etag": f'"{file.sha256}"', "X-Linked-Size": str(len(file.content))}
+        where = {"X-Repo-Commit": sha, "Location": f"{hub.cdn}/lfs/{file.sha256}/{name}"}
+        return self._send(302, b"", linked | where)
 
     def _is_closed(self, repo: Repo) -> bool:
         return repo.gated and not self.request_seen.authorized
@@ -349,14 +306,12 @@ class _Handler(BaseHTTPRequestHandler):
         headers.update({"Accept-Ranges": "bytes", "ETag": f'"{file.etag}"'})
         limit = fault.after if fault is not None and kind in ("cut", "reset", "hang") else None
         self._send(status, content[start:], headers, limit)
-        if limit is None:
-            return None
         if kind == "hang":
             self.server.hub.released.wait()
         if kind == "reset":
-            linger = struct.pack("ii", 1, 0)
-            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
-        self.close_connection = True
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if limit is not None:
+            self.close_connection = True
         return None
 
     def _send(self, status: int, body: bytes, headers: dict[str, str], limit: int | None = None) -> None:
@@ -388,11 +343,9 @@ class _Handler(BaseHTTPRequestHandler):
 def serve_published_layout(
     tmp_path: Path, golden: Path, tokenizer_model: Path | None = None
 ) -> tuple[HubServer, dict[str, str]]:
-    """Serve the tiny golden LoRA layout and its base under the published names.
+    """Serve the tiny golden LoRA layout and its base under the published names, with a tokenizer if one is given.
 
-    Returns the running server (close it, or use it in a `with`) and the environment of a process
-    that knows no other Hub and caches under `tmp_path`. `tokenizer_model`: the SentencePiece file
-    to serve beside the base, since `tests/golden` does not carry it (its own licence).
+    Returns the running server, and the environment of a process that knows no other Hub and caches under `tmp_path`.
     """
     server = HubServer()
     tokenizer = {} if tokenizer_model is None else {"tokenizer.model": tokenizer_model.read_bytes()}

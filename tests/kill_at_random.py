@@ -7,8 +7,6 @@ many kills came before the end of a run. One process imports everything and fork
 those of the work and not of the imports.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,7 +1,5 @@
 """Pictures for the tests, and the published preprocessing written out plainly."""
 
-from __future__ import annotations
-
 import io
 import struct
 import zlib
@@ -11,10 +9,7 @@ import torch
 from PIL import Image
 
 from pyiqa_qscorer.images import preprocessing
-from pyiqa_qscorer.images.preprocessing import (
-    MEAN,
-    STD,
-)
+from pyiqa_qscorer.images.preprocessing import MEAN, STD
 
 
 def random_image(height: int, width: int, seed: int, *, harsh: bool = False) -> Image.Image:
@@ -65,10 +60,5 @@ def png(width: int, height: int, bit_depth: int, colour_type: int, rows: bytes) 
 
     header = struct.pack(">IIBBBBB", width, height, bit_depth, colour_type, 0, 0, 0)
     return b"".join(
-        [
-            b"\x89PNG\r\n\x1a\n",
-            chunk(b"IHDR", header),
-            chunk(b"IDAT", zlib.compress(rows)),
-            chunk(b"IEND", b""),
-        ]
+        [b"\x89PNG\r\n\x1a\n", chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(rows)), chunk(b"IEND", b"")]
     )

@@ -1,7 +1,5 @@
 """Noise in what a network emits: simulation against formulas."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -34,17 +32,11 @@ def test_second_order_formula_meets_the_simulation_for_small_noise(name: str) ->
         assert abs(found.rmse**2 - without_noise) > 3 * allowed
 
 
-def test_without_noise_only_label_and_mixture_are_left() -> None:
-    found = noisy_levels("linear", MOS, None, 5, noise=0.0)
-    expected = 0.99 * MOS + 0.01 * 3 - MOS
+def test_noise_free_and_regression_errors_are_the_formulas() -> None:
+    found, expected = noisy_levels("linear", MOS, None, 5, noise=0.0), 0.99 * MOS + 0.01 * 3 - MOS
     assert found.rmse == pytest.approx(math.sqrt(np.mean(expected**2)))
-    assert found.mae == pytest.approx(np.mean(np.abs(expected)))
-    assert found.srcc == pytest.approx(1.0)
+    assert found.mae == pytest.approx(np.mean(np.abs(expected))) and found.srcc == pytest.approx(1.0)
     assert found.mse_standard_error == pytest.approx(0.0, abs=1e-12)
-
-
-def test_regression_errs_by_its_noise() -> None:
     found = noisy_regression(MOS, 0.3, draws=100)
-    assert found.analytic_rmse == 0.3
-    assert found.rmse**2 == pytest.approx(0.09, abs=4 * found.mse_standard_error)
+    assert found.analytic_rmse == 0.3 and found.rmse**2 == pytest.approx(0.09, abs=4 * found.mse_standard_error)
     assert noisy_regression(MOS, 0.0).rmse == 0.0

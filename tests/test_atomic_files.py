@@ -1,7 +1,5 @@
 """Small files: whole or not at all, readable by others."""
 
-from __future__ import annotations
-
 import os
 import stat
 import sys
@@ -13,15 +11,14 @@ import pytest
 from pyiqa_qscorer.files import write_bytes, write_text
 
 
-def test_makes_folders_replaces_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_bytes_and_text_are_written_whole_and_leave_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "a" / "b" / "file.txt"
     for content in (b"\x00\xff\r\n", b"", b"second"):
         write_bytes(file, content)
-        assert file.read_bytes() == content
-        assert list(file.parent.iterdir()) == [file]
-
-
-def test_text_is_utf_8_with_its_own_line_ends(tmp_path: Path) -> None:
+        assert file.read_bytes() == content and list(file.parent.iterdir()) == [file]
+    with pytest.raises(OSError, match="b"):
+        write_bytes(file.parent, b"content")  # a folder in the way
+    assert list((tmp_path / "a").iterdir()) == [file.parent]
     write_text(tmp_path / "file", "é\r\n\n")
     assert (tmp_path / "file").read_bytes() == b"\xc3\xa9\r\n\n"
     odd_name = "\udcff.png"  # as Python reads a file name that is not UTF-8
@@ -37,9 +34,7 @@ class Interrupted(BaseException):
 
 @pytest.mark.parametrize("step", ["fsync", "replace"])
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), Interrupted()])
-def test_a_write_that_fails_changes_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, error: BaseException
-) -> None:
+def test_a_write_that_fails_changes_nothing(tmp_path, monkeypatch, step, error) -> None:
     file = tmp_path / "file"
     write_bytes(file, b"old")
 
@@ -50,15 +45,7 @@ def test_a_write_that_fails_changes_nothing(
     monkeypatch.setattr(os, step, fail)
     with pytest.raises(type(error)):
         write_bytes(file, b"new")
-    assert file.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def test_a_folder_in_the_way_is_an_error(tmp_path: Path) -> None:
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(OSError, match="folder"):
-        write_bytes(tmp_path / "folder", b"content")
-    assert list(tmp_path.iterdir()) == [tmp_path / "folder"]
+    assert file.read_bytes() == b"old" and list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a umask")
@@ -76,5 +63,4 @@ def test_threads_may_write_the_same_file(tmp_path: Path) -> None:
     contents = [bytes([number]) * 10_000 for number in range(8)]
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda content: write_bytes(tmp_path / "file", content), contents * 5))
-    assert (tmp_path / "file").read_bytes() in contents
-    assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+    assert (tmp_path / "file").read_bytes() in contents and list(tmp_path.iterdir()) == [tmp_path / "file"]

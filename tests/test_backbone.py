@@ -1,7 +1,5 @@
 """Training on the cached statistics of a frozen feature network."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 from test_features import ARCHITECTURE, BACKBONE, encoder
-from tiny_training import make_pictures, settings
+from tiny_training import settings
 
 import pyiqa_qscorer
 from pyiqa_qscorer import Scorer
@@ -27,11 +25,6 @@ from pyiqa_qscorer.training.run import train
 from pyiqa_qscorer.training.starting_model import with_changed_vision
 
 MINI = Path(pyiqa_qscorer.__file__).parent / "weights" / "mini"
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 def feature_settings(pictures: Path, output: Path, **sections: Any) -> dict[str, Any]:
@@ -49,7 +42,7 @@ def dataset(pictures: Path) -> QualityDataset:
     return QualityDataset([read_dataset(config.data.train[0], "train")], SquareImages(64).sample)
 
 
-def test_cache_holds_what_the_network_gives(pictures: Path, tmp_path: Path) -> None:
+def test_caches_hold_what_the_network_gives_and_standardise(pictures: Path, tmp_path: Path) -> None:
     data, network = dataset(pictures), encoder()
     cached = CachedStatistics(data, network, tmp_path)
     assert len(cached) == len(data) == 18
@@ -59,6 +52,18 @@ def test_cache_holds_what_the_network_gives(pictures: Path, tmp_path: Path) -> N
             torch.testing.assert_close(cached[index]["pixel_values"], expected, atol=1e-3, rtol=1e-3)
             facts = {name: value for name, value in cached[index].items() if name != "pixel_values"}
             assert facts == {name: value for name, value in data[index].items() if name != "pixel_values"}
+    data, network = dataset(pictures), encoder()
+    cached = CachedStatistics(data, network, tmp_path)
+    fit_standardisation(network, cached)
+    values = network.standardise(torch.stack([cached[index]["pixel_values"] for index in range(len(cached))]))
+    flat = values.flatten(0, 1).detach()
+    np.testing.assert_allclose(flat.mean(0), 0, atol=1e-3)
+    moving = flat.std(0) > 0.5
+    np.testing.assert_allclose(flat.std(0)[moving], 1, atol=1e-3)
+    assert moving.float().mean() > 0.9
+    from_pixels = encoder()
+    fit_standardisation(from_pixels, data)
+    torch.testing.assert_close(from_pixels.standardise.mean, network.standardise.mean, atol=1e-3, rtol=1e-2)
 
 
 def test_mirrored_pictures_have_the_cells_of_the_cache_in_mirrored_order(pictures: Path, tmp_path: Path) -> None:
@@ -67,13 +72,11 @@ def test_mirrored_pictures_have_the_cells_of_the_cache_in_mirrored_order(picture
     plain = CachedStatistics(QualityDataset(parts, SquareImages(64).sample), network, tmp_path)
     mirrored = CachedStatistics(QualityDataset(parts, SquareImages(64).sample, flip=True), network, tmp_path)
     assert len(list(tmp_path.iterdir())) == 1  # one file serves both
-    grid = network.config.image_size // network.config.patch_size
-    found = set()
+    grid, found = network.config.image_size // network.config.patch_size, set()
     for item in [(index, epoch) for index in range(6) for epoch in range(2)]:
         before, after = plain[item]["pixel_values"], mirrored[item]["pixel_values"]
         assert torch.equal(before[0], after[0])  # the whole picture
-        flipped = mirrored.data.flipped(*item)
-        cells = before[1:].unflatten(0, (grid, grid))
+        flipped, cells = mirrored.data.flipped(*item), before[1:].unflatten(0, (grid, grid))
         assert torch.equal(after[1:], (cells.flip(1) if flipped else cells).flatten(0, 1))
         found.add(flipped)
     assert found == {True, False}
@@ -131,12 +134,8 @@ def test_a_checkpoint_can_read_more_stages_and_keep_a_share_of_what_it_was(pictu
     model |= {"vision": {"stages": [0, 1, 2, 3], "image_fit": "mirror"}}
     common: dict[str, Any] = {"lora": {"enabled": False}, "trainable": {"everything": True, "vision_backbone": False}}
     networks, errors = {}, {}
-    for name, training in (
-        ("unchanged", {"learning_rate": 1e-12}),
-        ("trained", {"learning_rate": 1e-3}),
-        ("half", {"learning_rate": 1e-3, "start_share": 0.5}),
-    ):
-        training = {"num_train_epochs": 1, "weight_decay": 0.0, "average_decay": 0.5, **training}
+    for name, rate, more in (("unchanged", 1e-12, {}), ("trained", 1e-3, {}), ("half", 1e-3, {"start_share": 0.5})):
+        training = {"num_train_epochs": 1, "weight_decay": 0.0, "average_decay": 0.5, "learning_rate": rate, **more}
         content = settings(pictures, tmp_path / name, model=model, data=data, training=training, **common)
         result = train(parse_config(content))
         networks[name] = Scorer("qscorer", checkpoint=str(result.folders["qscorer"]), device="cpu")
@@ -149,9 +148,8 @@ def test_a_checkpoint_can_read_more_stages_and_keep_a_share_of_what_it_was(pictu
     vision = networks["half"].metric.network.config.vision_config
     assert vision.stages == [0, 1, 2, 3] and vision.image_fit == "mirror"
     for name, value in values["half"].items():
-        torch.testing.assert_close(
-            value, (values["unchanged"][name] + values["trained"][name]) / 2, atol=1e-6, rtol=1e-4
-        )
+        middle = (values["unchanged"][name] + values["trained"][name]) / 2
+        torch.testing.assert_close(value, middle, atol=1e-6, rtol=1e-4)
     columns = networks["trained"].metric.network.model.vision_model.columns_of([1, 3])
     assert (values["trained"]["model.vision_model.patch_projection.weight"][:, columns] != 0).any()
     for changes, words in (({"stages": [1]}, "must keep"), ({"patch_size": 8}, "can change stages")):
@@ -160,9 +158,7 @@ def test_a_checkpoint_can_read_more_stages_and_keep_a_share_of_what_it_was(pictu
             train(parse_config(content))
 
 
-def test_cache_is_kept_until_images_or_network_change(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_cache_is_kept_until_images_or_network_change(pictures, tmp_path, monkeypatch) -> None:
     data, network = dataset(pictures), encoder()
     CachedStatistics(data, network, tmp_path)
     with monkeypatch.context() as patch:
@@ -173,34 +169,14 @@ def test_cache_is_kept_until_images_or_network_change(
         next(network.backbone.parameters()).add_(0.1)
     CachedStatistics(data, network, tmp_path)
     assert len(list(tmp_path.iterdir())) == 2
-    image = Path(data.images[0].path)
-    os.utime(image, ns=(1, 1))
+    os.utime(data.images[0].path, ns=(1, 1))
     CachedStatistics(data, network, tmp_path)
     assert len(list(tmp_path.iterdir())) == 3
-
-
-def test_statistics_beyond_float16_are_refused(pictures: Path, tmp_path: Path) -> None:
-    network = encoder()
     with torch.no_grad():
         network.backbone.conv_stem.weight.mul_(1e9)
     with pytest.raises(CheckpointError, match="do not fit into float16"):
-        CachedStatistics(dataset(pictures), network, tmp_path)
-    assert not list(tmp_path.glob("*.npy"))
-
-
-def test_standardised_channels_have_mean_0_and_deviation_1(pictures: Path, tmp_path: Path) -> None:
-    data, network = dataset(pictures), encoder()
-    cached = CachedStatistics(data, network, tmp_path)
-    fit_standardisation(network, cached)
-    values = network.standardise(torch.stack([cached[index]["pixel_values"] for index in range(len(cached))]))
-    flat = values.flatten(0, 1).detach()
-    np.testing.assert_allclose(flat.mean(0), 0, atol=1e-3)
-    moving = flat.std(0) > 0.5
-    np.testing.assert_allclose(flat.std(0)[moving], 1, atol=1e-3)
-    assert moving.float().mean() > 0.9
-    from_pixels = encoder()
-    fit_standardisation(from_pixels, data)
-    torch.testing.assert_close(from_pixels.standardise.mean, network.standardise.mean, atol=1e-3, rtol=1e-2)
+        CachedStatistics(data, network, tmp_path)
+    assert len(list(tmp_path.glob("*.npy"))) == 3
 
 
 def test_training_on_the_cache_equals_training_on_pictures(pictures: Path, tmp_path: Path) -> None:
@@ -227,10 +203,7 @@ def test_feature_network_can_have_its_own_learning_rate(pictures: Path, tmp_path
     for name, rate in (("own", 1e-12), ("common", None)):
         training = {"num_train_epochs": 1, "learning_rate": 1e-3, "vision_backbone_learning_rate": rate}
         content = feature_settings(pictures, tmp_path / name, trainable={"everything": True}, training=training)
-        result = train(parse_config(content))
-        vision = Scorer(
-            "qscorer", checkpoint=str(result.folders["qscorer"]), device="cpu"
-        ).metric.network.model.vision_model
+        vision = load_folder(train(parse_config(content)).folders["qscorer"]).model.model.vision_model
         pairs = zip(vision.backbone.parameters(), untrained.backbone.parameters(), strict=True)
         changes[name] = max(float((after - before).detach().abs().max()) for after, before in pairs)
     assert changes["own"] < 1e-9 and changes["common"] > 1e-4
@@ -240,9 +213,6 @@ def test_settings_that_contradict_are_refused(pictures: Path, tmp_path: Path) ->
     with pytest.raises(TrainingConfigError, match="cache_statistics needs"):
         changes = {"data": {"cache_statistics": True}, "trainable": {"everything": True}}
         parse_config(feature_settings(pictures, tmp_path / "run", **changes))
-    for changes in (
-        {"trainable": {"vision_backbone": False}},
-        {"training": {"vision_backbone_learning_rate": 1e-5}},
-    ):
+    for changes in ({"trainable": {"vision_backbone": False}}, {"training": {"vision_backbone_learning_rate": 1e-5}}):
         with pytest.raises(TrainingFailedError, match="kind: features"):
             train(parse_config(settings(pictures, tmp_path / "run", **changes)))

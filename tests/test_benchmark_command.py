@@ -1,31 +1,27 @@
 """`pyiqa-qscorer benchmark`: what the user types, runs that are stopped or multiplied, and pyiqa's own names."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from benchmark_world import FakeMetrics, write_csv, write_dataset
+from commands import Result, full_disk, program, wait_for_lines
+from matplotlib.figure import Figure
 from rich.console import Console
 from tiny_checkpoint import published_folders
-from typer.testing import CliRunner
 
-from pyiqa_qscorer.cli import app as cli
 from pyiqa_qscorer.cli.benchmark import dataset_specs, metric_specs, with_split
 from pyiqa_qscorer.data.score_rows import ScoreRow, read_rows, write_rows
 from pyiqa_qscorer.errors import InputError, QScorerError
-from pyiqa_qscorer.evaluation import runner
+from pyiqa_qscorer.evaluation import leaderboard_report, runner
 from pyiqa_qscorer.evaluation.leaderboard_report import terminal_tables
 from pyiqa_qscorer.evaluation.results import read_leaderboard
 from pyiqa_qscorer.evaluation.scoring import BenchmarkRow
@@ -36,17 +32,16 @@ PROGRAM = [sys.executable, str(TESTS / "benchmark_world.py")]
 LEVELS = range(40, 220, 6)
 
 
-class Result:
-    def __init__(self, *arguments: object) -> None:
-        result = CliRunner().invoke(cli.app, ["benchmark", *map(str, arguments)])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        self.code, self.out, self.err = result.exit_code, result.stdout, result.stderr
+def benchmark(*arguments: object) -> Result:
+    return Result("benchmark", *arguments)
 
 
 @pytest.fixture
 def quick_metrics(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And small pictures: what they show is in test_benchmark_report.py."""
     FakeMetrics().install(monkeypatch.setattr)
+    monkeypatch.setattr(leaderboard_report, "scatter", lambda entry: Figure(figsize=(1, 1)))
+    monkeypatch.setattr(leaderboard_report, "accuracy_against_cost", lambda entries: None)
 
 
 @pytest.fixture
@@ -57,12 +52,6 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return Path("data/opinions.csv")
 
 
-def program(**environment: object) -> dict:
-    variables = {name: str(value) for name, value in environment.items()}
-    variables |= {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
-    return {"env": os.environ | variables, "text": True}
-
-
 def rows(metric: str, output: str = "benchmark", dataset: str = "opinions") -> list[BenchmarkRow]:
     return read_rows(Path(output, "scores", dataset, f"{metric}.csv"), BenchmarkRow)
 
@@ -71,17 +60,11 @@ def scores(metric: str, output: str = "benchmark") -> list[tuple]:
     return [(row.path, row.score, row.error, row.mos, row.identity) for row in rows(metric, output)]
 
 
-# --- what the user types ----------------------------------------------------------------------------------------------
-
-
 def test_labels_and_settings() -> None:
-    specs = metric_specs(
-        ["mine=qscorer", "piqe"], ["mine.checkpoint=DIR", "mine.clamp=false", "mine.local-files-only=true"]
-    )
-    assert [(one.label, one.name) for one in specs] == [("mine", "qscorer"), ("piqe", "piqe")]
-    assert (
-        specs[0].options == {"checkpoint": "DIR", "clamp": False, "local_files_only": True} and specs[1].options == {}
-    )
+    given = ["mine.checkpoint=DIR", "mine.clamp=false", "mine.local-files-only=true"]
+    found = [(one.label, one.name, one.options) for one in metric_specs(["mine=qscorer", "piqe"], given)]
+    options = {"checkpoint": "DIR", "clamp": False, "local_files_only": True}
+    assert found == [("mine", "qscorer", options), ("piqe", "piqe", {})]
     own, named = dataset_specs(["agiqa3k=x/y.csv", "koniq10k"], Path("i"), None, ["mos=m"], True)
     assert (own.label, own.csv, own.images, own.columns, own.lower_better) == (
         "agiqa3k", Path("x/y.csv"), Path("i"), {"mos": "m"}, True,
@@ -111,23 +94,23 @@ def test_split_and_phase_say_which_datasets_they_are_not_for(capsys: pytest.Capt
 
 
 def test_a_run_and_its_reports(quick_metrics: None, table: Path) -> None:
-    result = Result("-m", "brightness", "-m", "darkness", "-d", table, "--images", "data/images")
+    result = benchmark("-m", "brightness", "-m", "darkness", "-d", table, "--images", "data/images")
     assert result.code == 0, result.err
     assert re.search(r"brightness +0\.9\d\d +0\.\d{3}, 0\.\d{3} .* 30 ", result.out)
     written = {path.name for path in Path("benchmark").iterdir()}
     assert written == {"scores", "leaderboard.csv", "leaderboard.md", "leaderboard.json", "report.html"}
     before = Path("benchmark/leaderboard.json").read_bytes()
-    again = Result("-m", "brightness", "-m", "darkness", "-d", table, "--images", "data/images")
+    again = benchmark("-m", "brightness", "-m", "darkness", "-d", table, "--images", "data/images")
     assert again.code == 0 and "0 images to score, 30 scored before" in again.err
     Path("benchmark/leaderboard.json").unlink()
-    assert Result("--report-only").code == 0
+    assert benchmark("--report-only").code == 0
     kept = [json.loads(text)["entries"] for text in (before, Path("benchmark/leaderboard.json").read_bytes())]
     assert [one["agreement"] for one in kept[0]] == [one["agreement"] for one in kept[1]]
 
 
 def test_what_fails_is_said_and_counts(quick_metrics: None, table: Path) -> None:
     (Path("data/images") / "0003.png").write_bytes(b"nothing")
-    result = Result("-m", "brightness", "-m", "broken", "-m", "distance", "-d", table, "--images", "data/images")
+    result = benchmark("-m", "brightness", "-m", "broken", "-m", "distance", "-d", table, "--images", "data/images")
     assert result.code == 1 and "Traceback" not in result.err
     assert "broken on opinions: not run: cannot be built: OSError: the weights are gone" in result.err
     assert "distance on opinions: not run: dataset opinions names no reference images" in result.err
@@ -138,14 +121,14 @@ def test_opinions_turned_the_wrong_way_are_said_loudly(quick_metrics: None, tabl
     arguments = ["-m", "brightness", "-m", "picky", "-m", "darkness", "-d", table, "--images", "data/images"]
     content = [line.split(",") for line in table.read_text().split()]
     write_csv(table, [content[0], *[[row[0], 9 - float(row[1]), *row[2:]] for row in content[1:]]])
-    result = Result(*arguments)
+    result = benchmark(*arguments)
     assert "warning: opinions: most metrics contradict the opinions (median SRCC -0.9" in result.err
     assert "Then repeat the command with --dmos" in result.err
     for name in ("report.html", "leaderboard.md", "leaderboard.json"):
         assert "most metrics contradict the opinions" in Path("benchmark", name).read_text()
     entries = json.loads(Path("benchmark/leaderboard.json").read_text())["entries"]
     assert not any(entry["not_worse_than_best"] for entry in entries)  # the order is upside down: none is the best
-    right = Result(*arguments, "--dmos")
+    right = benchmark(*arguments, "--dmos")
     assert "contradict" not in right.err and "brightness on opinions: 0 images to score" in right.err
     assert json.loads(Path("benchmark/leaderboard.json").read_text())["entries"][0]["not_worse_than_best"]
 
@@ -153,20 +136,20 @@ def test_opinions_turned_the_wrong_way_are_said_loudly(quick_metrics: None, tabl
 def test_our_own_scores_are_no_opinions(quick_metrics: None, table: Path) -> None:
     row = ScoreRow("data/images/0000.png", 3.1, metric="qscorer-mini", identity="0" * 16)
     write_rows(Path("scores.csv"), [row, dataclasses.replace(row, path="data/images/0001.png")])
-    result = Result("-m", "brightness", "-d", "scores.csv", "--images", ".")
+    result = benchmark("-m", "brightness", "-d", "scores.csv", "--images", ".")
     assert result.code == 2 and "column 'score' holds scores that pyiqa-qscorer predicted" in result.err
     # A table of a leaderboard holds both; the opinions are used if they are named.
-    assert Result("-m", "brightness", "-d", table, "--images", "data/images").code == 0
+    assert benchmark("-m", "brightness", "-d", table, "--images", "data/images").code == 0
     again = ["-m", "darkness", "-d", "again=benchmark/scores/opinions/brightness.csv", "--images", "."]
-    refused = Result(*again)
+    refused = benchmark(*again)
     assert refused.code == 2 and "--columns mos=COLUMN (one of mos," in refused.err
-    assert Result(*again, "--columns", "mos=mos", "-o", "again").code == 0
+    assert benchmark(*again, "--columns", "mos=mos", "-o", "again").code == 0
 
 
 def test_digits_are_kept_in_a_pipe_and_fit_into_80_columns_of_a_terminal(quick_metrics: None, table: Path) -> None:
     name = "a-label-that-is-longer-than-any-terminal-is-wide-and-would-push-all-numbers-out-of-it-if-it-could"
-    Result("-m", f"{name}=brightness", "-m", "topiq_nr-flive=darkness", "-d", table, "--images", "data/images")
-    [line] = [line for line in Result("--report-only").out.splitlines() if line.startswith(name)]
+    benchmark("-m", f"{name}=brightness", "-m", "topiq_nr-flive=darkness", "-d", table, "--images", "data/images")
+    [line] = [line for line in benchmark("--report-only").out.splitlines() if line.startswith(name)]
     assert re.fullmatch(rf"{name} +0\.\d{{3}} +0\.\d{{3}}, 0\.\d{{3}}( +0\.\d{{3}}){{3}} +30 +\S+ *", line)
     buffer = io.StringIO()
     console = Console(file=buffer, force_terminal=True, width=80, highlight=False)
@@ -208,43 +191,29 @@ def test_wrong_usage(quick_metrics: None, table: Path, arguments: list[str], wor
         given.pop("--images")
     for flag in given.keys() & set(arguments):
         given.pop(flag)
-    result = Result(*[part for flag, values in given.items() for part in (flag, *values)], *arguments)
+    result = benchmark(*[part for flag, values in given.items() for part in (flag, *values)], *arguments)
     assert words in " ".join(result.err.split()) and result.code == 2 and "Traceback" not in result.err
-
-
-# --- runs that are stopped, filled up, multiplied ---------------------------------------------------------------------
-
-
-def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
-    deadline = time.monotonic() + 240
-    while not path.exists() or path.read_bytes().count(b"\n") < count:
-        assert process.poll() is None and time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.mark.slow
 def test_killed_and_interrupted_runs_resume_to_the_same_table(quick_metrics: None, table: Path) -> None:
     arguments = ["-m", "brightness", "-m", "darkness", "-d", str(table), "--images", "data/images"]
-    assert Result(*arguments, "-o", "expected").code == 0
-    command = [*PROGRAM, "benchmark", *arguments, "--workers", "2"]
-    log = Path("log.txt")
+    assert benchmark(*arguments, "-o", "expected").code == 0
+    command, log = [*PROGRAM, "benchmark", *arguments, "--workers", "2"], Path("log.txt")
     slow = program(FAKE_SECONDS_PER_IMAGE=0.2, FAKE_LOG=log)
     partial = Path("benchmark/scores/opinions/brightness.csv.partial.jsonl")
-
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **slow)
     wait_for_lines(partial, 8, process)
     process.kill()
     assert process.wait(timeout=60) == -signal.SIGKILL
     with partial.open("ab") as file:
         file.write(b'{"path": "torn')
-
     partial = partial.with_name("darkness.csv.partial.jsonl")
     process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, **slow)
     wait_for_lines(partial, 8, process)
     process.send_signal(signal.SIGINT)
     message = process.communicate(timeout=120)[1]
     assert process.returncode == 130 and "repeat the command to go on" in message and "Traceback" not in message
-
     done = subprocess.run(command, capture_output=True, timeout=300, **slow)
     assert done.returncode == 0, done.stderr
     for metric in ("brightness", "darkness"):
@@ -256,15 +225,13 @@ def test_killed_and_interrupted_runs_resume_to_the_same_table(quick_metrics: Non
     assert {path.suffix for path in partial.parent.iterdir()} == {".csv", ".json"}
 
 
-@pytest.mark.slow
 def test_full_disk_keeps_what_was_scored(quick_metrics: None, table: Path) -> None:
-    arguments = ["-m", "brightness", "-d", str(table), "--images", "data/images"]
-    done = subprocess.run(
-        [*PROGRAM, "benchmark", *arguments], capture_output=True, timeout=300, **program(FAKE_FILE_SIZE_LIMIT=3000)
-    )
-    assert done.returncode == 2 and "Traceback" not in done.stderr
-    assert re.search(r"error: cannot write .*brightness\.csv\.partial\.jsonl: File too large", done.stderr)
-    result = Result(*arguments)
+    arguments = ["-m", "brightness", "-d", table, "--images", "data/images"]
+    with full_disk(3000):
+        done = benchmark(*arguments)
+    assert done.code == 2 and "Traceback" not in done.err
+    assert re.search(r"error: cannot write .*brightness\.csv\.partial\.jsonl: File too large", done.err)
+    result = benchmark(*arguments)
     assert result.code == 0 and re.search(r"\d images to score, [1-9]\d? scored before", result.err)
     assert len(scores("brightness")) == len(LEVELS) == sum(row.score is not None for row in rows("brightness"))
 
@@ -273,7 +240,7 @@ def test_full_disk_keeps_what_was_scored(quick_metrics: None, table: Path) -> No
 def test_two_processes_share_the_images_and_one_merges_them(quick_metrics: None, table: Path) -> None:
     Path("data/images/0005.png").write_bytes(b"nothing")
     arguments = ["-m", "brightness", "-m", "broken", "-m", "picky", "-d", str(table), "--images", "data/images"]
-    assert Result(*arguments, "-o", "expected").code == 1
+    assert benchmark(*arguments, "-o", "expected").code == 1
     log = Path("log.txt")
     # What accelerate starts for several GPUs; `accelerate launch --cpu` starts one process only, unless there is MPI.
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -300,9 +267,7 @@ def test_two_processes_share_the_images_and_one_merges_them(quick_metrics: None,
     ("device", "variable", "cpu"),
     [(None, "", False), ("cuda", "", False), ("cpu", "", True), (None, "true", True), ("cuda", "true", False)],
 )
-def test_several_processes_run_where_the_user_says(
-    monkeypatch: pytest.MonkeyPatch, device: str | None, variable: str, cpu: bool
-) -> None:
+def test_several_processes_run_where_the_user_says(monkeypatch, device, variable, cpu) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("ACCELERATE_USE_CPU", variable)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -311,21 +276,12 @@ def test_several_processes_run_where_the_user_says(
     asked: list[bool] = []
     monkeypatch.setattr(runner, "PartialState", lambda cpu, timeout: asked.append(cpu) or state)
     assert runner.start_processes(device) == (state, state.device) and asked == [cpu]
-
-
-@pytest.mark.parametrize(
-    ("device", "words"), [("cuda", "'cuda' does not exist"), ("cuda:1", "cannot be shared by several processes")]
-)
-def test_several_processes_refuse_a_device_that_cannot_serve(
-    monkeypatch: pytest.MonkeyPatch, device: str, words: str
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    if cpu:
+        return
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(QScorerError, match=words):
-        runner.start_processes(device)
-
-
-# --- pyiqa's metrics and datasets -------------------------------------------------------------------------------------
+    for refused, words in (("cuda", "'cuda' does not exist"), ("cuda:1", "cannot be shared by several processes")):
+        with pytest.raises(QScorerError, match=words):
+            runner.start_processes(refused)
 
 
 def test_pyiqas_metrics_on_a_dataset_of_pyiqa(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -340,7 +296,9 @@ def test_pyiqas_metrics_on_a_dataset_of_pyiqa(tmp_path: Path, monkeypatch: pytes
         Path("meta_info/meta_info_CSIQDataset.csv"),
         [["ref_name", "dist_name", "dmos", "std"], *[[row[3], row[0], 1 - float(row[1]) / 6, 0.1] for row in given]],
     )
-    result = Result("-m", "psnr", "-m", "gmsd", "-m", "entropy", "-d", "csiq", "--data-root", ".", "--batch-size", "4")
+    result = benchmark(
+        "-m", "psnr", "-m", "gmsd", "-m", "entropy", "-d", "csiq", "--data-root", ".", "--batch-size", "4"
+    )
     assert result.code == 0, result.err
     import pyiqa
 
@@ -374,24 +332,17 @@ def test_our_name_in_pyiqas_benchmark_loop_and_in_ours(tmp_path: Path, monkeypat
     for batch in build_dataloader(build_dataset(data), data, num_gpu=0):
         predicted.append(model(batch["img"]).item())
         opinions.append(batch["mos_label"].item())
-    cell = "/".join(
-        str(round(float(measure(predicted, opinions)), 4))
-        for measure in (calculate_plcc, calculate_srcc, calculate_krcc)
-    )
-
-    settings = [
-        f"--set=qscorer.{name}={value}" for name, value in options.items() if name in ("checkpoint", "base", "dtype")
-    ]
-    result = Result(
-        "-m", "qscorer", "-d", f"koniq10k={table}", "--images", "data/images", *settings, "--batch-size", "3"
-    )
+    measured = [measure(predicted, opinions) for measure in (calculate_plcc, calculate_srcc, calculate_krcc)]
+    cell = "/".join(str(round(float(value), 4)) for value in measured)
+    settings = [f"--set=qscorer.{name}={options[name]}" for name in ("checkpoint", "base", "dtype")]
+    given = ["-m", "qscorer", "-d", f"koniq10k={table}", "--images", "data/images"]
+    result = benchmark(*given, *settings, "--batch-size", "3")
     assert result.code == 0, result.err
     assert [row.score for row in rows("qscorer", dataset="koniq10k")] == pytest.approx(predicted, abs=1e-4)
     assert Path("benchmark/leaderboard.csv").read_text().splitlines()[1] == f"qscorer,{cell}"
     facts = json.loads(Path("benchmark/scores/koniq10k/qscorer.json").read_text())
     files = sum(path.stat().st_size for folder in (lora, base) for path in folder.iterdir())
     assert facts["download_bytes"] == files and facts["parameters"] > 1000 and facts["options"]["base"] == str(base)
-
-    checked = Result("--report-only", "--check-published")
+    checked = benchmark("--report-only", "--check-published")
     assert checked.code == 1 and re.search(r"qscorer +koniq10k +SRCC +differs +0\.948 ", checked.out)
     assert checked.out.count("differs") == 2 and "agrees: within 0.005" in " ".join(checked.out.split())

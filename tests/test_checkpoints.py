@@ -1,12 +1,6 @@
 """Loading the three layouts: equal to the published loader, strict about what is wrong, sparing with memory."""
 
-from __future__ import annotations
-
 import hashlib
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,22 +10,22 @@ import pytest
 import torch
 from golden_data import IMAGE_NAMES, check, check_scores, pixel_values, table, tensors
 from safetensors.torch import save_file
-from tiny_checkpoint import ADAPTED, edit_json, edit_weights, own_folder, published_folders, shards
+from tiny_checkpoint import ADAPTED, edit_json, edit_weights, own_folder, published_folders, scored, shards
 from torch import Tensor
 
 from pyiqa_qscorer.checkpoints import LoadedCheckpoint, load_checkpoint, load_folder, recognise
 from pyiqa_qscorer.checkpoints.layouts import Layout
 from pyiqa_qscorer.checkpoints.start import Formulation, start_from_checkpoint
 from pyiqa_qscorer.errors import CheckpointError
+from pyiqa_qscorer.model import ScoreOutput
 
 GOLDEN_LOADS = table("lora_golden/summary")
 NEAR_TIE = IMAGE_NAMES.index("g_rgb_451x333")  # its two best first tokens lie within float16 rounding
 
 
-def score(loaded: LoadedCheckpoint) -> Any:
-    prompt = loaded.prompt
-    with torch.no_grad():
-        return loaded.model.score(pixel_values(), prompt.prefix, prompt.suffix, prompt.blank)
+@torch.no_grad()
+def score(loaded: LoadedCheckpoint) -> ScoreOutput:
+    return scored(loaded, pixel_values())
 
 
 def state(*folders: Path, dtype: str = "float32") -> dict[str, Tensor]:
@@ -45,9 +39,6 @@ def assert_equal_states(one: dict[str, Tensor], other: dict[str, Tensor]) -> Non
 
 def sha256(tensor: Tensor) -> str:
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
-
-
-# --- equal to the published loader -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -77,7 +68,7 @@ def test_scores_are_the_published_ones(folders: tuple[Path, Path, Path], key: st
     check_scores(output.raw_score.float()[settled], golden[settled], key, tolerance=0.06)
 
 
-def test_every_loaded_weight_is_the_published_one_in_float16(folders: tuple[Path, Path, Path]) -> None:
+def test_every_loaded_weight_is_the_published_one(folders: tuple[Path, Path, Path]) -> None:
     """Bit for bit, the merged ones included."""
     lora, base, merged = folders
     published = GOLDEN_LOADS["load_fp16_default"]["weights_sha256"]
@@ -88,10 +79,7 @@ def test_every_loaded_weight_is_the_published_one_in_float16(folders: tuple[Path
         for name, tensor in loaded.items():
             assert tensor.dtype is (torch.float32 if name.endswith("pos_embed") else torch.float16)
             assert sha256(tensor) == published[name], name
-
-
-def test_every_loaded_weight_is_the_published_one_in_float32(folders: tuple[Path, Path, Path]) -> None:
-    """Bit for bit, but for the products of the adapters, which another BLAS may round differently."""
+    # Bit for bit, but for the products of the adapters, which another BLAS may round differently.
     published, golden = GOLDEN_LOADS["load_fp32_eager"]["weights_sha256"], tensors("lora_golden/golden")
     loaded = state(*folders[:2])
     other = {name for name, tensor in loaded.items() if sha256(tensor) != published[name]}
@@ -133,13 +121,17 @@ def test_a_base_in_float32_is_rounded_before_the_merge_as_published(copies: tupl
     for shard in shards(base):
         edit_weights(shard, widen)
     low, high = adapter_factors(lora)
-    stored = torch.load(shards(base)[0], weights_only=True)[ADAPTED]
-    delta = 2.0 * (high @ low)
+    stored, delta = torch.load(shards(base)[0], weights_only=True)[ADAPTED], 2.0 * (high @ low)
     assert torch.equal(state(lora, base, dtype="float16")[ADAPTED], (stored.half().float() + delta).half())
     assert torch.equal(state(lora, base)[ADAPTED], stored + delta)
 
 
-# --- variants of the files that must load alike ----------------------------------------------------------------------
+def renamed(file: str, old: str, new: str) -> Callable[[Path, Path], None]:
+    def change(content: dict[str, Tensor]) -> None:
+        for name in list(content):
+            content[name.replace(old, new)] = content.pop(name)
+
+    return lambda lora, base: edit_weights(lora / file, change)
 
 
 def _adapter_as_safetensors(lora: Path, base: Path) -> None:
@@ -147,30 +139,11 @@ def _adapter_as_safetensors(lora: Path, base: Path) -> None:
     (lora / "adapter_model.bin").unlink()
 
 
-def _keys_of_a_peft_state_dict(lora: Path, base: Path) -> None:
-    def rename(factors: dict[str, Tensor]) -> None:
-        for name in list(factors):
-            factors[name.replace(".weight", ".default.weight")] = factors.pop(name)
-
-    edit_weights(lora / "adapter_model.bin", rename)
-
-
 def _every_parameter_dumped(lora: Path, base: Path) -> None:
     """As an older release did: base weights, and the adapters too."""
-    dumped = {}
-    for shard in shards(base):
-        dumped.update(torch.load(shard, weights_only=True))
-    dumped = {f"base_model.model.{name}": tensor for name, tensor in dumped.items() if not name.endswith("pos_embed")}
+    dumped = {f"base_model.model.{name}": t for name, t in whole(base).items() if not name.endswith("pos_embed")}
     dumped.update(torch.load(lora / "adapter_model.bin", weights_only=True))
     edit_weights(lora / "non_lora_trainables.bin", lambda own: own.update({**dumped, **own}))
-
-
-def _names_without_peft_prefix(lora: Path, base: Path) -> None:
-    def rename(own: dict[str, Tensor]) -> None:
-        for name in list(own):
-            own[name.removeprefix("base_model.model.")] = own.pop(name)
-
-    edit_weights(lora / "non_lora_trainables.bin", rename)
 
 
 def _files_of_torch_before_1_6(lora: Path, base: Path) -> None:
@@ -178,26 +151,22 @@ def _files_of_torch_before_1_6(lora: Path, base: Path) -> None:
         torch.save(torch.load(file, weights_only=True), file, _use_new_zipfile_serialization=False)
 
 
+def whole(base: Path) -> dict[str, Tensor]:
+    return {name: t for shard in shards(base) for name, t in torch.load(shard, weights_only=True).items()}
+
+
 def _base_in_one_file(lora: Path, base: Path) -> None:
-    content = {}
-    for shard in shards(base):
-        content.update(torch.load(shard, weights_only=True))
-        shard.unlink()
-    (base / "pytorch_model.bin.index.json").unlink()
+    content = whole(base)
+    for file in (*shards(base), base / "pytorch_model.bin.index.json"):
+        file.unlink()
     torch.save(content, base / "pytorch_model.bin")
 
 
 def _base_as_safetensors_beside_damaged_bin(lora: Path, base: Path) -> None:
     """A Hub repository may hold both; safetensors go first."""
-    content = {}
+    save_file({name: tensor.contiguous() for name, tensor in whole(base).items()}, base / "model.safetensors")
     for shard in shards(base):
-        content.update(torch.load(shard, weights_only=True))
         shard.write_bytes(b"damaged")
-    save_file({name: tensor.contiguous() for name, tensor in content.items()}, base / "model.safetensors")
-
-
-def _another_base_named_in_the_adapter(lora: Path, base: Path) -> None:
-    edit_json(lora / "adapter_config.json", base_model_name_or_path="/nowhere/at/all")
 
 
 def _rotary_tables_of_old_transformers(lora: Path, base: Path) -> None:
@@ -205,28 +174,22 @@ def _rotary_tables_of_old_transformers(lora: Path, base: Path) -> None:
     edit_weights(shards(base)[0], lambda content: content.update(tables))
 
 
-def _image_settings_beside_the_adapter(lora: Path, base: Path) -> None:
-    (base / "preprocessor_config.json").rename(lora / "preprocessor_config.json")
-
-
 @pytest.mark.parametrize(
     "change",
     [
         _adapter_as_safetensors,
-        _keys_of_a_peft_state_dict,
         _every_parameter_dumped,
-        _names_without_peft_prefix,
         _files_of_torch_before_1_6,
         _base_in_one_file,
         _base_as_safetensors_beside_damaged_bin,
-        _another_base_named_in_the_adapter,
         _rotary_tables_of_old_transformers,
-        _image_settings_beside_the_adapter,
+        renamed("adapter_model.bin", ".weight", ".default.weight"),  # the keys of a peft state dict
+        renamed("non_lora_trainables.bin", "base_model.model.", ""),
+        lambda lora, base: edit_json(lora / "adapter_config.json", base_model_name_or_path="/nowhere/at/all"),
+        lambda lora, base: (base / "preprocessor_config.json").rename(lora / "preprocessor_config.json"),
     ],
 )
-def test_variants_load_bit_for_bit_alike(
-    folders: tuple[Path, Path, Path], copies: tuple[Path, Path, Path], change: Callable[[Path, Path], None]
-) -> None:
+def test_variants_load_bit_for_bit_alike(folders, copies, change) -> None:
     lora, base, _ = copies
     change(lora, base)
     assert_equal_states(state(lora, base), state(*folders[:2]))
@@ -263,18 +226,10 @@ def test_any_number_of_score_tokens(copies: tuple[Path, Path, Path], count: int)
     assert score(loaded).raw_score.isfinite().all()
 
 
-# --- layouts and options ---------------------------------------------------------------------------------------------
-
-
-def test_layouts_are_recognised(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_layouts_are_recognised_and_a_base_is_not_looked_at_where_none_is_needed(folders, own) -> None:
     lora, base, merged = folders
-    assert recognise(lora, base).layout is Layout.PUBLISHED_LORA
-    assert recognise(merged).layout is Layout.PUBLISHED_MERGED
-    assert recognise(own_folder(tmp_path)).layout is Layout.QSCORER
-
-
-def test_a_base_is_not_looked_at_where_none_is_needed(folders: tuple[Path, Path, Path]) -> None:
-    merged = folders[2]
+    found = [recognise(lora, base).layout, recognise(merged).layout, recognise(own).layout]
+    assert found == [Layout.PUBLISHED_LORA, Layout.PUBLISHED_MERGED, Layout.QSCORER]
     loaded = load_checkpoint(merged, "nobody/nothing", local_files_only=True, dtype="float32")
     assert loaded.folder.base is None
 
@@ -282,29 +237,22 @@ def test_a_base_is_not_looked_at_where_none_is_needed(folders: tuple[Path, Path,
 def test_precision_of_auto(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
     merged, half = folders[2], torch.float16
     own32, own16 = own_folder(tmp_path / "32"), own_folder(tmp_path / "16", dtype=half)
-    for path, device, expected in (
-        (merged, "cpu", torch.bfloat16),
-        (merged, "cuda", half),
-        (own32, "cpu", torch.float32),
-        (own32, "cuda", torch.float32),
-        (own16, "cpu", torch.bfloat16),
-        (own16, "cuda", half),
-    ):
-        loaded = load_folder(path, device=device)
-        assert {p.dtype for p in loaded.model.parameters()} == {expected}
-        assert {b.dtype for b in loaded.model.buffers()} == {torch.float32}
-        assert not loaded.model.training
-        assert not any(p.requires_grad for p in loaded.model.parameters())
+    full = torch.float32
+    for path, on_cpu, on_cuda in ((merged, torch.bfloat16, half), (own32, full, full), (own16, torch.bfloat16, half)):
+        for device, expected in (("cpu", on_cpu), ("cuda", on_cuda)):
+            loaded = load_folder(path, device=device)
+            assert {p.dtype for p in loaded.model.parameters()} == {expected}
+            assert {b.dtype for b in loaded.model.buffers()} == {torch.float32} and not loaded.model.training
+            assert not any(p.requires_grad for p in loaded.model.parameters())
 
 
 @pytest.mark.parametrize("start", ["model", "base"])
 def test_flash_attention_without_its_package_says_what_to_do(folders: tuple[Path, Path, Path], start: str) -> None:
     if find_spec("flash_attn"):
         pytest.skip("flash_attn is installed")
-    words = (
-        r"attn_implementation='flash_attention_2' needs the package flash_attn .*pip install flash-attn, or .* 'sdpa'"
-    )
-    with pytest.raises(CheckpointError, match=words):
+    with pytest.raises(
+        CheckpointError, match=r"'flash_attention_2' needs the package flash_attn .*pip .*, or .* 'sdpa'"
+    ):
         if start == "model":
             load_folder(folders[2], attn_implementation="flash_attention_2")
         else:
@@ -312,51 +260,41 @@ def test_flash_attention_without_its_package_says_what_to_do(folders: tuple[Path
             start_from_checkpoint(folders[1], None, formulation, torch.float32, "flash_attention_2")
 
 
-def test_options_outside_their_choices(folders: tuple[Path, Path, Path]) -> None:
-    with pytest.raises(ValueError, match=r"dtype must be one of auto, float16, .*, got 'fp16'"):
-        load_folder(folders[2], dtype="fp16")
-    with pytest.raises(ValueError, match="attn_implementation"):
-        load_folder(folders[2], attn_implementation="nonsense")
-    with pytest.raises(ValueError, match="prompt must be one of score, evaluation, training or a text"):
-        load_folder(folders[2], prompt="rate this")
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"dtype": "fp16"}, r"dtype must be one of auto, float16, .*, got 'fp16'"),
+        ({"attn_implementation": "nonsense"}, "attn_implementation"),
+        ({"prompt": "rate this"}, "prompt must be one of score, evaluation, training or a text"),
+    ],
+)
+def test_options_outside_their_choices(folders: tuple[Path, ...], options: dict[str, str], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        load_folder(folders[2], **options)
 
 
-def test_prompt_of_the_checkpoint_and_of_the_caller(folders: tuple[Path, Path, Path], tmp_path: Path) -> None:
+def test_prompts_are_those_of_checkpoint_or_caller_and_of_either_tokenizer(folders, tmp_path, shared) -> None:
     own = own_folder(tmp_path)
     edit_json(own / "config.json", prompt="evaluation")
     assert load_folder(own).prompt == load_folder(folders[2], prompt="evaluation").prompt
     assert load_folder(own, prompt="training").prompt == load_folder(folders[2], prompt="training").prompt
     assert len(load_folder(own).prompt.suffix) == 12
-
-
-def test_licensed_tokenizer_gives_the_same_prompt_as_the_stand_in(
-    folders: tuple[Path, Path, Path], shared: Path, tmp_path: Path
-) -> None:
     lora, base, merged = published_folders(tmp_path)
     for licensed, where in (((lora, base), folders[:2]), ((merged,), folders[2:])):
         assert load_folder(*licensed).prompt == load_folder(*where).prompt
         assert load_folder(*licensed).fingerprint == load_folder(*where).fingerprint
 
 
-# --- fingerprint -----------------------------------------------------------------------------------------------------
-
-
 def fingerprint(*folders: Path, **options: Any) -> str:
     return load_folder(*folders, **{"dtype": "float16", **options}).fingerprint
 
 
-def test_equal_weights_have_equal_fingerprints_in_every_layout(folders: tuple[Path, Path, Path]) -> None:
-    lora, base, merged = folders
-    assert fingerprint(lora, base) == fingerprint(merged) == fingerprint(merged, attn_implementation="eager")
-    # The merged folder was rounded to float16, so in float32 the two are different models.
-    assert fingerprint(lora, base, dtype="float32") != fingerprint(merged, dtype="float32")
-
-
-def test_whatever_changes_a_score_changes_the_fingerprint(
-    folders: tuple[Path, Path, Path], copies: tuple[Path, Path, Path]
-) -> None:
+def test_whatever_changes_a_score_changes_the_fingerprint(folders, copies) -> None:
     lora, base, merged = copies
     seen = {fingerprint(*folders[:2])}
+    assert seen == {fingerprint(merged)}
+    # The merged folder was rounded to float16, so in float32 the two are different models.
+    assert fingerprint(lora, base, dtype="float32") != fingerprint(merged, dtype="float32")
 
     def differs(*where: Path, **options: Any) -> None:
         new = fingerprint(*where, **options)
@@ -373,99 +311,3 @@ def test_whatever_changes_a_score_changes_the_fingerprint(
     differs(lora, base)
     edit_json(merged / "config.json", num_attention_heads=1, num_key_value_heads=1)
     differs(merged)
-
-
-# --- memory ----------------------------------------------------------------------------------------------------------
-
-PEAK_OF_LOADING = """
-import sys, threading, time
-import torch
-from pathlib import Path
-torch.set_num_threads(1)
-from pyiqa_qscorer.checkpoints import load_folder
-
-def anonymous():
-    for line in open("/proc/self/status"):
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-
-def watch():
-    while not done.is_set():
-        seen.append(anonymous())
-        time.sleep(0.002)
-
-torch.ones(64, 64) @ torch.ones(64, 64)
-done, seen, before = threading.Event(), [], anonymous()
-thread = threading.Thread(target=watch)
-thread.start()
-loaded = load_folder(*map(Path, sys.argv[1:]), dtype="bfloat16")
-done.set()
-thread.join()
-weights = sum(t.numel() * t.element_size() for t in loaded.model.state_dict().values())
-print(weights, max(seen) - before, anonymous() - before)
-"""
-
-
-def widened_lora(tmp_path: Path, width: int, layers: int) -> tuple[Path, Path]:
-    """LoRA and base folder with a wider decoder: float16 on disk, so that loading in bfloat16 must convert."""
-    lora, base, _ = published_folders(tmp_path, stand_in=True)
-    template = state(lora, base)
-    decoder = {"hidden_size": width, "intermediate_size": 3 * width, "num_hidden_layers": layers}
-    for folder in (lora, base):
-        edit_json(folder / "config.json", **decoder)
-    sizes = {8: width, 24: 3 * width}
-
-    def blank(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-        in_decoder = name.startswith(("model.layers", "model.norm", "model.embed", "lm_head"))
-        shape = [sizes.get(n, n) for n in tensor.shape] if in_decoder else list(tensor.shape)
-        if name == "deepmlp.model.0.linear.weight" or name == "model.visual_abstractor.visual_fc.weight":
-            shape = [shape[0], width] if name.startswith("deepmlp") else [width, shape[1]]
-        if name in ("model.visual_abstractor.visual_fc.bias", "model.visual_abstractor.vit_eos"):
-            shape = [*shape[:-1], width]
-        return torch.ones(shape, dtype=dtype)
-
-    trained = ("model.embed_tokens", "lm_head", "deepmlp", "model.vision_model", "model.visual_abstractor")
-    own, rest = {}, {}
-    for name, tensor in template.items():
-        if name.startswith(trained):
-            own[f"base_model.model.{name}"] = blank(name, tensor, torch.float16)
-        elif name.startswith("model.layers.0."):
-            for layer in range(layers):
-                rest[name.replace("layers.0.", f"layers.{layer}.")] = blank(name, tensor, torch.float16)
-        elif not name.startswith("model.layers."):
-            rest[name] = blank(name, tensor, torch.float16)
-    own = {name: tensor for name, tensor in own.items() if not name.endswith("pos_embed")}
-    torch.save(own, lora / "non_lora_trainables.bin")
-    for shard in shards(base):
-        shard.unlink()
-    names = sorted(rest)
-    halves = {f"pytorch_model-0000{i + 1}-of-00002.bin": names[i::2] for i in range(2)}
-    for file, keys in halves.items():
-        torch.save({key: rest[key] for key in keys}, base / file)
-    index = {"weight_map": {key: file for file, keys in halves.items() for key in keys}}
-    (base / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-    targets = [f"model.layers.{i}.self_attn.{m}" for i in range(layers) for m in ("q_proj", "v_proj.multiway.1")]
-    edit_json(lora / "adapter_config.json", target_modules=targets)
-    factors = {"lora_A": torch.ones(4, width), "lora_B": torch.ones(width, 4)}
-    adapter = {f"base_model.model.{target}.{factor}.weight": t for target in targets for factor, t in factors.items()}
-    torch.save(adapter, lora / "adapter_model.bin")
-    return lora, base
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the memory of a process from /proc")
-def test_peak_memory_is_that_of_the_weights(tmp_path: Path) -> None:
-    lora, base = widened_lora(tmp_path, width=1024, layers=4)
-    environment = {**os.environ, "PYIQA_QSCORER_AUTOLOAD": "0"}
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK_OF_LOADING, str(lora), str(base)],
-        capture_output=True,
-        text=True,
-        env=environment,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
-    weights, peak, after = map(int, done.stdout.split())
-    assert weights > 250e6
-    assert after > 0.9 * weights  # converted, so not the mapped file itself
-    assert peak < weights + 80e6, f"{weights / 1e6:.0f} MB of weights took {peak / 1e6:.0f} MB"

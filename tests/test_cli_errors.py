@@ -1,7 +1,5 @@
 """`pyiqa-qscorer errors`: what it prints and writes, how it refuses, and trained networks of the three formulations."""
 
-from __future__ import annotations
-
 import json
 import math
 import os
@@ -11,14 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import commands
 import numpy as np
 import pytest
 import torch
 from tiny_training import make_pictures, settings
-from typer.testing import CliRunner
 
 from pyiqa_qscorer.analysis.measured import LABEL_OF, MeasuredModel, measure
-from pyiqa_qscorer.cli import app as cli
 from pyiqa_qscorer.data.labels import gaussian_soft_label, level_centers, one_hot, restore
 from pyiqa_qscorer.data.score_rows import ScoreRow, write_rows
 from pyiqa_qscorer.errors import QScorerError
@@ -33,12 +30,9 @@ from pyiqa_qscorer.training.run import train
 FORMULATIONS = ("score_token", "level_onehot", "level_soft")
 
 
-class Result:
-    def __init__(self, *arguments: str | Path) -> None:
-        result = CliRunner().invoke(cli.app, ["errors", *map(str, arguments)])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        self.code, self.out, self.err = result.exit_code, result.stdout, result.stderr
+class Result(commands.Result):
+    def __init__(self, *arguments: object) -> None:
+        super().__init__("errors", *arguments)
 
     def line(self, *words: str) -> list[float]:
         """Numbers of the first line that starts with these words."""
@@ -49,34 +43,25 @@ class Result:
 
 @pytest.fixture
 def labels(tmp_path: Path) -> Path:
-    path = tmp_path / "labels.csv"
-    values = np.random.default_rng(0).uniform(0, 100, 80)
+    path, values = tmp_path / "labels.csv", np.random.default_rng(0).uniform(0, 100, 80)
     path.write_text("name,mos,std\n" + "".join(f"{i}.png,{value},12\n" for i, value in enumerate(values)))
     return path
 
 
-# --- a table -----------------------------------------------------------------------------------------------------
-
-
 def test_tables_on_stdout_facts_on_stderr(labels: Path) -> None:
     result = Result("--mos", labels, "--std-column", "std", "--range", "0", "100", "--levels", "4..6,9")
-    assert result.code == 0
-    assert "images: 80" in result.err
+    assert result.code == 0 and "images: 80" in result.err
     assert "0 to 100 (stated)" in result.err
     assert [line.split()[0] for line in result.out.splitlines() if re.match(r"\d+\s", line)] == ["4", "5", "6", "9"]
     assert result.line("one hot", "integers")[0] == pytest.approx(0.3, abs=0.05)
     assert result.line("gaussian pdf", "integers")[0] < 0.05
 
 
-def test_vote_columns_take_any_number_of_names(tmp_path: Path) -> None:
+def test_vote_columns_and_columns_that_hold_no_opinions(tmp_path: Path) -> None:
     path = tmp_path / "votes.csv"
     path.write_text("c1,c2,c3,s\n1,1,0,0.5\n0,1,1,0.5\n0,0,2,0\n3,0,0,0\n")
     result = Result("--mos", path, "--vote-columns", "c1", "c2", "c3", "--std-column", "s", "--levels", "5")
-    assert result.code == 0
-    assert "4 of 4 images, 2 of them 0" in result.err
-
-
-def test_our_own_scores_are_no_opinions(tmp_path: Path) -> None:
+    assert result.code == 0 and "4 of 4 images, 2 of them 0" in result.err
     path = tmp_path / "scores.csv"
     write_rows(path, [ScoreRow(f"{n}.png", n / 2, metric="qscorer-mini", identity="0") for n in range(6)])
     result = Result("--mos", path, "--mos-column", "score", "--levels", "5")
@@ -100,8 +85,7 @@ def test_our_own_scores_are_no_opinions(tmp_path: Path) -> None:
 )
 def test_wrong_usage_is_one_message_and_exit_code_2(labels: Path, arguments: list[str], message: str) -> None:
     result = Result("--mos", labels, *arguments)
-    assert result.code == 2
-    assert result.out == ""
+    assert result.code == 2 and result.out == ""
     assert message in " ".join(result.err.split())
 
 
@@ -115,21 +99,6 @@ print("torch" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=os.environ, timeout=120)
     assert done.stdout.split("\n")[:2] == ["[]", "False"], done.stderr
-
-
-def test_koniq_numbers_are_printed(shared: Path) -> None:
-    path = shared / "data" / "labels" / "meta_info_KonIQ10kDataset.csv"
-    votes = ["--vote-columns", "c1", "c2", "c3", "c4", "c5", "--std-column", "std"]
-    result = Result("--mos", path, *votes, "--levels", "5,10,20")
-    assert result.line("one hot", "integers")[0] == pytest.approx(0.303, abs=1e-3)
-    assert result.line("one hot", "interval centers")[0] == pytest.approx(0.206, abs=1e-3)
-    assert result.line("gaussian pdf raw", "integers")[0] == pytest.approx(0.063, abs=1e-3)
-    assert result.line("gaussian pdf", "integers")[0] == pytest.approx(0.008, abs=1e-3)
-    for levels, srcc in (("5", 0.9307), ("10", 0.9803), ("20", 0.9948)):
-        assert result.line(levels)[-2] == srcc
-
-
-# --- trained networks --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +125,10 @@ def measured(trained: dict[str, Path]) -> dict[str, MeasuredModel]:
     return {name: measure(name, QScorer(trained[name]), data, "cpu", batch_size=5) for name in FORMULATIONS}
 
 
+def mos_and_std(data: LabelledImages) -> tuple[np.ndarray, np.ndarray]:
+    return tuple(np.array([getattr(image, name) for image in data.images]) for name in ("mos", "std"))
+
+
 def logits_one_by_one(checkpoint: Path, data: LabelledImages) -> tuple[torch.Tensor, torch.Tensor]:
     """Level logits (N, K) and the share of the vocabulary's softmax that the levels get, image by image."""
     metric = QScorer(checkpoint)
@@ -164,23 +137,20 @@ def logits_one_by_one(checkpoint: Path, data: LabelledImages) -> tuple[torch.Ten
         pixels = pixels_from_pil(open_image(image.path), metric.image_size)[None]
         with torch.no_grad():
             output = metric.network.score(pixels, metric.prompt.prefix, metric.prompt.suffix, metric.prompt.blank)
-        logits = output.first_logits[0].double()
-        ids = metric.network.config.level_token_ids
+        logits, ids = output.first_logits[0].double(), metric.network.config.level_token_ids
         rows.append(logits[ids])
         shares.append(logits.softmax(-1)[ids].sum())
     return torch.stack(rows), torch.stack(shares)
 
 
 @pytest.mark.parametrize("name", FORMULATIONS)
-def test_measured_parts_add_up_and_errors_are_those_of_the_scores(
-    trained: dict[str, Path], measured: dict[str, MeasuredModel], name: str
-) -> None:
+def test_measured_parts_add_up_and_errors_are_those_of_the_scores(trained, measured, name) -> None:
     found, data = measured[name], dataset(trained["pictures"])
     metric = QScorer(trained[name])
     with torch.no_grad():
         pixels = torch.stack([pixels_from_pil(open_image(image.path), metric.image_size) for image in data.images])
         scores = metric.score_pixels(pixels).double().numpy()
-    mos = np.array([image.mos for image in data.images])
+    mos, _ = mos_and_std(data)
     assert (found.formulation, found.images, found.failed, found.levels) == (name, 16, 0, 5)
     assert found.error.rmse == pytest.approx(math.sqrt(np.mean((scores - mos) ** 2)), abs=1e-5)
     assert found.error.bias == pytest.approx(np.mean(scores - mos), abs=1e-5)
@@ -188,11 +158,8 @@ def test_measured_parts_add_up_and_errors_are_those_of_the_scores(
     assert found.conversion_part == pytest.approx(found.predicted.rmse**2)
 
 
-def test_predicted_error_is_that_of_the_label_each_formulation_teaches(
-    trained: dict[str, Path], measured: dict[str, MeasuredModel]
-) -> None:
-    images = dataset(trained["pictures"]).images
-    mos, std = (np.array([getattr(image, name) for image in images]) for name in ("mos", "std"))
+def test_predicted_error_is_that_of_the_label_each_formulation_teaches(trained, measured) -> None:
+    mos, std = mos_and_std(dataset(trained["pictures"]))
     soft = gaussian_soft_label(mos, std, 5, normalise=True)
     expected = {
         "level_onehot": np.abs(restore(one_hot(mos, 5), level_centers(5)) - mos).mean(),
@@ -206,12 +173,10 @@ def test_predicted_error_is_that_of_the_label_each_formulation_teaches(
 
 
 @pytest.mark.parametrize("name", list(LABEL_OF))
-def test_readings_are_of_the_networks_own_probabilities(
-    trained: dict[str, Path], measured: dict[str, MeasuredModel], name: str
-) -> None:
+def test_readings_are_of_the_networks_own_probabilities(trained, measured, name) -> None:
     data, found = dataset(trained["pictures"]), measured[name]
     logits, shares = logits_one_by_one(trained[name], data)
-    mos = np.array([image.mos for image in data.images])
+    mos, std = mos_and_std(data)
     p = logits.softmax(-1).numpy()
     expected = {
         "integers": p @ np.arange(1, 6),
@@ -224,7 +189,6 @@ def test_readings_are_of_the_networks_own_probabilities(
     assert found.readings["optimal"].rmse <= min(found.readings[reading].rmse for reading in list(expected)[:2]) + 1e-9
     assert found.leaked_mass == pytest.approx(1 - shares.mean().item(), abs=1e-5)
     assert found.peak == pytest.approx(p.max(axis=1).mean(), abs=1e-5)
-    std = np.array([image.std for image in data.images])
     label = one_hot(mos, 5) if name == "level_onehot" else gaussian_soft_label(mos, std, 5)
     assert found.right is not None
     assert found.right.share == pytest.approx(np.mean(p.argmax(axis=1) == label.argmax(axis=1)))
@@ -243,18 +207,13 @@ def test_broken_pictures_are_left_out_with_their_labels(trained: dict[str, Path]
         path.write_bytes(b"no picture")
     with pytest.raises(QScorerError, match="could not score any of the 16 pictures"):
         measure("one-hot", QScorer(trained["level_onehot"]), dataset(pictures), "cpu")
-
-
-def test_soft_labels_need_spreads(trained: dict[str, Path]) -> None:
-    data = dataset(trained["pictures"], std_column=None)
+    data = dataset(trained["pictures"], std_column=None)  # soft labels need spreads
     with pytest.raises(QScorerError, match="16 of 16 pictures have none; give --std-column"):
         measure("soft", QScorer(trained["level_soft"]), data, "cpu")
     assert measure("one-hot", QScorer(trained["level_onehot"]), data, "cpu").images == 16
 
 
-def test_command_measures_all_three_beside_the_prediction(
-    trained: dict[str, Path], measured: dict[str, MeasuredModel], tmp_path: Path
-) -> None:
+def test_command_measures_all_three_beside_the_prediction(trained, measured, tmp_path) -> None:
     table = ["--mos", trained["pictures"] / "labels.csv", "--std-column", "std", "--range", "0", "100", "--levels", "5"]
     networks = [word for name in FORMULATIONS for word in ("--checkpoint", trained[name])]
     result = Result(*table, "--data", trained["pictures"], *networks, "--device", "cpu", "-o", tmp_path / "report")

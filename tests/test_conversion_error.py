@@ -1,8 +1,7 @@
 """Conversion errors: against definitions, torch, dense grids, and the numbers published for real datasets."""
 
-from __future__ import annotations
-
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -28,35 +27,32 @@ MOS = np.concatenate([[1.0, 5.0, 3.0], 1 + 4 * RNG.beta(3, 2, 500)])
 STD = RNG.uniform(0.2, 1.2, len(MOS))
 
 
-# --- labels and restoration --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", LABELS)
 @pytest.mark.parametrize("levels", [2, 5, 11])
 def test_every_label_has_a_row_per_image_and_names_a_score_of_the_scale(name: str, levels: int) -> None:
     label = make_label(name, MOS, STD, levels)
     assert label.shape == (len(MOS), levels)
     named = named_score(name, label)
-    assert named.min() >= 1 - 1e-9
-    assert named.max() <= 5 + 1e-9
+    assert named.min() >= 1 - 1e-9 and named.max() <= 5 + 1e-9
 
 
-def test_a_label_names_its_mean_and_an_empty_one_the_middle_of_the_scale() -> None:
+def test_named_scores_and_optimal_values() -> None:
     assert named_score("one_hot", make_label("one_hot", [1.0, 1.9, 5.0], None, 5)) == pytest.approx([1.4, 2.2, 4.6])
     label = np.array([[0.0, 0.5, 0.5, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 2.0], [0.0] * 5])
     assert named_score("gaussian_pdf", label).tolist() == [2.5, 5.0, 3.0]
     narrow = make_label("gaussian_pdf_raw", [2.5], [0.001], 5)
     assert narrow.sum() == 0 and named_score("gaussian_pdf_raw", narrow).tolist() == [3.0]
-
-
-def test_optimal_values_of_one_hot_labels_are_the_mean_mos_of_each_level() -> None:
     mos = MOS[(MOS <= 2.6) | (MOS > 3.4)]  # nothing in the middle level
     label = make_label("one_hot", mos, None, 5)
-    values = level_values("optimal", label, mos)
-    index = level_index(mos, 5)
+    values, index = level_values("optimal", label, mos), level_index(mos, 5)
     for level in (0, 1, 3, 4):
         assert values[level] == pytest.approx(mos[index == level].mean())
     assert values[2] == pytest.approx(3.0)  # keeps the middle of its interval
+    label = make_label("one_hot", MOS, None, 5)
+    named = restore(label, level_values("optimal", label, MOS))
+    parts = decompose(MOS, named, restore(label, level_centers(5)))
+    assert abs(parts.cross) < 1e-12 and parts.label > 0.01
+    assert parts.restoration > 0.01
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -71,31 +67,11 @@ def test_no_values_beat_the_optimal_ones(name: str) -> None:
         assert np.mean((restore(label, values + step) - MOS) ** 2) >= best
     for kind in ("integers", "interval_centers"):
         assert np.mean((restore(label, level_values(kind, label, MOS)) - MOS) ** 2) >= best - 1e-12
-
-
-# --- parts of the error ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", LABELS)
-@pytest.mark.parametrize("kind", ["integers", "interval_centers", "optimal"])
-def test_the_parts_add_up(name: str, kind: str) -> None:
-    label = make_label(name, MOS, STD, 5)
-    restored = restore(label, level_values(kind, label, MOS))  # type: ignore[arg-type]
-    parts = decompose(MOS, named_score(name, label), restored)
-    assert parts.total == pytest.approx(np.mean((restored - MOS) ** 2), rel=1e-12)
-    assert parts.label + parts.restoration + parts.cross == pytest.approx(parts.total, rel=1e-9, abs=1e-15)
-
-
-def test_the_cross_term_vanishes_around_the_mean_mos_of_each_label() -> None:
-    label = make_label("one_hot", MOS, None, 5)
-    named = restore(label, level_values("optimal", label, MOS))
-    parts = decompose(MOS, named, restore(label, level_centers(5)))
-    assert abs(parts.cross) < 1e-12
-    assert parts.label > 0.01
-    assert parts.restoration > 0.01
-
-
-# --- closed forms ------------------------------------------------------------------------------------------------
+    for kind in ("integers", "interval_centers", "optimal"):  # the parts add up
+        restored = restore(label, level_values(kind, label, MOS))
+        parts = decompose(MOS, named_score(name, label), restored)
+        assert parts.total == pytest.approx(np.mean((restored - MOS) ** 2), rel=1e-12)
+        assert parts.label + parts.restoration + parts.cross == pytest.approx(parts.total, rel=1e-9, abs=1e-15)
 
 
 @pytest.mark.parametrize("levels", range(2, 21))
@@ -104,8 +80,7 @@ def test_uniform_errors_are_the_stated_formulas(levels: int) -> None:
     assert mse == pytest.approx(16 / (6 * levels * (levels - 1)))
     assert mae == pytest.approx(4 * (2 * levels - 1) / (6 * levels * (levels - 1)))
     mse, mae = uniform_errors(level_centers(levels, kind="interval_centers"))
-    assert mse == pytest.approx((4 / levels) ** 2 / 12)
-    assert mae == pytest.approx(1 / levels)
+    assert mse == pytest.approx((4 / levels) ** 2 / 12) and mae == pytest.approx(1 / levels)
 
 
 @pytest.mark.parametrize("values", [[1.0, 3.0, 5.0], [4.9, 1.2, 2.0, 3.3], [-3.0, 9.0]])
@@ -116,22 +91,15 @@ def test_uniform_errors_of_any_values_against_a_dense_grid(values: list[float]) 
 
 
 @pytest.mark.parametrize("dtype", SIGNIFICANT_BITS)
-def test_rounding_is_torchs(dtype: str) -> None:
+def test_rounding_is_torchs_and_its_errors_those_of_draws(dtype: str) -> None:
     scores = np.concatenate([MOS, 1 + np.arange(257) / 256 + 2**-9, RNG.uniform(1, 5, 2000)])  # ties included
     if dtype != "float32":
         scores = scores.astype(np.float32).astype(np.float64)  # torch rounds a float64 to float32 on the way
     expected = torch.from_numpy(scores).to(getattr(torch, dtype)).double().numpy()
     assert round_to(scores, dtype).tolist() == expected.tolist()
-
-
-@pytest.mark.parametrize("dtype", SIGNIFICANT_BITS)
-def test_uniform_rounding_errors_against_draws(dtype: str) -> None:
     draws = RNG.uniform(1, 5, 200_000)
     error = np.abs(round_to(draws, dtype) - draws)
     assert uniform_rounding_errors(dtype) == pytest.approx((np.mean(error**2), np.mean(error)), rel=0.02)
-
-
-# --- ceilings of rank correlation ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("levels", [2, 3, 5])
@@ -150,15 +118,15 @@ def test_no_split_into_levels_ranks_better_than_the_bound(levels: int) -> None:
     assert best_possible(9, [3, 3, 3]) == best_possible(2, [7]) == (1.0, 1.0)
 
 
-# --- bad arguments -----------------------------------------------------------------------------------------------
-
-
-def test_other_choices_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"name must be one of one_hot, linear, .* got 'hot'"):
-        make_label("hot", MOS, STD, 5)
-    with pytest.raises(ValueError, match="made of the spread of opinions"):
-        make_label("gaussian_pdf", MOS, None, 5)
-    with pytest.raises(ValueError, match="kind must be one of integers"):
-        level_values("best", np.eye(5), np.arange(1.0, 6.0))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="dtype must be one of float32"):
-        round_to(MOS, "int8")
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: make_label("hot", MOS, STD, 5), r"name must be one of one_hot, linear, .* got 'hot'"),
+        (lambda: make_label("gaussian_pdf", MOS, None, 5), "made of the spread of opinions"),
+        (lambda: level_values("best", np.eye(5), np.arange(1.0, 6.0)), "kind must be one of integers"),
+        (lambda: round_to(MOS, "int8"), "dtype must be one of float32"),
+    ],
+)
+def test_other_choices_are_refused_by_name(call: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        call()

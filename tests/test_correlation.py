@@ -1,7 +1,5 @@
 """Correlations against scipy and the published fit; their uncertainty against brute force and known truths."""
 
-from __future__ import annotations
-
 import json
 import math
 import warnings
@@ -90,22 +88,15 @@ def test_what_is_no_vector_of_numbers_is_refused(scores: list, mos: list, words:
         correlations(scores, mos)
 
 
-def test_curves_that_cannot_be_fitted() -> None:
+def test_fit_finds_the_curve_and_no_bad_optimum() -> None:
     assert "needs at least 4" in str(fit_logistic([1, 2, 3], [1, 2, 3]))
     assert "all 4 scores" in str(fit_logistic([1, 1, 1, 1], [1, 2, 3, 4]))
     three = correlations([1, 2, 4], [1, 2, 3])
     assert three.srcc == pytest.approx(1) and three.fit is None and "4" in str(three.fit_problem)
-
-
-def test_fit_finds_the_curve_that_made_the_data() -> None:
     scores = np.linspace(-3, 5, 60)
-    mos = 1 + 3.5 / (1 + np.exp(-(scores - 0.7) / 0.9))
-    fit = fit_logistic(scores, mos)
+    fit = fit_logistic(scores, 1 + 3.5 / (1 + np.exp(-(scores - 0.7) / 0.9)))
     assert not isinstance(fit, str)
     assert (fit.top, fit.bottom, fit.middle, fit.width) == pytest.approx((4.5, 1, 0.7, 0.9), abs=1e-6)
-
-
-def test_fit_is_not_caught_in_a_bad_optimum_where_the_relation_falls() -> None:
     generator = np.random.default_rng(5)
     scores = generator.gamma(1.2, 20, 200)
     mos = 90 / (1 + np.exp((scores - 25) / 6)) + generator.normal(size=200)
@@ -113,23 +104,19 @@ def test_fit_is_not_caught_in_a_bad_optimum_where_the_relation_falls() -> None:
     assert falling.plcc_fitted == pytest.approx(rising.plcc_fitted, abs=1e-6) and rising.plcc_fitted > 0.99
 
 
-def test_resampled_correlations_are_those_of_the_drawn_images() -> None:
+def test_resampled_correlations_are_those_of_the_drawn_images_constant_draws_left_out() -> None:
     scores, mos = sample(60)
     drawn = np.random.default_rng([4, 60]).integers(0, 60, (30, 60))  # the same draws for all: paired comparison
     for measure, reference in (("srcc", stats.spearmanr), ("plcc", stats.pearsonr), ("krcc", stats.kendalltau)):
         expected = [reference(scores[row], mos[row])[0] for row in drawn]
         np.testing.assert_allclose(bootstrap.resampled(measure, scores, mos, 30, seed=4), expected, rtol=0, atol=1e-12)
-
-
-def test_constant_draws_are_left_out() -> None:
     # A draw of three images often holds one image three times.
     found = bootstrap.resampled("srcc", [1, 2, 3], [1, 3, 2], 500)
-    assert np.isnan(found).any() and np.nanmax(found) <= 1
-    assert bootstrap.interval(found) is not None
+    assert np.isnan(found).any() and np.nanmax(found) <= 1 and bootstrap.interval(found) is not None
     assert bootstrap.interval(np.full(10, np.nan)) is None
 
 
-def test_intervals_are_reproducible_and_hold_the_value() -> None:
+def test_intervals_are_reproducible_and_cover_the_truth_as_often_as_they_say() -> None:
     scores, mos = sample(80)
     first, again, other = (bootstrap.intervals(scores, mos, mos, 400, seed) for seed in (0, 0, 1))
     assert first == again != other
@@ -137,9 +124,6 @@ def test_intervals_are_reproducible_and_hold_the_value() -> None:
         low, high = first[name]
         assert low < getattr(correlations(scores, mos), value) < high
     assert first["plcc_fitted"] == pytest.approx((1, 1))
-
-
-def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     truth = 6 / math.pi * math.asin(math.sqrt(0.5) / 2)  # Spearman of a normal pair with Pearson sqrt(1/2)
     covered = 0
     for seed in range(150):
@@ -148,7 +132,7 @@ def test_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     assert 0.88 <= covered / 150 <= 0.99
 
 
-def test_comparison_of_equal_and_of_unequal_metrics() -> None:
+def test_comparisons() -> None:
     generator = np.random.default_rng(1)
     false_alarms = found = 0
     for _ in range(100):
@@ -159,9 +143,6 @@ def test_comparison_of_equal_and_of_unequal_metrics() -> None:
         found += bootstrap.compare(one, third)[1] < 0.05
     assert false_alarms <= 11  # three standard errors above 5 %
     assert found >= 75
-
-
-def test_comparison_with_itself_and_with_too_little() -> None:
     scores, mos = sample(40)
     own, perfect = bootstrap.resampled_srcc(scores, mos), bootstrap.resampled_srcc(mos, mos)
     assert bootstrap.compare(own, bootstrap.resampled_srcc(2 * scores + 1, mos)) == (0, 1)
@@ -170,9 +151,6 @@ def test_comparison_with_itself_and_with_too_little() -> None:
     assert bootstrap.resampled_srcc(np.ones(40), mos) is None
     (better, chance), (worse, same_chance) = bootstrap.compare(perfect, own), bootstrap.compare(own, perfect)
     assert better == -worse and chance == same_chance < 0.01
-
-
-def test_holm() -> None:
     # The example of Holm's step-down: 0.01 x 4, 0.02 x 3, then never below the one before.
     assert bootstrap.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert bootstrap.holm([]) == [] and bootstrap.holm([0.9, 0.8]) == [1.0, 1.0]

@@ -1,7 +1,5 @@
 """What the distortions are made of, each against what it is defined as."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -24,13 +22,17 @@ def error(reference: np.ndarray, other: np.ndarray) -> float:
     return float(((reference.astype(float) - other) ** 2).mean())
 
 
-def test_levels_survive_the_way_to_linear_light_and_back() -> None:
+def test_levels_survive_linear_light_and_sharpening_overshoots_at_edges() -> None:
     levels = np.repeat(np.arange(256, dtype=np.uint8), 3).reshape(16, 16, 3)
     np.testing.assert_array_equal(pictures.from_linear(pictures.to_linear(levels)), levels)
-    assert pictures.to_linear(levels)[8, 0, 0] == pytest.approx(
-        0.2158605, abs=1e-6
-    )  # of 128, by the standard's formula
+    of_128 = pictures.to_linear(levels)[8, 0, 0]  # by the standard's formula
+    assert of_128 == pytest.approx(0.2158605, abs=1e-6)
     np.testing.assert_array_equal(pictures.to_levels(np.array([-0.1, 0.0, 0.5, 1.0, 1.1])), [0, 0, 128, 255, 255])
+    edge = np.full((20, 40, 3), 80, np.uint8)
+    edge[:, 20:] = 160
+    halos = optics.sharpen(edge, 1, 1.5)
+    assert halos.min() < 75 and halos.max() > 165
+    np.testing.assert_allclose(halos[:, [0, -1]].astype(int), edge[:, [0, -1]], atol=1)
 
 
 @pytest.mark.parametrize("radius", [1, 2.5, 8])
@@ -58,17 +60,7 @@ def test_paths_are_lines_of_their_length_around_the_middle() -> None:
         offsets = np.arange(len(kernel)) - len(kernel) // 2
         assert kernel.sum() == pytest.approx(1)
         if not bend:
-            assert abs((kernel.sum(0) * offsets).sum()) < 1e-3
-            assert abs((kernel.sum(1) * offsets).sum()) < 1e-3
-
-
-def test_sharpening_overshoots_at_edges_and_keeps_areas() -> None:
-    edge = np.full((20, 40, 3), 80, np.uint8)
-    edge[:, 20:] = 160
-    halos = optics.sharpen(edge, 1, 1.5)
-    assert halos.min() < 75
-    assert halos.max() > 165
-    np.testing.assert_allclose(halos[:, [0, -1]].astype(int), edge[:, [0, -1]], atol=1)
+            assert abs((kernel.sum(0) * offsets).sum()) < 1e-3 and abs((kernel.sum(1) * offsets).sum()) < 1e-3
 
 
 @pytest.mark.parametrize("light", [1.0, 0.1])
@@ -101,7 +93,7 @@ def test_resampling_keeps_the_place_and_the_mean(down: str, up: str, photo: np.n
         assert abs(result[:, 10:-10].mean() - ramp[:, 10:-10].mean()) < 1
 
 
-def test_tone_is_neutral_by_default_and_goes_where_it_says(photo: np.ndarray) -> None:
+def test_tone_and_banding_go_where_they_say(photo: np.ndarray) -> None:
     np.testing.assert_array_equal(tone.tone(photo), photo)
     assert tone.tone(photo, exposure=1).mean() > photo.mean() > tone.tone(photo, gamma=1.5).mean()
     spread = photo.std()
@@ -110,9 +102,6 @@ def test_tone_is_neutral_by_default_and_goes_where_it_says(photo: np.ndarray) ->
     assert np.ptp(gray, axis=2).max() == 0
     half = tone.tone(np.full((4, 4, 3), 200, np.uint8), exposure=-1)
     assert pictures.to_linear(half)[0, 0, 0] == pytest.approx(pictures.to_linear(np.array([200]))[0] / 2, rel=0.01)
-
-
-def test_banding_leaves_so_many_levels(photo: np.ndarray) -> None:
     assert set(np.unique(tone.banding(photo, 5, "rgb"))) <= {0, 64, 128, 191, 255}
     gray = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
     assert len(np.unique(tone.banding(gray, 7, "lightness"))) == 7
@@ -120,9 +109,7 @@ def test_banding_leaves_so_many_levels(photo: np.ndarray) -> None:
 
 @pytest.mark.parametrize("codec", codecs.VIDEO_CODECS)
 @pytest.mark.parametrize("motion", [None, (2, -3)])
-def test_video_frames_come_back_in_place_and_worse_the_coarser(
-    codec: str, motion: tuple[int, int] | None, photo: np.ndarray
-) -> None:
+def test_video_frames_come_back_in_place_and_worse_the_coarser(codec, motion, photo) -> None:
     errors = [error(photo, codecs.video(photo, codec, quantiser, motion)) for quantiser in (4, 12, 28)]
     assert errors[0] < errors[1] < errors[2]
     shifted = [
@@ -131,18 +118,15 @@ def test_video_frames_come_back_in_place_and_worse_the_coarser(
     assert 5 * errors[0] < min(shifted)
 
 
-def test_predicted_frames_differ_from_intra_frames(photo: np.ndarray) -> None:
-    intra, predicted = (codecs.video(photo, "h264", 34, motion) for motion in (None, (3, 2)))
-    assert not np.array_equal(intra, predicted)
-
-
 @pytest.mark.parametrize("codec", codecs.STILL_CODECS)
 def test_still_codecs_are_worse_the_lower_the_quality(codec: str, photo: np.ndarray) -> None:
     errors = [error(photo, codecs.still(photo, codec, quality)) for quality in (90, 50, 10)]
     assert errors[0] < errors[1] < errors[2]
 
 
-def test_jpeg_subsampling_costs_chroma_only() -> None:
+def test_predicted_frames_differ_from_intra_frames_and_jpeg_subsampling_costs_chroma_only(photo: np.ndarray) -> None:
+    intra, predicted = (codecs.video(photo, "h264", 34, motion) for motion in (None, (3, 2)))
+    assert not np.array_equal(intra, predicted)
     red = np.zeros((32, 32, 3), np.uint8)
     red[:, ::2, 0] = 255
     full, halved = (codecs.jpeg(red, 95, subsampling) for subsampling in ("4:4:4", "4:2:0"))
@@ -152,8 +136,7 @@ def test_jpeg_subsampling_costs_chroma_only() -> None:
 def test_a_shifted_grid_has_its_blocks_elsewhere(photo: np.ndarray) -> None:
     """Steps between neighbouring columns are largest at block borders: every eighth, moved by the shift."""
     for shift in (0, 3):
-        code = {"codec": "jpeg", "quality": 5}
-        clean = {"codec": "jpeg", "quality": 100}
+        code, clean = {"codec": "jpeg", "quality": 5}, {"codec": "jpeg", "quality": 100}
         chain = [Step("recompress", {"first": clean, "second": code, "shift": [0, shift]})]
         result = apply_chain(photo, chain, 0).astype(int).mean(2)
         steps = np.abs(np.diff(result[:, :144], axis=1)).mean(0)

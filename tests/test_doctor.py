@@ -1,7 +1,5 @@
 """`doctor`: its facts, what it calls a problem, and how it prints."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re
@@ -26,10 +24,8 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_report_of_this_machine(tmp_path: Path) -> None:
-    before = sorted(tmp_path.iterdir())
-    facts = doctor.examine(str(tmp_path))
-    assert sorted(tmp_path.iterdir()) == before
-    assert facts["packages"]["pyiqa"] and facts["packages"]["torch"]
+    before, facts = sorted(tmp_path.iterdir()), doctor.examine(str(tmp_path))
+    assert sorted(tmp_path.iterdir()) == before and facts["packages"]["pyiqa"] and facts["packages"]["torch"]
     assert facts["cpu_cores"] >= 1 and facts["memory"] > 10**8 and facts["free_memory"] <= facts["memory"]
     assert facts["cache"]["folder"] == str(tmp_path) and set(facts["cache"]["stored"].values()) == {0}
     printed = CliRunner().invoke(cli.app, ["doctor", "--cache-dir", str(tmp_path)])
@@ -55,7 +51,9 @@ def test_memory_is_what_a_container_may_take(tmp_path: Path, name: str, text: st
     assert (total == 10**6 and free == 10**6) if limited else (total > 10**8 and free <= total)
 
 
-def test_partial_downloads_are_counted(tmp_path: Path) -> None:
+def test_partial_downloads_are_counted_in_readable_sizes(tmp_path: Path) -> None:
+    sizes = {0: "0 bytes", 999: "999 bytes", 1500: "1.5 kB", 26_214_400: "26.2 MB", 16_416_780_290: "16.4 GB"}
+    assert {size: readable_size(size) for size in sizes} == sizes
     blobs = tmp_path / f"models--{PUBLISHED_BASE.replace('/', '--')}" / "blobs"
     blobs.mkdir(parents=True)
     (blobs / "abc.incomplete").write_bytes(bytes(1000))
@@ -92,15 +90,13 @@ def test_registration_problems(change: dict, words: str | None) -> None:
     assert len(problems) == (words is not None) and (words is None or words in problems[0])
 
 
-def test_requirements_are_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_requirements_and_broken_packages_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     required = ["torch>=1", "pillow>=999", "no-such-package>=1", "no-such-extra; extra == 'test'"]
     monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: required)
     too_old, absent = doctor.unmet_requirements()
     assert too_old.startswith("pillow>=999 is needed, found ") and "pip install -U 'pillow>=999'" in too_old
     assert absent == "no-such-package>=1 is not installed: pip install 'no-such-package>=1'"
 
-
-def test_a_broken_package_is_reported_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(name: str) -> None:
         raise OSError("libcudart.so.12: cannot open shared object file")
 
@@ -131,11 +127,3 @@ def test_readme_tells_the_sizes_that_follow_from_the_key_list(golden: Path) -> N
     }
     for name, size in expected.items():
         assert f"| `{name}` | {size} |" in text
-
-
-@pytest.mark.parametrize(
-    ("size", "text"),
-    [(0, "0 bytes"), (999, "999 bytes"), (1500, "1.5 kB"), (26_214_400, "26.2 MB"), (16_416_780_290, "16.4 GB")],
-)
-def test_readable_size(size: int, text: str) -> None:
-    assert readable_size(size) == text

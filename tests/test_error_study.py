@@ -1,7 +1,5 @@
 """The study of a dataset, its report, and the numbers known of real datasets."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 import html
@@ -65,9 +63,6 @@ def row(found: Study, label: str, values: str, levels: int | None) -> ErrorRow:
     return one
 
 
-# --- the study ---------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("levels", [2, 5, 10])
 @pytest.mark.parametrize("kind", ["integers", "interval_centers"])
 def test_a_row_is_what_the_whole_array_gives(found: Study, levels: int, kind: str) -> None:
@@ -89,18 +84,23 @@ def test_a_row_is_what_the_whole_array_gives(found: Study, levels: int, kind: st
 
 def test_score_tokens_lose_rounding_and_nothing_else(found: Study) -> None:
     one = row(found, "score_token", "float16", None)
-    assert 0 < one.mae < 1e-3
-    assert one.label_part == 0
+    assert 0 < one.mae < 1e-3 and one.label_part == 0
     assert one.mae == pytest.approx(one.uniform_mae, rel=0.3)
     assert row(found, "linear", "integers", 5).max_error < 1e-12
+    mos = 1 + MOS / 25  # and leaked mass is a bias towards zero
+    restored = restore(one_hot(mos, 5), level_centers(5))
+    for one in found.leaks[:4]:
+        assert one.label == "one_hot" and one.mae == pytest.approx(np.mean(np.abs((1 - one.share) * restored - mos)))
 
 
-def test_without_spreads_there_are_no_gaussian_labels(tmp_path: Path) -> None:
-    found = study(read_opinion_table(table(tmp_path / "a.csv", std=False)), [5])
+@pytest.mark.usefixtures("one_picture")
+def test_without_spreads_there_are_no_gaussian_labels_and_names_are_escaped(tmp_path: Path) -> None:
+    found = study(read_opinion_table(table(tmp_path / "<b>&.csv", std=False)), [5])
     assert {one.label for one in found.rows} == {"one_hot", "linear", "score_token"}
     assert dict(facts(found))["spread of opinions"].startswith("none, so no Gaussian labels")
     assert "pdf adjusted" not in tables(found)[2].columns
-    assert write_report(tmp_path / "report", found).exists()
+    text = write_report(tmp_path / "report", found).read_text(encoding="utf-8")
+    assert "&lt;b&gt;&amp;.csv" in text and "<b>" not in text
 
 
 def test_large_tables_are_sampled_for_soft_labels_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,13 +111,9 @@ def test_large_tables_are_sampled_for_soft_labels_only(tmp_path: Path, monkeypat
         first, second = (dataclasses.astuple(row(one, "one_hot", kind, 5))[3:] for one in (whole, sampled))
         assert second == pytest.approx(first, abs=1e-9)
     one = row(sampled, "gaussian_pdf_raw", "integers", 5)
-    assert one.images == 150
-    assert 0 < one.mae_standard_error < 0.1
+    assert one.images == 150 and 0 < one.mae_standard_error < 0.1
     assert one.mae == pytest.approx(row(whole, "gaussian_pdf_raw", "integers", 5).mae, abs=4 * one.mae_standard_error)
     assert "150 images drawn at random" in dict(facts(sampled))["sample"]
-
-
-# --- the report --------------------------------------------------------------------------------------------------
 
 
 def test_report_has_every_number_and_needs_nothing_else(found: Study, tmp_path: Path) -> None:
@@ -131,8 +127,7 @@ def test_report_has_every_number_and_needs_nothing_else(found: Study, tmp_path: 
     assert [float(one["mae"]) for one in rows] == [one.mae for one in found.rows]
     content = json.loads((folder / "errors.json").read_text())
     assert content == json.loads(json.dumps(as_json(found)))
-    assert content["errors"][0]["mae"] == found.rows[0].mae
-    assert content["dataset"]["zero_std"] == 2
+    assert content["errors"][0]["mae"] == found.rows[0].mae and content["dataset"]["zero_std"] == 2
     text = page.read_text(encoding="utf-8")
     assert not re.search(r"https?:|<link|src=\"(?!data:)", text)
     assert "width=device-width" in text and all(html.escape(sentence) in text for sentence in conclusions(found))
@@ -141,16 +136,12 @@ def test_report_has_every_number_and_needs_nothing_else(found: Study, tmp_path: 
         assert all(len(cells) == len(one.columns) for cells in one.rows)
     for name in PICTURES:
         assert imread(folder / f"{name}.png")[..., :3].std() > 0.02
+    [axis] = error_against_levels(found).axes  # no point falls off the logarithmic axis
+    shown = np.concatenate([line.get_ydata() for line in axis.lines])
+    assert axis.get_ylim()[0] < np.nanmin(shown) and np.nanmax(shown) < axis.get_ylim()[1]
 
 
-def test_leaked_mass_is_a_bias_towards_zero(found: Study) -> None:
-    mos = 1 + MOS / 25
-    restored = restore(one_hot(mos, 5), level_centers(5))
-    for one in found.leaks[:4]:
-        assert one.label == "one_hot" and one.mae == pytest.approx(np.mean(np.abs((1 - one.share) * restored - mos)))
-
-
-def test_conclusions_are_computed(found: Study) -> None:
+def test_undefined_numbers_and_computed_conclusions(found: Study, tmp_path: Path) -> None:
     first, second, third = conclusions(found)
     one = row(found, "one_hot", "integers", 5)
     assert f"errs by {one.mae:.3f} on average" in first and f"SRCC is {one.srcc:.3f} at best" in first
@@ -158,27 +149,17 @@ def test_conclusions_are_computed(found: Study) -> None:
     assert (row(found, "one_hot", "integers", 10).srcc >= 0.99) == ("10 is the first that allows" in third)
     no = dataclasses.replace(found, rows=[one for one in found.rows if one.levels != 10])
     assert conclusions(no)[2] == "No number of levels tried (up to 5) allows an SRCC of 0.99."
-
-
-def test_no_point_falls_off_the_logarithmic_axis(found: Study) -> None:
-    [axis] = error_against_levels(found).axes
-    shown = np.concatenate([line.get_ydata() for line in axis.lines])
-    low, high = axis.get_ylim()
-    assert low < np.nanmin(shown) and np.nanmax(shown) < high
-
-
-@pytest.mark.usefixtures("one_picture")
-def test_names_of_files_are_escaped(tmp_path: Path) -> None:
-    path = table(tmp_path / "<b>&.csv")
-    text = write_report(tmp_path / "report", study(read_opinion_table(path), [5])).read_text(encoding="utf-8")
-    assert "&lt;b&gt;&amp;.csv" in text
-    assert "<b>" not in text
+    path = tmp_path / "same.csv"
+    path.write_text("mos\n3\n3\n3\n")
+    found = study(read_opinion_table(path, OpinionColumns(range=(1, 5))), [5])
+    content = json.loads(json.dumps(as_json(found), allow_nan=False))
+    assert content["errors"][0]["srcc"] is None and tables(found)[0].rows[0][-3:] == (NONE, NONE, NONE)
+    assert "SRCC is" not in conclusions(found)[0]
+    write_report(tmp_path / "report", found)
 
 
 @pytest.mark.usefixtures("one_picture")
-def test_a_report_that_cannot_be_finished_leaves_whole_files(
-    found: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_report_that_cannot_be_finished_leaves_whole_files(found, tmp_path, monkeypatch) -> None:
     write_report(tmp_path, found)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
 
@@ -189,20 +170,6 @@ def test_a_report_that_cannot_be_finished_leaves_whole_files(
     with pytest.raises(QScorerError, match=r"cannot write .*errors\.csv: No space left"):
         write_report(tmp_path, found)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_undefined_numbers_are_null_in_json_and_said_in_tables(tmp_path: Path) -> None:
-    path = tmp_path / "same.csv"
-    path.write_text("mos\n3\n3\n3\n")
-    found = study(read_opinion_table(path, OpinionColumns(range=(1, 5))), [5])
-    content = json.loads(json.dumps(as_json(found), allow_nan=False))
-    assert content["errors"][0]["srcc"] is None
-    assert tables(found)[0].rows[0][-3:] == (NONE, NONE, NONE)
-    assert "SRCC is" not in conclusions(found)[0]
-    write_report(tmp_path / "report", found)
-
-
-# --- real opinion scores -----------------------------------------------------------------------------------------
 
 
 def real(shared: Path, name: str, levels: tuple[int, ...] = (5,), **columns: object) -> Study:
@@ -216,20 +183,16 @@ def koniq(shared: Path) -> Study:
     return real(shared, "meta_info_KonIQ10kDataset.csv", (5, 10, 20), std="std", votes=votes)
 
 
-@pytest.mark.parametrize(
-    "label, values, expected",
-    [
+def test_koniq(koniq: Study) -> None:
+    for label, values, expected in (
         ("one_hot", "integers", 0.303),
         ("one_hot", "interval_centers", 0.206),
         ("gaussian_pdf_raw", "integers", 0.063),
         ("gaussian_pdf", "integers", 0.008),
         ("linear", "integers", 0.0),
-    ],
-)
-def test_koniq(koniq: Study, label: str, values: str, expected: float) -> None:
-    one = row(koniq, label, values, 5)
-    assert one.images == 10_073
-    assert one.mae == pytest.approx(expected, abs=1e-3)
+    ):
+        one = row(koniq, label, values, 5)
+        assert one.images == 10_073 and one.mae == pytest.approx(expected, abs=1e-3)
 
 
 @pytest.mark.parametrize("levels, srcc, krcc", [(5, 0.9307, 0.8194), (10, 0.9803, 0.9054), (20, 0.9948, 0.9527)])
@@ -238,8 +201,7 @@ def test_koniq_ceilings_are_scipys(koniq: Study, levels: int, srcc: float, krcc:
     mos, _ = koniq.sample
     expected = by_scipy(restore(one_hot(mos, levels), level_centers(levels)), mos)
     assert (one.srcc, one.plcc, one.krcc) == pytest.approx(expected, abs=1e-6)
-    assert (one.srcc, one.krcc) == pytest.approx((srcc, krcc), abs=1e-4)
-    assert one.srcc < koniq.bounds[levels][0]
+    assert (one.srcc, one.krcc) == pytest.approx((srcc, krcc), abs=1e-4) and one.srcc < koniq.bounds[levels][0]
 
 
 @pytest.mark.parametrize(

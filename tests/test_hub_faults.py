@@ -2,8 +2,6 @@
 
 # ruff: noqa: F401, F811 (the fixtures come from `hub_machine`, and pytest passes them by name)
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path
@@ -26,21 +24,18 @@ from hub_machine import (
 )
 from hub_server import TOKEN, HubServer
 
-# ---------------------------------------------------------------- interrupted and resumed
-
 
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 def test_a_cut_connection_is_tried_again_in_the_same_call(machine: Machine, big: str, reset: bool) -> None:
     machine.server.cut(WEIGHTS, after=CHUNK + 5_000_000, reset=reset)
     assert (machine.fetch().folder / WEIGHTS).read_bytes() == BIG
-    assert len(machine.server.contents_of(WEIGHTS)) == 2
-    assert not machine.partial_files()
+    assert len(machine.server.contents_of(WEIGHTS)) == 2 and not machine.partial_files()
 
 
 @pytest.mark.parametrize("end", ["error", "kill"])
 def test_the_next_run_fetches_what_is_not_complete(machine: Machine, big: str, end: str) -> None:
     if end == "kill":
-        machine.server.hang(WEIGHTS, after=CHUNK + 1)
+        machine.server.fault(WEIGHTS, "hang", CHUNK + 1, 1)
         process = machine.start([([REPO], {})], "", {})
         others = NEEDED - {WEIGHTS}  # are fetched at the same time, and must be complete
         wait_for(lambda: others <= {path.name for path in machine.cache.glob("models--*/snapshots/*/*")})
@@ -57,7 +52,7 @@ def test_the_next_run_fetches_what_is_not_complete(machine: Machine, big: str, e
         assert not machine.partial_files()
     machine.offline().fails("not in the cache", "complete files are kept")
     machine.server.faults.clear()
-    machine.server.forget_requests()
+    machine.server.requests.clear()
     assert contents(machine.fetch().folder) == {name: {**FILES, WEIGHTS: BIG}[name] for name in NEEDED}
     assert {Path(request.path).name for request in machine.server.requests if request.sent} & NEEDED == {WEIGHTS}
 
@@ -68,23 +63,31 @@ def test_a_busy_server_is_asked_again(machine: Machine, small: str, status: int)
     assert (machine.fetch().folder / WEIGHTS).read_bytes() == FILES[WEIGHTS]
 
 
-def test_a_file_cut_short_in_the_cache_is_fetched_again(machine: Machine, small: str) -> None:
+def test_damaged_and_unwritable_caches(machine: Machine, small: str) -> None:
     weights = machine.fetch().folder / WEIGHTS
     weights.resolve().write_bytes(b"short")
     machine.offline().fails("only partly in the cache", WEIGHTS)
     assert (machine.fetch().folder / WEIGHTS).read_bytes() == FILES[WEIGHTS]
+    folder = machine.fetch().folder
+    (folder.parents[1] / "refs" / "v1").mkdir()  # in the way: not even root can write there what "v1" means
+    machine.server.repos[REPO].refs["v1"] = small
+    assert machine.fetch(REPO, "v1").folder == folder
 
 
-# ---------------------------------------------------------------- refused
-
-
-def test_repository_not_found(machine: Machine) -> None:
-    machine.fetch("lab/typo").fails("'lab/typo' was not found", machine.server.endpoint, "spelling")
-
-
-def test_revision_not_found(machine: Machine, small: str) -> None:
-    machine.fetch()
+def test_wrong_names_and_servers_that_are_no_hub(machine: Machine, small: str) -> None:
+    server = machine.server
+    machine.fetch("lab/typo").fails("'lab/typo' was not found", server.endpoint, "spelling")
     machine.fetch(REPO, "v9").fails(f"{REPO!r} has no revision 'v9'", "branch", "tag")
+    server.fail(WEIGHTS, 403, times=None)
+    machine.fetch().fails("gated or private", REPO, "HF_TOKEN")
+    server.add_repo("lab/none", {"README.md": b"#", "data.csv": b"1"})
+    outcome = machine.fetch("lab/none")
+    assert outcome.error == "CheckpointError"
+    assert "README.md, data.csv" in outcome.message and "config.json" in outcome.message
+    web_page = {"HF_ENDPOINT": server.cdn}
+    machine.fetch("lab/new", env=web_page).fails(f"Could not ask {server.cdn}", "HF_ENDPOINT")
+    server.close()
+    machine.fetch("lab/new").fails("lab/new", f"Could not ask {server.endpoint}", "connection", "mirror", "folder")
 
 
 def test_gated_repository(machine: Machine, server: HubServer) -> None:
@@ -94,42 +97,15 @@ def test_gated_repository(machine: Machine, server: HubServer) -> None:
     outcome = machine.fetch_all(both)
     outcome.fails(REPO, "gated", "accept its licence", "HF_TOKEN", f"{server.endpoint}/{REPO}")
     assert not any("/resolve/" in request.path for request in server.requests)  # of either
-
     machine.fetch(env={"HF_TOKEN": "hf_wrong"}).fails("the token is wrong", "unset a wrong one")
     assert machine.fetch_all(both, env={"HF_TOKEN": TOKEN}).error is None
     to_cdn = [request for request in server.requests if request.host == "cdn"]
     assert to_cdn and not any(request.authorized for request in to_cdn)  # the token stays at home
 
 
-def test_forbidden_file(machine: Machine, small: str) -> None:
-    machine.server.fail(WEIGHTS, 403, times=None)
-    machine.fetch().fails("gated or private", REPO, "HF_TOKEN")
-
-
-def test_not_a_hub(machine: Machine) -> None:
-    outcome = machine.fetch(env={"HF_ENDPOINT": machine.server.cdn})  # answers with a web page
-    outcome.fails(f"Could not ask {machine.server.cdn}", "HF_ENDPOINT")
-
-
-def test_unreachable(machine: Machine) -> None:
-    machine.server.close()
-    outcome = machine.fetch()
-    outcome.fails(REPO, f"Could not ask {machine.server.endpoint}", "connection", "mirror", "folder")
-
-
-def test_nothing_that_is_a_checkpoint(machine: Machine, server: HubServer) -> None:
-    server.add_repo(REPO, {"README.md": b"#", "data.csv": b"1"})
-    outcome = machine.fetch()
-    assert outcome.error == "CheckpointError"
-    assert "README.md, data.csv" in outcome.message and "config.json" in outcome.message
-
-
-# ---------------------------------------------------------------- damaged
-
-
 @pytest.mark.parametrize("name", [WEIGHTS, "config.json"])
 def test_corrupted_content_never_enters_the_cache(machine: Machine, small: str, name: str) -> None:
-    machine.server.corrupt(name)
+    machine.server.fault(name, "corrupt")
     message = machine.fetch().fails(name, REPO, "damaged", "hash", "deleted", "Try again")
     assert machine.server.endpoint not in message  # names the repository, not an internal address
     blobs = {path.name for path in (machine.cache / "models--lab--model" / "blobs").iterdir()}
@@ -138,17 +114,12 @@ def test_corrupted_content_never_enters_the_cache(machine: Machine, small: str, 
     assert (machine.fetch().folder / name).read_bytes() == FILES[name]
 
 
-def test_content_shorter_than_listed(machine: Machine, small: str) -> None:
-    machine.server.shorten(WEIGHTS, to=100)
+def test_content_shorter_than_listed_and_a_server_that_lists_no_hashes(machine: Machine, small: str) -> None:
+    machine.server.fault(WEIGHTS, "short", 100)
     machine.fetch().fails(WEIGHTS, REPO, "8000 but has size 100", "another mirror")
-
-
-def test_a_server_that_lists_no_hashes(machine: Machine, small: str) -> None:
+    machine.server.faults.clear()
     machine.server.sizes_listed = False
     assert contents(machine.fetch().folder) == {name: FILES[name] for name in NEEDED}
-
-
-# ---------------------------------------------------------------- disk space
 
 
 def test_too_little_disk_is_an_error_before_the_first_byte(machine: Machine, server: HubServer) -> None:
@@ -161,8 +132,7 @@ def test_too_little_disk_is_an_error_before_the_first_byte(machine: Machine, ser
     said = ["2.1 MB are to be downloaded (lab/model", "lab/model: 700", "lab/base: 1.4 MB"]
     outcome.fails(*said, "2.0 MB free", str(machine.cache), "HF_HOME", "cache_dir", "folders")
     assert [request for request in server.requests if "/resolve/" in request.path] == []
-    assert not machine.cache.exists()
-    assert machine.fetch_all(both, before=disk.format(2_300_000)).error is None
+    assert not machine.cache.exists() and machine.fetch_all(both, before=disk.format(2_300_000)).error is None
     # Nothing is missing any more, so a full disk does not matter.
     assert machine.fetch_all(both, before=disk.format(0)).error is None
 
@@ -188,7 +158,7 @@ def test_a_disk_that_fills_up_is_said(machine: Machine, big: str, limit: str, tm
     assert (machine.fetch().folder / WEIGHTS).read_bytes() == BIG
 
 
-def test_cache_folder_that_cannot_be_read(machine: Machine, small: str) -> None:
+def test_cache_folder_that_cannot_be_read_or_written(machine: Machine, small: str, tmp_path: Path) -> None:
     machine.fetch()
     # Not even root is refused by permissions, so the refusal is made up.
     refuse = """
@@ -201,16 +171,6 @@ def refused(path, **kwargs):
 Path.stat = refused
 """
     machine.fetch(before=refuse).fails("cannot be read and written", "Permission denied", "HF_HOME")
-
-
-def test_a_complete_cache_need_not_be_writable(machine: Machine, small: str) -> None:
-    folder = machine.fetch().folder
-    (folder.parents[1] / "refs" / "v1").mkdir()  # in the way: not even root can write there what "v1" means
-    machine.server.repos[REPO].refs["v1"] = small
-    assert machine.fetch(REPO, "v1").folder == folder
-
-
-def test_cache_folder_that_cannot_be_written(machine: Machine, small: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     outcome = machine.fetch(cache_dir=str(tmp_path / "file" / "cache"))
     outcome.fails("cannot be read and written", str(tmp_path / "file" / "cache"), "HF_HOME")

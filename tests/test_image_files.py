@@ -1,9 +1,8 @@
 """Reading images: files of every kind, and bad ones."""
 
-from __future__ import annotations
-
 import os
 import threading
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,13 +13,8 @@ from PIL import Image, ImageFile
 
 from pyiqa_qscorer.errors import ImageError
 from pyiqa_qscorer.images import reading as image_files
-from pyiqa_qscorer.images.preprocessing import (
-    pixels_from_pil,
-    pixels_from_tensor,
-)
+from pyiqa_qscorer.images.preprocessing import pixels_from_pil, pixels_from_tensor
 from pyiqa_qscorer.images.reading import open_image
-
-# --- files of every kind ----------------------------------------------------------------------
 
 
 def all_routes(path: Path) -> list[Image.Image]:
@@ -28,8 +22,7 @@ def all_routes(path: Path) -> list[Image.Image]:
     with Image.open(path) as image:
         opened = [open_image(s) for s in (path, str(path), path.read_bytes(), image)]
     for image in opened:
-        assert image.mode == "RGB"
-        assert image.tobytes() == opened[0].tobytes()
+        assert image.mode == "RGB" and image.tobytes() == opened[0].tobytes()
     return opened
 
 
@@ -38,69 +31,44 @@ def saved(tmp_path: Path, image: Image.Image, name: str, **options: object) -> P
     return tmp_path / name
 
 
-@pytest.mark.parametrize(
-    "mode,name",
-    [
-        ("RGB", "a.png"),
-        ("RGBA", "a.png"),
-        ("L", "a.png"),
-        ("LA", "a.png"),
-        ("1", "a.png"),
-        ("P", "a.png"),
-        ("P", "a.gif"),
-        ("RGBA", "a.webp"),
-        ("CMYK", "a.tif"),
-        ("CMYK", "a.jpg"),
-        ("YCbCr", "a.jpg"),
-        ("L", "a.jpg"),
-        ("LAB", "a.tif"),
-    ],
-)
+MODES = [("RGB", "a.png"), ("RGBA", "a.png"), ("L", "a.png"), ("LA", "a.png"), ("1", "a.png"), ("P", "a.png")]
+MODES += [("P", "a.gif"), ("RGBA", "a.webp"), ("CMYK", "a.tif"), ("CMYK", "a.jpg"), ("YCbCr", "a.jpg"), ("L", "a.jpg")]
+
+
+@pytest.mark.parametrize("mode,name", [*MODES, ("LAB", "a.tif")])
 def test_modes_are_converted_as_pillow_does(mode: str, name: str, tmp_path: Path) -> None:
-    source = random_image(12, 17, seed=3).convert(mode)
-    path = saved(tmp_path, source, name)
+    path = saved(tmp_path, random_image(12, 17, seed=3).convert(mode), name)
     with Image.open(path) as image:
         expected = np.array(image.convert("RGB"))
     for image in all_routes(path):
         np.testing.assert_array_equal(np.array(image), expected)
-        pixels = pixels_from_tensor(to_tensor(image), 20)[0]
-        assert torch.equal(pixels_from_pil(image, 20), pixels)
-
-
-def test_alpha_is_dropped_not_composited(tmp_path: Path) -> None:
-    values = np.array([[[10, 20, 30, 0], [40, 50, 60, 128]]], np.uint8)
-    image = all_routes(saved(tmp_path, Image.fromarray(values), "alpha.png"))[0]
-    np.testing.assert_array_equal(np.array(image), values[..., :3])
+        assert torch.equal(pixels_from_pil(image, 20), pixels_from_tensor(to_tensor(image), 20)[0])
 
 
 @pytest.mark.filterwarnings("ignore:Palette images with Transparency:UserWarning")
-def test_palette_with_transparency(tmp_path: Path) -> None:
-    image = Image.new("P", (2, 1))
-    image.putpalette([10, 20, 30, 200, 100, 50])
-    image.putpixel((1, 0), 1)
+def test_alpha_is_dropped_not_composited_and_cmyk_is_not_inverted(tmp_path: Path) -> None:
+    values = np.array([[[10, 20, 30, 0], [40, 50, 60, 128]]], np.uint8)
+    image = all_routes(saved(tmp_path, Image.fromarray(values), "alpha.png"))[0]
+    np.testing.assert_array_equal(np.array(image), values[..., :3])
+    palette = Image.new("P", (2, 1))
+    palette.putpalette([10, 20, 30, 200, 100, 50])
+    palette.putpixel((1, 0), 1)
     for transparency in (0, b"\x00\x80"):
-        path = saved(tmp_path, image, "palette.png", transparency=transparency)
-        opened = all_routes(path)[0]
+        opened = all_routes(saved(tmp_path, palette, "palette.png", transparency=transparency))[0]
         assert np.array(opened).tolist() == [[[10, 20, 30], [200, 100, 50]]]
-
-
-def test_cmyk_colours(tmp_path: Path) -> None:
-    cmyk = Image.new("CMYK", (3, 2), (255, 0, 0, 0))
-    image = all_routes(saved(tmp_path, cmyk, "cyan.tif"))[0]
-    assert image.getpixel((0, 0)) == (0, 255, 255)
+    cyan = all_routes(saved(tmp_path, Image.new("CMYK", (3, 2), (255, 0, 0, 0)), "cyan.tif"))[0]
+    assert cyan.getpixel((0, 0)) == (0, 255, 255)
 
 
 @pytest.mark.parametrize("orientation", [3, 6, 8])
 def test_exif_rotation_is_not_applied(orientation: int, tmp_path: Path) -> None:
-    image = random_image(8, 20, seed=0)
-    exif = Image.Exif()
+    image, exif = random_image(8, 20, seed=0), Image.Exif()
     exif[0x0112] = orientation
     path = saved(tmp_path, image, "rotated.png", exif=exif)
     with Image.open(path) as check:
         assert check.getexif()[0x0112] == orientation
     opened = all_routes(path)[0]
-    assert opened.size == (20, 8)
-    assert opened.tobytes() == image.tobytes()
+    assert opened.size == (20, 8) and opened.tobytes() == image.tobytes()
 
 
 @pytest.mark.parametrize("name", ["gray16.png", "gray16.tif"])
@@ -141,7 +109,7 @@ def test_16_bit_colour_keeps_the_upper_8_bits(colour_type: int, channels: int, t
     np.testing.assert_array_equal(np.array(all_routes(path)[0]), expected)
 
 
-def test_first_frame_of_an_animation(tmp_path: Path) -> None:
+def test_frames_and_files_that_go_away(tmp_path: Path) -> None:
     frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "lime", "blue")]
     for name in ("animated.png", "animated.gif"):
         path = saved(tmp_path, frames[0], name, save_all=True, append_images=frames[1:])
@@ -150,19 +118,13 @@ def test_first_frame_of_an_animation(tmp_path: Path) -> None:
             assert image.n_frames == 3
             image.seek(2)
             assert open_image(image).getpixel((2, 2)) == (0, 0, 255)
-
-
-def test_image_outlives_its_file(tmp_path: Path) -> None:
-    """BMP and TIFF may be mapped from the file: the file can be deleted at once."""
+    # BMP and TIFF may be mapped from the file: the file can be deleted at once.
     for name in ("a.bmp", "a.tif", "a.png", "a.ppm"):
         expected = random_image(9, 9, seed=0)
         path = saved(tmp_path, expected, name)
         image = open_image(path)
         path.unlink()
         assert image.tobytes() == expected.tobytes()
-
-
-# --- bad files --------------------------------------------------------------------------------
 
 
 def refused(source: object, *words: str) -> ImageError:
@@ -174,54 +136,35 @@ def refused(source: object, *words: str) -> ImageError:
     return caught.value
 
 
-def test_missing_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_and_other_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     refused("nowhere.png", "image 'nowhere.png'", "no such file in", str(tmp_path), "check the path")
     refused(tmp_path / "nowhere.png", str(tmp_path / "nowhere.png"), "no such file")
     refused("", "image ''", "no such file")
     refused("with\0zero.png", "no such file")
     refused("https://example.org/a.png", "URLs are not fetched")
-
-
-def test_folder_pipe_and_unreadable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     refused(tmp_path, str(tmp_path), "it is a folder")
     os.mkfifo(tmp_path / "pipe.png")
     refused(tmp_path / "pipe.png", "pipe.png", "not a regular file")
+    for source in (None, 7, 1.5, [b"x"], np.zeros((4, 4, 3)), torch.zeros(1)):
+        refused(source, "source must be a path", f"got {type(source).__name__}")
     path = saved(tmp_path, random_image(4, 4, seed=0), "secret.png")
     monkeypatch.setattr(os, "access", lambda path, mode: False)  # tests may run as root
     refused(path, "secret.png", "no permission to read")
 
 
-def test_empty_file(tmp_path: Path) -> None:
-    path = tmp_path / "empty.jpg"
-    path.touch()
-    refused(path, "empty.jpg", "the file is empty (0 bytes)", "copy or download it again")
-    refused(b"", "image given as 0 bytes", "it is empty")
-
-
-@pytest.mark.parametrize("content", [b"hello, I am text", b"\x89PNG", b"\x00" * 500, b"GIF89a"])
-def test_not_an_image(content: bytes, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"hello, I am text", b"\x89PNG", b"\x00" * 500, b"GIF89a", b""])
+def test_empty_or_not_an_image(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "not_an_image.png"
     path.write_bytes(content)
-    refused(path, "not_an_image.png", "not an image that Pillow can read")
-    refused(content, f"image given as {len(content)} bytes", "not an image that Pillow can read")
+    words = ["not an image that Pillow can read"] if content else ["empty"]
+    refused(content, f"image given as {len(content)} bytes", *words)
+    words = words if content else ["the file is empty (0 bytes)", "copy or download it again"]
+    refused(path, "not_an_image.png", *words)
 
 
-@pytest.mark.parametrize("source", [None, 7, 1.5, [b"x"], np.zeros((4, 4, 3)), torch.zeros(1)])
-def test_wrong_kind_of_source(source: object) -> None:
-    refused(source, "source must be a path", f"got {type(source).__name__}")
-
-
-FORMATS: list[tuple[str, dict]] = [
-    ("PNG", {}),
-    ("JPEG", {"quality": 95}),
-    ("JPEG", {"quality": 95, "progressive": True}),
-    ("BMP", {}),
-    ("TIFF", {}),
-    ("WEBP", {"lossless": True}),
-    ("GIF", {}),
-    ("PPM", {}),
-]
+FORMATS: list[tuple[str, dict]] = [(name, {}) for name in ("PNG", "BMP", "TIFF", "GIF", "PPM")]
+FORMATS += [("JPEG", {"quality": 95}), ("JPEG", {"quality": 95, "progressive": True}), ("WEBP", {"lossless": True})]
 
 
 @pytest.fixture(params=[False, True], ids=["strict", "tolerant"])
@@ -235,8 +178,7 @@ def pil_switch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("kept", [0.5, 0.9])
 def test_truncated_files(file_format: str, options: dict, kept: float, tmp_path: Path, pil_switch: bool) -> None:
     content = encoded(random_image(64, 80, seed=0), file_format, **options)
-    content = content[: int(len(content) * kept)]
-    path = tmp_path / "cut.image"
+    content, path = content[: int(len(content) * kept)], tmp_path / "cut.image"
     path.write_bytes(content)
     refused(path, "cut.image", "copy")
     refused(content, f"image given as {len(content)} bytes")
@@ -270,20 +212,16 @@ def test_truncated_files_fail_in_every_thread(monkeypatch: pytest.MonkeyPatch) -
         thread.start()
     for thread in threads:
         thread.join()
-    assert outcomes == ["refused"] * 120
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is True
+    assert outcomes == ["refused"] * 120 and ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
 @pytest.mark.parametrize("file_format,options", FORMATS)
-def test_damaged_files_never_raise_anything_else(
-    file_format: str, options: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_damaged_files_never_raise_anything_else(file_format, options, monkeypatch) -> None:
     """Damage can go unnoticed by a decoder, but what it notices must be an ImageError."""
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # damaged sizes can be large
     content = encoded(random_image(24, 30, seed=0), file_format, **options)
-    random = np.random.default_rng(0)
-    refusals = 0
+    random, refusals = np.random.default_rng(0), 0
     for _ in range(60):
         damaged = bytearray(content)
         for position in random.integers(0, min(len(content), 400), size=6):
@@ -295,27 +233,19 @@ def test_damaged_files_never_raise_anything_else(
     assert refusals > 0
 
 
-@pytest.mark.filterwarnings("ignore:.*:PIL.Image.DecompressionBombWarning")
-def test_decompression_bomb(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path = saved(tmp_path, random_image(20, 20, seed=0), "bomb.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    for source in (path, path.read_bytes()):
-        refused(source, "image ", "400 pixels", "limit of 200", "raise PIL.Image.MAX_IMAGE_PIXELS")
-
-
-def test_between_one_and_two_limits_pil_warns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_decompression_bombs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Refused beyond twice PIL's limit; between one and two limits PIL warns, which may be made an error."""
     image = random_image(20, 20, seed=0)
-    path = saved(tmp_path, image, "large.png")
+    path = saved(tmp_path, image, "bomb.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
     with pytest.warns(Image.DecompressionBombWarning):
         assert open_image(path).tobytes() == image.tobytes()
-
-
-@pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
-def test_warning_made_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path = saved(tmp_path, random_image(20, 20, seed=0), "large.png")
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 300)
-    refused(path, "large.png", "400 pixels", "MAX_IMAGE_PIXELS")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        refused(path, "bomb.png", "400 pixels", "MAX_IMAGE_PIXELS")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    for source in (path, path.read_bytes()):
+        refused(source, "image ", "400 pixels", "limit of 200", "raise PIL.Image.MAX_IMAGE_PIXELS")
 
 
 @pytest.mark.parametrize("size", [(0, 5), (5, 0), (0, 0), (65_536, 1)])
@@ -323,30 +253,18 @@ def test_impossible_sizes(size: tuple[int, int]) -> None:
     refused(Image.new("RGB", size), f"its size is {size[0]}x{size[1]}", "1 to 65535 pixels")
 
 
-def test_out_of_memory_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_closed_images_no_memory_and_interrupts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = saved(tmp_path, random_image(4, 4, seed=0), "a.png")
+    closed = Image.open(path)
+    closed.close()
+    refused(closed, "PIL image", "a.png", "cannot be decoded")
 
-    def no_memory(self: ImageFile.ImageFile) -> None:
-        raise MemoryError
+    def fail(self: ImageFile.ImageFile) -> None:
+        raise errors.pop()
 
-    monkeypatch.setattr(ImageFile.ImageFile, "load", no_memory)
+    monkeypatch.setattr(ImageFile.ImageFile, "load", fail)
+    errors: list[BaseException] = [KeyboardInterrupt(), MemoryError()]
     refused(path, "a.png", "not enough memory")
-
-
-def test_closed_pil_image(tmp_path: Path) -> None:
-    path = saved(tmp_path, random_image(4, 4, seed=0), "a.png")
-    image = Image.open(path)
-    image.close()
-    refused(image, "PIL image", "a.png", "cannot be decoded")
-
-
-def test_interrupts_pass_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    path = saved(tmp_path, random_image(4, 4, seed=0), "a.png")
-
-    def interrupted(self: ImageFile.ImageFile) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(ImageFile.ImageFile, "load", interrupted)
     with pytest.raises(KeyboardInterrupt):
         open_image(path)
     assert image_files._decoding_count == 0

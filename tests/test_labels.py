@@ -1,7 +1,5 @@
 """Labels over K levels: against definitions, scipy and loops, and on the opinion scores of real datasets."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 
@@ -25,15 +23,7 @@ STD = np.concatenate([[0.7, 0.7, 0.7, 0.3], RNG.uniform(0.05, 1.5, 400)])
 SOFT = pytest.mark.parametrize("variant", ["pdf", "cdf"])
 
 
-# --- centres and restoration ---------------------------------------------------------------------------------------
-
-
-def test_centers_of_five_levels_are_the_published_numbers():
-    assert level_centers(5).tolist() == [1, 2, 3, 4, 5]
-    assert level_centers(5, kind="interval_centers") == pytest.approx([1.4, 2.2, 3.0, 3.8, 4.6])
-
-
-@pytest.mark.parametrize("levels", [2, 3, 7, 20])
+@pytest.mark.parametrize("levels", [2, 3, 5, 7, 20])
 @pytest.mark.parametrize("low, high", [(1.0, 5.0), (0.0, 100.0), (-2.0, 0.5)])
 def test_centers_of_any_count_and_range(levels, low, high):
     integers = level_centers(levels, low, high)
@@ -42,21 +32,15 @@ def test_centers_of_any_count_and_range(levels, low, high):
     assert middles == pytest.approx([low + (i + 0.5) * (high - low) / levels for i in range(levels)])
 
 
-def test_restore_is_the_expectation_over_the_last_axis():
+def test_restoring_and_one_level():
     probabilities = RNG.dirichlet(np.ones(5), size=(3, 4))
     restored = restore(probabilities, level_centers(5))
     assert restored.shape == (3, 4)
     for index in np.ndindex(3, 4):
         assert restored[index] == pytest.approx(sum((level + 1) * probabilities[index][level] for level in range(5)))
-
-
-@pytest.mark.parametrize("probabilities, centers", [([[0.5, 0.5]], [1.0, 2.0, 3.0]), (0.5, [1.0]), ([0.5], [[1.0]])])
-def test_restore_refuses_shapes_that_do_not_fit(probabilities, centers):
-    with pytest.raises(ValueError, match="one column per level"):
-        restore(probabilities, centers)
-
-
-# --- one-hot -------------------------------------------------------------------------------------------------------
+    assert gaussian_soft_label([1.0, 4.0], [0.0, 1.0], 1).tolist() == [[1.0], [1.0]]
+    raw = gaussian_soft_label([3.0], [1.0], 1, variant="cdf", adjust=False)
+    assert raw == pytest.approx(np.array([[norm.cdf(2) - norm.cdf(-2)]]))
 
 
 @pytest.mark.parametrize("levels", range(1, 21))
@@ -71,44 +55,28 @@ def test_borders_do_not_depend_on_rounding(levels):
         assert index == levels or level_index([border + 1e-4], levels) == index
 
 
-@pytest.mark.parametrize("levels", [1, 2, 5, 12])
-def test_level_index_against_the_published_interval_rule(levels):
-    for value, found in zip(MOS, level_index(MOS, levels), strict=True):
-        width = 4 / levels
+@pytest.mark.parametrize("levels", [1, 2, 5, 9, 12])
+def test_level_and_one_hot_against_the_published_interval_rule(levels):
+    width, label = 4 / levels, one_hot(MOS, levels)
+    assert label.shape == (len(MOS), levels) and (label.sum(axis=1) == 1).all()
+    for value, found, marked in zip(MOS, level_index(MOS, levels), label.argmax(axis=1), strict=True):
         matching = [i for i in range(levels) if 1 + i * width - 1e-8 < value <= 1 + (i + 1) * width + 1e-8]
-        assert found == matching[0]
-
-
-@pytest.mark.parametrize("levels", [1, 5, 9])
-def test_one_hot_marks_the_level(levels):
-    label = one_hot(MOS, levels)
-    assert label.shape == (len(MOS), levels)
-    assert (label.sum(axis=1) == 1).all()
-    assert (label.argmax(axis=1) == level_index(MOS, levels)).all()
-
-
-# --- linear --------------------------------------------------------------------------------------------------------
+        assert found == marked == matching[0]
 
 
 @pytest.mark.parametrize("levels", [2, 3, 5, 17])
 @pytest.mark.parametrize("low, high", [(1.0, 5.0), (0.0, 100.0)])
 def test_linear_label_restores_exactly(levels, low, high):
     mos = low + (MOS - 1) / 4 * (high - low)
-    label = linear_soft_label(mos, levels, low, high)
-    centers = level_centers(levels, low, high)
+    label, centers = linear_soft_label(mos, levels, low, high), level_centers(levels, low, high)
     step = centers[1] - centers[0]
     assert label == pytest.approx(np.maximum(0, 1 - np.abs(mos[:, None] - centers) / step), abs=1e-12)
-    assert label.min() >= 0
-    assert label.sum(axis=1) == pytest.approx(np.ones(len(mos)), abs=1e-15)
+    assert label.min() >= 0 and label.sum(axis=1) == pytest.approx(np.ones(len(mos)), abs=1e-15)
     assert np.abs(restore(label, centers) - mos).max() <= 1e-13 * (high - low)
 
 
-# --- Gaussian ------------------------------------------------------------------------------------------------------
-
-
 def raw_by_scipy(mos, std, levels, low, high, variant):
-    centers = np.linspace(low, high, levels)
-    step = (high - low) / (levels - 1)
+    centers, step = np.linspace(low, high, levels), (high - low) / (levels - 1)
     normal = norm(mos[:, None], std[:, None])
     if variant == "pdf":
         return normal.pdf(centers) * step
@@ -122,12 +90,15 @@ def test_raw_gaussian_label_against_scipy(variant, levels, low, high):
     mos, std = low + (MOS - 1) * scale, STD * scale
     label = gaussian_soft_label(mos, std, levels, low, high, variant, adjust=False)
     assert label == pytest.approx(raw_by_scipy(mos, std, levels, low, high, variant), rel=1e-9, abs=1e-12)
+    for adjust in (True, False):  # the range is only a unit
+        label = gaussian_soft_label(MOS, STD, levels, variant=variant, adjust=adjust)
+        larger = gaussian_soft_label(MOS * 20, STD * 20, levels, 20.0, 100.0, variant=variant, adjust=adjust)
+        assert larger == pytest.approx(label, abs=1e-9)
 
 
 def adjusted_by_solving(mos, std, levels, variant, min_std=0.2, max_error=0.1):
     """Row by row: the two linear equations solved numerically, then the published clip and fallback."""
-    centers = np.linspace(1, 5, levels)
-    step = 4 / (levels - 1)
+    centers, step = np.linspace(1, 5, levels), 4 / (levels - 1)
     rows = []
     for value, spread, raw in zip(mos, std, raw_by_scipy(mos, std, levels, 1, 5, variant), strict=True):
         row = interpolated = np.maximum(0, 1 - np.abs(centers - value) / step)
@@ -156,8 +127,7 @@ def test_adjusted_label_without_negative_entries_sums_to_one_and_restores(varian
     step = 4 / (levels - 1)
     mos, std = np.linspace(2.9, 3.1, 21), np.full(21, 0.9 * step)
     label = gaussian_soft_label(mos, std, levels, variant=variant)
-    assert label.min() > 0
-    assert label.sum(axis=1) == pytest.approx(np.ones(len(mos)), abs=1e-12)
+    assert label.min() > 0 and label.sum(axis=1) == pytest.approx(np.ones(len(mos)), abs=1e-12)
     assert restore(label, level_centers(levels)) == pytest.approx(mos, abs=1e-12)
 
 
@@ -167,53 +137,39 @@ def test_at_the_middle_the_adjustment_is_the_limit_from_both_sides(variant, leve
     """There the published script divides 0 by 1e-9 and gets a uniform label."""
     std = np.full(3, 2.4 / (levels - 1))
     below, at, above = gaussian_soft_label([3 - 1e-4, 3.0, 3 + 1e-4], std, levels, variant=variant)
-    assert at == pytest.approx((below + above) / 2, abs=1e-7)
-    assert at == pytest.approx(at[::-1], abs=1e-12)
+    assert at == pytest.approx((below + above) / 2, abs=1e-7) and at == pytest.approx(at[::-1], abs=1e-12)
     assert at.max() - at.min() > 0.1
     near = gaussian_soft_label(3 + np.array([1e-6, 1e-7, 0.99e-7, 1e-9]), std[0] * np.ones(4), levels, variant=variant)
     assert near == pytest.approx(np.tile(at, (4, 1)), abs=1e-6)
 
 
 @SOFT
-def test_mirrored_mos_gives_the_mirrored_label_but_falls_back_elsewhere(variant):
+def test_mirrored_clipped_and_certain_opinions(variant):
     """Clipping adds mass at the far end of the scale: of value 4 and 5 for a bad image, of 1 and 2 for a good one."""
     unlimited = {"variant": variant, "max_error": math.inf}
     label = gaussian_soft_label(MOS, STD, 5, **unlimited)
     assert gaussian_soft_label(6 - MOS, STD, 5, **unlimited)[:, ::-1] == pytest.approx(label, abs=1e-9)
     bad, good = restore(gaussian_soft_label([1.2, 4.8], [0.7, 0.7], 5, **unlimited), level_centers(5)) - [1.2, 4.8]
     assert bad > 2 * good > 0
-
-
-@SOFT
-@pytest.mark.parametrize("adjust", [True, False])
-def test_range_is_only_a_unit(variant, adjust):
-    label = gaussian_soft_label(MOS, STD, 5, variant=variant, adjust=adjust)
-    larger = gaussian_soft_label(MOS * 20, STD * 20, 5, 20.0, 100.0, variant=variant, adjust=adjust)
-    assert larger == pytest.approx(label, abs=1e-9)
-
-
-@SOFT
-def test_clipped_rows_keep_a_sum_above_one_unless_normalised(variant):
     label = gaussian_soft_label(MOS, STD, 5, variant=variant)
-    assert label.min() == 0
-    assert label.sum(axis=1).min() >= 1 - 1e-12
+    assert label.min() == 0 and label.sum(axis=1).min() >= 1 - 1e-12
     assert label.sum(axis=1).max() > 1.01
     normalised = gaussian_soft_label(MOS, STD, 5, variant=variant, normalise=True)
     assert normalised == pytest.approx(label / label.sum(axis=1, keepdims=True), abs=1e-15)
+    label = gaussian_soft_label([1.0, 2.3, 2.5, 5.0], np.zeros(4), 5, variant=variant, adjust=False)
+    assert label.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 0, 1]]
+    small = gaussian_soft_label([1.0, 2.3, 2.5, 5.0], np.full(4, 1e-4), 5, variant="cdf", adjust=False)
+    assert small == pytest.approx(label, abs=1e-12)
 
 
 @SOFT
-def test_narrow_opinions_fall_back_to_interpolation(variant):
+def test_narrow_opinions_and_errors_beyond_the_limit_fall_back_to_interpolation(variant):
     mos, std = [1.3, 2.5, 4.99], [0.0, 0.1, 0.199]
     assert (gaussian_soft_label(mos, std, 5, variant=variant) == linear_soft_label(mos, 5)).all()
     certain = gaussian_soft_label(mos, [0.0, 1e-300, 1e-7], 5, variant=variant, min_std=0.0, max_error=math.inf)
     assert (certain == linear_soft_label(mos, 5)).all()
     wider = gaussian_soft_label([2.4], [0.2 + 1e-9], 5, variant=variant)
     assert np.abs(wider - linear_soft_label([2.4], 5)).max() > 1e-3
-
-
-@SOFT
-def test_no_label_is_off_by_more_than_the_stated_error(variant):
     for max_error in (0.0, 0.02, 0.1):
         label = gaussian_soft_label(MOS, STD, 5, variant=variant, max_error=max_error)
         assert np.abs(restore(label, level_centers(5)) - MOS).max() <= max_error + 1e-12
@@ -228,27 +184,10 @@ def test_any_std_without_fallback_limits_gives_a_finite_label(variant):
         for normalise in (False, True):
             unlimited = {"min_std": 0.0, "max_error": math.inf}
             label = gaussian_soft_label(mos, std, 5, variant=variant, normalise=normalise, **unlimited)
-            assert np.isfinite(label).all()
-            assert label.min() >= 0
+            assert np.isfinite(label).all() and label.min() >= 0
         raw = gaussian_soft_label(mos, std, 5, variant=variant, adjust=False, normalise=True)
         assert raw.sum(axis=1) == pytest.approx(np.ones(len(std)))
 
-
-@SOFT
-def test_std_of_zero_without_adjustment_is_the_nearest_centre(variant):
-    label = gaussian_soft_label([1.0, 2.3, 2.5, 5.0], np.zeros(4), 5, variant=variant, adjust=False)
-    assert label.tolist() == [[1, 0, 0, 0, 0], [0, 1, 0, 0, 0], [0, 0.5, 0.5, 0, 0], [0, 0, 0, 0, 1]]
-    small = gaussian_soft_label([1.0, 2.3, 2.5, 5.0], np.full(4, 1e-4), 5, variant="cdf", adjust=False)
-    assert small == pytest.approx(label, abs=1e-12)
-
-
-def test_one_level_gaussian_label():
-    assert gaussian_soft_label([1.0, 4.0], [0.0, 1.0], 1).tolist() == [[1.0], [1.0]]
-    raw = gaussian_soft_label([3.0], [1.0], 1, variant="cdf", adjust=False)
-    assert raw == pytest.approx(np.array([[norm.cdf(2) - norm.cdf(-2)]]))
-
-
-# --- bad input -----------------------------------------------------------------------------------------------------
 
 LABELS = {
     "level_index": level_index,
@@ -276,38 +215,28 @@ LABELS = {
 def test_bad_mos_levels_and_ranges_are_named(label, mos, levels, low, high, message):
     with pytest.raises(ValueError, match=message):
         label(mos, levels, low, high)
-
-
-@pytest.mark.parametrize(
-    "std, message",
-    [
-        ([0.5, -0.1], "got -0.1 at index 1"),
-        ([math.nan, 1.0], "must be finite"),
-        ([math.inf, 1.0], "must be finite"),
-        ([0.5], r"shape \(2,\), got shape \(1,\)"),
-        (0.5, "one value per MOS"),
-    ],
-)
-def test_bad_std_is_named(std, message):
-    with pytest.raises(ValueError, match=message):
-        gaussian_soft_label([2.0, 3.0], std, 5)
-
-
-def test_other_choices_are_refused():
-    with pytest.raises(ValueError, match="variant must be one of pdf, cdf, got 'mass'"):
-        gaussian_soft_label([2.0], [1.0], 5, variant="mass")
-    with pytest.raises(ValueError, match="kind must be one of integers, interval_centers"):
-        level_centers(5, kind="optimal")
-    with pytest.raises(ValueError, match="min_std and max_error must be >= 0"):
-        gaussian_soft_label([2.0], [1.0], 5, max_error=-1.0)
-
-
-@pytest.mark.parametrize("label", LABELS.values(), ids=LABELS)
-def test_empty_input_gives_empty_labels(label):
     assert len(label(np.zeros(0), 5)) == 0
 
 
-# --- real opinion scores -------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda: gaussian_soft_label([2.0, 3.0], [0.5, -0.1], 5), "got -0.1 at index 1"),
+        (lambda: gaussian_soft_label([2.0, 3.0], [math.nan, 1.0], 5), "must be finite"),
+        (lambda: gaussian_soft_label([2.0, 3.0], [math.inf, 1.0], 5), "must be finite"),
+        (lambda: gaussian_soft_label([2.0, 3.0], [0.5], 5), r"shape \(2,\), got shape \(1,\)"),
+        (lambda: gaussian_soft_label([2.0, 3.0], 0.5, 5), "one value per MOS"),
+        (lambda: gaussian_soft_label([2.0], [1.0], 5, variant="mass"), "variant must be one of pdf, cdf, got 'mass'"),
+        (lambda: gaussian_soft_label([2.0], [1.0], 5, max_error=-1.0), "min_std and max_error must be >= 0"),
+        (lambda: level_centers(5, kind="optimal"), "kind must be one of integers, interval_centers"),
+        (lambda: restore([[0.5, 0.5]], [1.0, 2.0, 3.0]), "one column per level"),
+        (lambda: restore(0.5, [1.0]), "one column per level"),
+        (lambda: restore([0.5], [[1.0]]), "one column per level"),
+    ],
+)
+def test_other_bad_arguments_are_named(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 def mean_error(label: np.ndarray, mos: np.ndarray) -> float:

@@ -1,71 +1,19 @@
-"""Modality-adaptive decoder against the published one, stage by stage, and its properties."""
+"""Properties of the decoder; `test_golden_stages.py` compares it with the published one."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
 from types import SimpleNamespace
 
 import pytest
 import torch
 from golden_data import (
-    SMALL,
-    Recorder,
     build,
-    check,
-    check_mistake,
-    check_small,
-    pixel_values,
-    run_small,
-    small_inputs,
     tensors,
 )
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
-from pyiqa_qscorer.model import QScorerForScoring, language
 from pyiqa_qscorer.model.attention import eager_attention
 from pyiqa_qscorer.model.language import RMSNorm, rotary_tables, rotate
 from pyiqa_qscorer.model.multiway import NO_VISUAL, Multiway, VisualSpan
-
-ROOT = "model.layers"
-PATHS = {
-    f"llm.layer{index}{golden}": f"{ROOT}.{index}{ours}"
-    for index in range(2)
-    for golden, ours in (
-        ("", ""),
-        (".input_layernorm", ".input_layernorm"),
-        (".q_proj", ".self_attn.q_proj"),
-        (".k_proj", ".self_attn.k_proj"),
-        (".v_proj", ".self_attn.v_proj"),
-        (".self_attn_out", ".self_attn"),
-        (".mlp_out", ".mlp"),
-    )
-}
-
-PREFIX = [1, 3148, 1001, 29901, 1128, 723, 366, 6554, 278, 11029, 310, 445, 1967, 29973, 13]
-
-
-@pytest.mark.parametrize("attention", ["eager", "sdpa"])
-@pytest.mark.parametrize("name", SMALL)
-def test_every_stage_equals_the_published_one(name: str, attention: str) -> None:
-    outputs = run_small(build(name, attention), PATHS)
-    stages = [stage for stage in PATHS if f"fwd.{stage}" in tensors(f"model_{name}/golden")]
-    assert len(stages) == (14 if name == "S" else 2)
-    check_small(name, outputs, [*stages, "llm.final_hidden", "logits"])
-
-
-def test_merged_sequence_equals_the_published_one() -> None:
-    """Text embeddings around the visual tokens, and which columns count as visual."""
-    model, golden = build("S"), tensors("model_S/golden")
-    seen: list[Tensor] = []
-    handle = model.model.layers[0].register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    with torch.no_grad():
-        output = model(*small_inputs())
-    handle.remove()
-    check(seen[0], golden["fwd.llm.inputs_embeds"], what="inputs_embeds")
-    indicator = torch.zeros(output.logits.shape[:2], dtype=torch.long)
-    indicator[:, slice(*output.visual_span)] = 1
-    assert torch.equal(indicator, golden["fwd.llm.modality_indicators"])
 
 
 def test_rotary_tables_equal_the_published_ones() -> None:
@@ -73,68 +21,6 @@ def test_rotary_tables_equal_the_published_ones() -> None:
     cosines, sines = rotary_tables(torch.arange(128)[None], 16, 10000.0, torch.float32)
     torch.testing.assert_close(cosines[0, 0], golden["rope_cos_first128"], rtol=0, atol=1e-6)
     torch.testing.assert_close(sines[0, 0], golden["rope_sin_first128"], rtol=0, atol=1e-6)
-
-
-# --- known mistakes --------------------------------------------------------------------------------------------------
-
-
-def _swap(first: str, second: str) -> Callable[[QScorerForScoring], None]:
-    def make(model: QScorerForScoring) -> None:
-        for layer in model.model.layers:
-            one, other = layer.get_submodule(first), layer.get_submodule(second)
-            layer.set_submodule(first, other)
-            layer.set_submodule(second, one)
-
-    return make
-
-
-def _text_way_only(module: str) -> Callable[[QScorerForScoring], None]:
-    def make(model: QScorerForScoring) -> None:
-        for layer in model.model.layers:
-            ways = layer.get_submodule(module).multiway
-            ways[1] = ways[0]
-
-    return make
-
-
-def _end_token_counted_as_text(model: QScorerForScoring) -> None:
-    own = model.model.decode
-    model.model.decode = lambda states, span, *more: own(states, VisualSpan(span.start, span.stop - 1), *more)
-
-
-def _rms_eps(model: QScorerForScoring) -> None:
-    for module in model.modules():
-        if isinstance(module, RMSNorm):
-            module.eps = 1e-6
-
-
-@pytest.mark.parametrize(
-    ("mistake", "make"),
-    [
-        ("swap k_proj ways", _swap("self_attn.k_proj.multiway.0", "self_attn.k_proj.multiway.1")),
-        ("v_proj way 0 only", _text_way_only("self_attn.v_proj")),
-        ("input_layernorm way 0 only", _text_way_only("input_layernorm")),
-        ("post layernorm way 0 only", _text_way_only("post_attention_layernorm")),
-        ("vit_eos counted as text", _end_token_counted_as_text),
-        ("rms eps 1e-6", _rms_eps),
-        ("gate and up swapped", _swap("mlp.gate_proj", "mlp.up_proj")),
-    ],
-)
-def test_goldens_show_a_mistake(mistake: str, make: Callable[[QScorerForScoring], None]) -> None:
-    check_mistake(mistake, make)
-
-
-def test_goldens_show_interleaved_rotary_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
-    def interleaved(states: Tensor, rotary: Tensor) -> Tensor:
-        cosines, sines = rotary
-        turned = torch.stack([-states[..., 1::2], states[..., 0::2]], dim=-1).flatten(-2)
-        return states * cosines + turned * sines
-
-    monkeypatch.setattr(language, "rotate", interleaved)
-    check_mistake("rope interleaved", lambda model: None)
-
-
-# --- modality-adaptive modules ---------------------------------------------------------------------------------------
 
 
 def _gathered(multiway: Multiway, states: Tensor, visual: VisualSpan) -> Tensor:
@@ -146,30 +32,20 @@ def _gathered(multiway: Multiway, states: Tensor, visual: VisualSpan) -> Tensor:
 
 
 @pytest.mark.parametrize("span", [(0, 0), (0, 3), (0, 9), (2, 5), (5, 9), (9, 9), (4, 5)])
-def test_slices_equal_a_choice_per_token(span: tuple[int, int]) -> None:
+def test_slices_equal_a_choice_per_token_and_only_ways_in_use_get_a_gradient(span: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    multiway = Multiway(lambda: nn.Linear(6, 4))
+    multiway, visual = Multiway(lambda: nn.Linear(6, 4)), VisualSpan(*span)
     states = torch.randn(2, 9, 6)
-    out = multiway(states, VisualSpan(*span))
-    torch.testing.assert_close(out, _gathered(multiway, states, VisualSpan(*span)), rtol=0, atol=1e-6)
-
-
-@pytest.mark.parametrize("span", [(0, 9), (9, 9), (0, 0), (2, 5)])
-def test_only_the_ways_in_use_get_a_gradient(span: tuple[int, int]) -> None:
-    multiway = Multiway(lambda: nn.Linear(6, 4))
-    multiway(torch.randn(2, 9, 6), VisualSpan(*span)).sum().backward()
+    out = multiway(states, visual)
+    torch.testing.assert_close(out, _gathered(multiway, states, visual), rtol=0, atol=1e-6)
+    multiway.zero_grad()
+    out.sum().backward()
     text, image = (way.weight.grad for way in multiway.multiway)
-    assert (image is not None) == (span[1] > span[0])
-    assert (text is not None) == (span != (0, 9))
-
-
-# --- precision of eager attention -------------------------------------------------------------------------------------
+    assert (image is not None) == (span[1] > span[0]) and (text is not None) == (span != (0, 9))
 
 
 @pytest.mark.parametrize(("is_causal", "expected"), [(True, torch.float32), (False, torch.float16)])
-def test_eager_softmax_is_wide_in_the_decoder_only(
-    monkeypatch: pytest.MonkeyPatch, is_causal: bool, expected: torch.dtype
-) -> None:
+def test_eager_softmax_is_wide_in_the_decoder_only(monkeypatch, is_causal, expected) -> None:
     """As published: float32 in the decoder, the working precision in the visual parts."""
     softmax, seen = torch.softmax, []
 
@@ -180,15 +56,11 @@ def test_eager_softmax_is_wide_in_the_decoder_only(
     monkeypatch.setattr(torch, "softmax", spy)
     query, key, value = torch.randn(3, 1, 2, 93, 16).half()
     output, weights = eager_attention(SimpleNamespace(is_causal=is_causal), query, key, value, None, scaling=0.25)
-    assert seen == [expected]
-    assert weights.dtype is output.dtype is torch.float16
+    assert seen == [expected] and weights.dtype is output.dtype is torch.float16
     assert output.shape == (1, 93, 2, 16)
 
 
-# --- norm and rotary -------------------------------------------------------------------------------------------------
-
-
-def test_rms_norm_rounds_before_the_weight() -> None:
+def test_norm_and_rotation() -> None:
     """In half precision the order of rounding and weight shows; published: round first."""
     torch.manual_seed(0)
     norm = RMSNorm(64, 1e-5).half()
@@ -198,15 +70,10 @@ def test_rms_norm_rounds_before_the_weight() -> None:
     normed = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + 1e-5)
     assert torch.equal(norm(states), norm.weight * normed.half())
     assert not torch.equal(norm(states), (norm.weight.float() * normed).half())
-
-
-def test_rms_norm_survives_values_whose_square_overflows_half() -> None:
+    # Values whose square overflows half:
     norm = RMSNorm(8, 1e-5).half()
     nn.init.ones_(norm.weight)
     assert torch.equal(norm(torch.full((1, 8), 4096.0).half()), torch.ones(1, 8).half())
-
-
-def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
     torch.manual_seed(0)
     query, key = torch.randn(2, 1, 1, 1, 16, dtype=torch.float64)
 
@@ -218,9 +85,6 @@ def test_rotation_keeps_lengths_and_depends_on_distance_only() -> None:
 
     torch.testing.assert_close(score(3, 1), score(92, 90), rtol=1e-5, atol=1e-5)
     assert (score(3, 1) - score(4, 1)).abs() > 1e-2
-
-
-# --- whole decoder ---------------------------------------------------------------------------------------------------
 
 
 def _random_embeddings(rows: int = 2, length: int = 12) -> Tensor:
@@ -245,8 +109,7 @@ def test_cache_equals_one_pass(attention: str, cut: int) -> None:
     decoder, states = build("S", attention).model, _random_embeddings()
     span = VisualSpan(2, 6)
     with torch.no_grad():
-        whole = decoder.decode(states, span)
-        cache = DynamicCache()
+        whole, cache = decoder.decode(states, span), DynamicCache()
         first_span = VisualSpan(min(span.start, cut), min(span.stop, cut))
         rest_span = NO_VISUAL if cut >= span.stop else VisualSpan(0, span.stop - cut)
         first = decoder.decode(states[:, :cut], first_span, cache=cache)
@@ -271,21 +134,3 @@ def test_padding_changes_nothing(attention: str, side: str) -> None:
         out = decoder.decode(padded, VisualSpan(2 + shift, 6 + shift), mask)
     torch.testing.assert_close(out[:, kept], alone, rtol=0, atol=1e-5)
     assert out.isfinite().all()
-
-
-def test_intermediate_states_of_a_golden_image_equal_the_published_ones() -> None:
-    """Both published passes over image a: 92 tokens, then 93 with the token that the first one chose."""
-    model, golden = build("T"), tensors("model_T/golden")
-    embed = model.model.embed_tokens
-    assert golden["full.a.modality_indicators1"].nonzero().flatten().tolist() == list(range(15, 80))
-    with torch.no_grad():
-        visual = model.model.encode_images(pixel_values()[:1])
-        for step in (1, 2):
-            states = golden[f"full.a.inputs_embeds{step}"][None]
-            check(visual[0], states[0, 15:80], what="visual tokens")
-            check(states[0, :15], embed(torch.tensor(PREFIX)), what="text before the image")
-            with Recorder(model, {f"llm_layer{index}": f"{ROOT}.{index}" for index in range(3)}) as seen:
-                final = model.model.decode(states, VisualSpan(15, 80))
-            for layer, out in seen.items():
-                check(out[0], golden[f"full.a.{layer}_step{step}"], what=f"{layer} of pass {step}")
-            check(final[0], golden[f"full.a.final_hidden_step{step}"], what=f"pass {step}")

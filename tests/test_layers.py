@@ -1,7 +1,5 @@
 """The tree of the package and its layers: where files lie and who may import whom, read from the source."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from collections import Counter
@@ -97,34 +95,28 @@ def top(dotted: str) -> str:
     return dotted.split(".")[0]
 
 
-def test_no_file_is_too_long() -> None:
+def test_files_are_short_few_at_the_root_and_have_their_own_names() -> None:
     lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in modules().values()}
     long = [f"{path.relative_to(PACKAGE)}: {count}" for path, count in lines.items() if count > LONGEST_FILE]
     assert not long, f"split these, the limit is {LONGEST_FILE} lines: {long}"
-
-
-def test_no_two_files_have_one_name() -> None:
     names = Counter(path.name for path in modules().values() if path.name not in ("__init__.py", "__main__.py"))
     repeated = sorted(name for name, count in names.items() if count > 1)
     assert not repeated, f"name these so that a search finds one file: {repeated}"
-
-
-def test_few_files_at_the_root() -> None:
     files = sorted(path.name for path in PACKAGE.glob("*.py"))
     assert len(files) <= FILES_AT_THE_ROOT, f"at most {FILES_AT_THE_ROOT} files beside the folders: {files}"
 
 
-def test_imports_inside_the_package_are_relative(all_imports: list[Import]) -> None:
+def test_imports_inside_are_relative_and_the_model_is_torch_transformers_and_timm(all_imports: list[Import]) -> None:
     wrong = [found.where for found in all_imports if top(found.target) == "pyiqa_qscorer" and not found.relative]
+    assert not wrong, "\n".join(wrong)
+    allowed = {"torch", "transformers", "timm", "pyiqa_qscorer"} | sys.stdlib_module_names
+    wrong = [found.where for found in all_imports if top(found.module) == "model" and top(found.target) not in allowed]
     assert not wrong, "\n".join(wrong)
 
 
-def test_every_module_has_its_layer() -> None:
+def test_imports_point_down(all_imports: list[Import]) -> None:
     unplaced = {top(name) for name in modules() if name} - LAYER_OF.keys()
     assert not unplaced, f"say in LAYERS where these belong: {sorted(unplaced)}"
-
-
-def test_imports_point_down(all_imports: list[Import]) -> None:
     wrong = []
     for found in all_imports:
         # From the package itself comes only its version; a name it re-exports has its own module.
@@ -152,19 +144,8 @@ def test_no_module_needs_itself_to_load(all_imports: list[Import]) -> None:
 
 @pytest.mark.parametrize(
     ("library", "allowed"),
-    [
-        ("pyiqa", {"host"}),
-        ("peft", {"checkpoints", "training"}),
-        ("typer", {"cli"}),
-        ("fastapi", {"serving"}),
-    ],
+    [("pyiqa", {"host"}), ("peft", {"checkpoints", "training"}), ("typer", {"cli"}), ("fastapi", {"serving"})],
 )
 def test_library_is_imported_only_in(library: str, allowed: set[str], all_imports: list[Import]) -> None:
     wrong = [found.where for found in all_imports if top(found.target) == library and top(found.module) not in allowed]
-    assert not wrong, "\n".join(wrong)
-
-
-def test_the_model_is_torch_transformers_and_timm(all_imports: list[Import]) -> None:
-    allowed = {"torch", "transformers", "timm", "pyiqa_qscorer"} | sys.stdlib_module_names
-    wrong = [found.where for found in all_imports if top(found.module) == "model" and top(found.target) not in allowed]
     assert not wrong, "\n".join(wrong)

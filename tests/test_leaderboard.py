@@ -1,7 +1,5 @@
 """Scoring datasets into tables: every failure stays with its image, nothing is scored twice, numbers stand on them."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import os
@@ -57,8 +55,11 @@ def table(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "data", LEVELS)
 
 
-def test_tables_hold_what_was_seen(table: Path, tmp_path: Path) -> None:
+def test_tables_hold_what_was_seen(table: Path, tmp_path: Path, metrics: FakeMetrics) -> None:
     assert run(tmp_path / "out", opened(table), "brightness", "darkness") == []
+    metrics.batches.clear()
+    run(tmp_path / "together", opened(table), "brightness", batch_size=8)
+    assert metrics.batches == [8, 8, 4]
     found = rows(tmp_path / "out", "brightness")
     assert [Path(row.path).name for row in found] == [f"{index:04}.png" for index in range(len(LEVELS))]
     assert found[3].score == pytest.approx(67 / 255, abs=0.01) and found[3].mos == pytest.approx(67 / 50 + 0.5)
@@ -72,11 +73,8 @@ def test_tables_hold_what_was_seen(table: Path, tmp_path: Path) -> None:
     expected = correlations([row.score for row in found], [row.mos for row in found])
     assert bright == expected and bright.images == len(LEVELS) and bright.srcc > 0.9
     assert (dark.srcc, dark.krcc) == (-bright.srcc, -bright.krcc)
-
-
-def test_dmos_is_turned_as_well(table: Path, tmp_path: Path) -> None:
-    run(tmp_path / "out", opened(table, lower_better=True), "brightness", "darkness")
-    bright, dark = (entry(tmp_path / "out", name).agreement.srcc for name in ("brightness", "darkness"))
+    run(tmp_path / "dmos", opened(table, lower_better=True), "brightness", "darkness")  # opinions turned as well
+    bright, dark = (entry(tmp_path / "dmos", name).agreement.srcc for name in ("brightness", "darkness"))
     assert dark == -bright > 0.9
 
 
@@ -98,11 +96,6 @@ def test_a_thousand_images_of_many_sizes_with_ten_broken_ones(tmp_path: Path, me
     assert set(metrics.batches) == {1}
     scores = [[row.score for row in rows(tmp_path / name, "brightness")] for name in ("out", "alone")]
     assert scores[0] == scores[1]
-
-
-def test_our_metrics_share_a_pass(table: Path, tmp_path: Path, metrics: FakeMetrics) -> None:
-    run(tmp_path / "out", opened(table), "brightness", batch_size=8)
-    assert metrics.batches == [8, 8, 4]
 
 
 def test_failures_of_a_metric_stay_with_their_images(table: Path, tmp_path: Path) -> None:
@@ -144,9 +137,7 @@ def test_full_reference_metrics_need_references(table: Path, tmp_path: Path) -> 
     assert "none of its reference images exists" in problem.reason
 
 
-def test_a_second_run_scores_only_what_is_new_changed_or_failed(
-    table: Path, tmp_path: Path, metrics: FakeMetrics
-) -> None:
+def test_a_second_run_scores_only_what_is_new_changed_or_failed(table, tmp_path, metrics) -> None:
     output, dataset = tmp_path / "out", opened(table)
     run(output, dataset, "picky")
     before = rows(output, "picky")
@@ -225,12 +216,7 @@ def test_labels(table: Path, tmp_path: Path) -> None:
         run(tmp_path / "out", opened(table), "brightness", "brightness")
     again = write_dataset(tmp_path / "more", LEVELS)
     with pytest.raises(InputError, match=r"two datasets are called 'own': .* NEWNAME=.*more/opinions\.csv$"):
-        run_benchmark(
-            [MetricSpec("m", "brightness")],
-            [opened(table), opened(again)],
-            tmp_path / "out",
-            "cpu",
-        )
+        run_benchmark([MetricSpec("m", "brightness")], [opened(table), opened(again)], tmp_path / "out", "cpu")
     with pytest.raises(InputError, match=r"dataset 'a/b' cannot name a file"):
         run(tmp_path / "out", opened(table, "a/b"), "brightness")
     with pytest.raises(QScorerError, match="did you mean 'brightness'"):
@@ -239,10 +225,7 @@ def test_labels(table: Path, tmp_path: Path) -> None:
         read_leaderboard(tmp_path / "out")
 
 
-# --- datasets ---------------------------------------------------------------------------------------------------------
-
-
-def test_duplicates_and_missing_opinions(table: Path, tmp_path: Path) -> None:
+def test_duplicates_columns_and_splits(table: Path, tmp_path: Path) -> None:
     write_csv(table, [["file", "mos"], ["0000.png", 1], ["./0000.png", 1], ["0001.png", ""], ["0002.png", 2]])
     dataset = opened(table)
     assert [Path(row.path).name for row in dataset.rows] == ["0000.png", "0002.png"]
@@ -257,9 +240,6 @@ def test_duplicates_and_missing_opinions(table: Path, tmp_path: Path) -> None:
     write_csv(table, [["file", "mos"], ["a/1.png", 1], ["b/1.png", 2]])
     run(tmp_path / "out", opened(table), "brightness")
     assert len({row.score for row in rows(tmp_path / "out", "brightness")}) == 2
-
-
-def test_columns_split_and_pyiqa_layout(table: Path) -> None:
     header = ["ref_name", "dist_name", "dmos", "part"]
     write_csv(table, [header, ["0003.png", "0000.png", 1, "train"], ["0003.png", "0001.png", 2, "test"]])
     dataset = opened(table, columns={"split": "part"}, phase="test", lower_better=True)

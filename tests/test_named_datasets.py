@@ -1,7 +1,5 @@
 """Datasets that pyiqa knows by name, read by pyiqa's own loader from folders in its layout."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Any
@@ -54,17 +52,15 @@ def test_split_scale_and_spread(root: Path, phase: str, numbers: list[int], caps
     assert [image.mos for image in part.images] == pytest.approx(expected)
     assert {image.std for image in part.images} == {0.5}
     assert capsys.readouterr().out == ""  # pyiqa prints; our output stays clean
+    own = read(root, dataset="koniq10k", split="official_split", mos_range=[0, 100])
+    assert own.images[0].mos == pytest.approx(1.4)  # goes over the stated range
 
 
-def test_lower_better_with_references(root: Path) -> None:
+def test_lower_better_references_and_repeated_names(root: Path) -> None:
     part = read(root, dataset="live")
     assert [Path(image.path).name for image in part.images] == ["img0.bmp", "img1.bmp", "img2.bmp"]
     assert [image.mos for image in part.images] == pytest.approx([5, 5 - 4 * 25.75 / 99, 5 - 4 * 51.5 / 99])
-    assert part.images[0].std == pytest.approx(4 * 4.95 / 99)
-    assert part.scale.lower_better
-
-
-def test_one_file_name_in_two_folders_and_references(root: Path) -> None:
+    assert part.images[0].std == pytest.approx(4 * 4.95 / 99) and part.scale.lower_better
     rows = [["refimgs/a.bmp", f"{folder}/img1.bmp", 20, std] for folder, std in (("jp2k", 3.0), ("jpeg", 7.0))]
     header = ["ref_name", "dist_name", "mos", "std"]
     write(root, "meta_info_LIVEIQADataset.csv", header, rows, [f"LIVEIQA_release2/{row[1]}" for row in rows])
@@ -73,23 +69,15 @@ def test_one_file_name_in_two_folders_and_references(root: Path) -> None:
     assert {Path(row.reference or "") for row in found} == {root / "LIVEIQA_release2/refimgs/a.bmp"}
 
 
-def test_transform_of_the_dataset_options(root: Path) -> None:
+def test_transform_and_unknown_names(root: Path) -> None:
+    with pytest.raises(QScorerError, match=r"meta_info_SPAQDataset\.csv is missing; .*data_root.*download: true"):
+        read(root, dataset="spaq")
     write(root, "meta_info_SPAQDataset.csv", ["name", "mos"], [["1.jpg", 50]], ["SPAQ/TestImage/1.jpg"])
     [row], info = pyiqa_dataset("spaq", root, {"phase": "test"})
     [resized] = info["transform"]([Image.new("RGB", (896, 600))])
     assert row.reference is None and min(resized.size) == 448
     assert "transform" not in pyiqa_dataset("live", root, {})[1]
-
-
-def test_own_range_goes_over_the_stated_one(root: Path) -> None:
-    part = read(root, dataset="koniq10k", split="official_split", mos_range=[0, 100])
-    assert part.images[0].mos == pytest.approx(1.4)
-
-
-def test_unknown_name_split_and_missing_folder(root: Path, tmp_path: Path) -> None:
     with pytest.raises(QScorerError, match=r"no dataset 'koniq'; did you mean .*koniq10k"):
         read(root, dataset="koniq")
     with pytest.raises(QScorerError, match="split"):
         read(root, dataset="koniq10k", split="my_split")
-    with pytest.raises(QScorerError, match=r"meta_info_SPAQDataset\.csv is missing; .*data_root.*download: true"):
-        read(root, dataset="spaq")

@@ -1,7 +1,5 @@
 """Metric names and their options."""
 
-from __future__ import annotations
-
 import inspect
 
 import pytest
@@ -12,27 +10,13 @@ from pyiqa_qscorer.errors import QScorerError
 
 def test_pyiqa_config_is_what_pyiqa_reads_and_always_fresh() -> None:
     config = names.pyiqa_config("qscorer")
-    assert config == {
-        "metric_opts": {
-            "type": "QScorer",
-            "checkpoint": "2kxx/Qscorer_lora_5_1",
-            "base": "MAGAer13/mplug-owl2-llama2-7b",
-            "dtype": "auto",
-        },
-        "metric_mode": "NR",
-        "lower_better": False,
-        "score_range": "0, 5",
-    }
+    published = {"checkpoint": "2kxx/Qscorer_lora_5_1", "base": "MAGAer13/mplug-owl2-llama2-7b"}
+    facts = {"metric_mode": "NR", "lower_better": False, "score_range": "0, 5"}
+    assert config == {"metric_opts": {"type": "QScorer", **published, "dtype": "auto"}, **facts}
     config["metric_opts"]["dtype"] = "changed"
     assert names.pyiqa_config("qscorer")["metric_opts"]["dtype"] == "auto"
     assert names.pyiqa_config("qscorer_8bit")["metric_opts"]["dtype"] == "8bit"
     assert names.pyiqa_config("qscorer_4bit")["metric_opts"]["dtype"] == "4bit"
-
-
-def test_names_avoid_what_pyiqa_branches_on() -> None:
-    for name in names.METRICS:
-        for special in ("swin", "face", "afine", "fid", "qalign", "compare2score"):
-            assert special not in name
 
 
 def test_options_are_those_of_the_metric() -> None:
@@ -40,24 +24,19 @@ def test_options_are_those_of_the_metric() -> None:
 
     # `device` is an argument of `create_metric` and `Scorer` themselves; scores need no gradient.
     assert [*names.OPTIONS, "device", "gradient_checkpointing"] == list(inspect.signature(QScorer).parameters)
-    for definition in names.METRICS.values():
+    for name, definition in names.METRICS.items():
+        for special in ("swin", "face", "afine", "fid", "qalign", "compare2score"):
+            assert special not in name  # pyiqa branches on them
         assert definition.options.keys() <= names.OPTIONS.keys()
 
 
-def test_default_metric_fits_what_is_loaded() -> None:
+def test_defaults_and_resolved_options() -> None:
     assert names.default_metric() == names.DEFAULT_METRIC == "qscorer-mini"
     for checkpoint in ("merged", names.MINI_CHECKPOINT, "owner/name"):
         assert names.METRICS[names.default_metric(checkpoint)].options["dtype"] == "auto"
-
-
-def test_resolved_options_put_the_callers_over_the_names() -> None:
     resolved = names.resolve_metric_options("qscorer_8bit", {"checkpoint": "folder", "clamp": False, "base": None})
-    assert resolved == {
-        "checkpoint": "folder",
-        "base": "MAGAer13/mplug-owl2-llama2-7b",
-        "dtype": "8bit",
-        "clamp": False,
-    }
+    base = "MAGAer13/mplug-owl2-llama2-7b"
+    assert resolved == {"checkpoint": "folder", "base": base, "dtype": "8bit", "clamp": False}
     assert names.METRICS["qscorer_8bit"].options["checkpoint"] == "2kxx/Qscorer_lora_5_1"
 
 
@@ -71,13 +50,10 @@ def test_unknown_metric_names_the_nearest(wrong: str) -> None:
     assert message.endswith("The names are qscorer, qscorer-mini, qscorer_8bit, qscorer_4bit")
 
 
-def test_unknown_metric_far_from_all_lists_all() -> None:
-    with pytest.raises(names.UnknownMetricError, match=r"no metric 'x'; The names are qscorer, "):
-        names.pyiqa_config("x")
-
-
 def test_unknown_option_names_the_nearest() -> None:
     with pytest.raises(TypeError, match=r"has no option 'chekpoint'; did you mean 'checkpoint'"):
         names.resolve_metric_options("qscorer", {"chekpoint": "folder"})
+    with pytest.raises(names.UnknownMetricError, match=r"no metric 'x'; The names are qscorer, "):
+        names.pyiqa_config("x")
     with pytest.raises(names.UnknownOptionError, match="The names are checkpoint, base, revision, "):
         names.resolve_metric_options("qscorer", {"zzz": None})

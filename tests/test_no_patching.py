@@ -1,7 +1,5 @@
 """pyiqa's q_align code replaces transformers' Llama for the whole process. Ours neither does, nor minds."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -82,8 +80,7 @@ def test_scoring_leaves_llama_as_it_is(checkpoint: Path) -> None:
     lines = run(checkpoint, "plain llama", "remember", "score", "compare", "plain llama")
     assert lines["changed"] == ["[]"]
     before, after = lines["llama"]
-    assert before == after
-    assert len(lines["scores"]) == 1
+    assert before == after and len(lines["scores"]) == 1
 
 
 @pytest.mark.slow
@@ -92,5 +89,4 @@ def test_scores_are_the_same_to_the_bit_before_and_after_pyiqa_patches_llama(che
     patch_first = run(checkpoint, "pyiqa patches", "score")
     assert score_first["patched"] == patch_first["patched"] == ["True"]
     before, after = score_first["scores"]
-    assert [before] == patch_first["scores"]
-    assert before == after
+    assert [before] == patch_first["scores"] and before == after

@@ -1,7 +1,5 @@
 """The package as others get it: light to import, installed as wheel or editable, gone when uninstalled."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import re
@@ -23,10 +21,8 @@ PACKAGE = REPOSITORY / "pyiqa_qscorer"
 BOOT_FILES = {f"_pyiqa_qscorer_boot.{suffix}" for suffix in ("py", "pth", "start")}
 METRICS = ["qscorer", "qscorer-mini", "qscorer_4bit", "qscorer_8bit"]
 
-# The package's own face
 
-
-def test_importing_the_package_is_light() -> None:
+def test_public_names_and_light_import() -> None:
     code = """
     import json, sys, pyiqa_qscorer
     dir(pyiqa_qscorer), pyiqa_qscorer.METRICS, pyiqa_qscorer.register, pyiqa_qscorer.QScorerError
@@ -34,30 +30,16 @@ def test_importing_the_package_is_light() -> None:
     print(json.dumps(sorted(heavy & sys.modules.keys())))
     """
     assert answer(run_python(code, path=(REPOSITORY,))) == []
-
-
-def test_public_names_exist() -> None:
+    files, version = [*PACKAGE.rglob("*.py"), REPOSITORY / "pyproject.toml"], f'"{pyiqa_qscorer.__version__}"'
+    assert [path.name for path in files if version in path.read_text(encoding="utf-8")] == ["__init__.py"]
     assert set(pyiqa_qscorer.__all__) == {"__version__", *pyiqa_qscorer._MODULE_OF}
     for name in pyiqa_qscorer.__all__:
         assert name in dir(pyiqa_qscorer)
-        value = getattr(pyiqa_qscorer, name)
-        module = pyiqa_qscorer._MODULE_OF.get(name)
+        value, module = getattr(pyiqa_qscorer, name), pyiqa_qscorer._MODULE_OF.get(name)
         if module is not None:
             assert value is getattr(importlib.import_module(f"pyiqa_qscorer.{module}"), name)
     with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
         _ = pyiqa_qscorer.no_such_name
-
-
-def test_version_stands_in_one_place() -> None:
-    holding = [
-        path.name
-        for path in [*PACKAGE.rglob("*.py"), REPOSITORY / "pyproject.toml"]
-        if f'"{pyiqa_qscorer.__version__}"' in path.read_text(encoding="utf-8")
-    ]
-    assert holding == ["__init__.py"]
-
-
-# Built and installed
 
 
 @pytest.fixture(scope="module")
@@ -105,24 +87,17 @@ def test_wheel_holds_the_package_the_boot_files_and_the_licence(built: tuple[Pat
     assert shipped == files_of_the_package()
     needed = ("py.typed", "weights/mini/model.safetensors", "templates/page.html.j2")
     assert {f"pyiqa_qscorer/{name}" for name in needed} <= shipped
-    assert "License-Expression: MIT" in metadata
-    assert "Requires-Dist: pyiqa>=0.1.16" in metadata
-    assert "pyiqa-qscorer = pyiqa_qscorer.cli.app:main" in points
-    assert "[pyiqa.archs]" in points
+    assert "License-Expression: MIT" in metadata and "Requires-Dist: pyiqa>=0.1.16" in metadata
+    assert "pyiqa-qscorer = pyiqa_qscorer.cli.app:main" in points and "[pyiqa.archs]" in points
 
 
-def test_source_archive_is_small_and_complete(built: tuple[Path, Path]) -> None:
+def test_source_archive_and_start_up_files(built: tuple[Path, Path]) -> None:
     with tarfile.open(built[1]) as archive:
         entries = {name.partition("/")[2] for name in archive.getnames()}
     assert {f"boot/{name}" for name in BOOT_FILES} <= entries
     assert {"pyproject.toml", "LICENSE", "pyiqa_qscorer/__init__.py"} <= entries
-    assert {e.split("/")[0] for e in entries} <= {
-        *("pyiqa_qscorer", "boot", "pyproject.toml", "LICENSE", "README.md", "PKG-INFO"),
-        ".gitignore",
-    }
-
-
-def test_both_start_up_files_call_install() -> None:
+    expected = ("pyiqa_qscorer", "boot", "pyproject.toml", "LICENSE", "README.md", "PKG-INFO", ".gitignore")
+    assert {e.split("/")[0] for e in entries} <= set(expected)
     lines = (REPOSITORY / "boot" / "_pyiqa_qscorer_boot.pth").read_text().splitlines()
     code = [line for line in lines if not line.startswith("#")]
     assert code == ["import _pyiqa_qscorer_boot; _pyiqa_qscorer_boot.install()"]
@@ -186,14 +161,10 @@ with warnings.catch_warnings(record=True) as caught:
 print(json.dumps([ours(), [(w.category.__name__, str(w.message)) for w in caught]]))
 """
     ours, ((category, message),) = answer(run_python(code, python=wheel_environment.python, path=(toy,)))
-    assert ours == []
-    assert category == "RuntimeWarning"
-    assert "importing pyiqa_qscorer raised ModuleNotFoundError: " in message
-    assert "pyiqa_qscorer.registry" in message
-    assert "PYIQA_QSCORER_AUTOLOAD=0" in message
+    assert (ours, category) == ([], "RuntimeWarning")
+    for words in ("importing pyiqa_qscorer raised ModuleNotFoundError: ", "pyiqa_qscorer.registry", "AUTOLOAD=0"):
+        assert words in message
 
-
-# With the real pyiqa: few processes, since each takes seconds to import it
 
 LLAMA = """
 from transformers.models.llama import configuration_llama, modeling_llama
@@ -250,14 +221,9 @@ print(json.dumps(found))
     expected = json.loads((golden / "lora_golden" / "summary.json").read_text())
     assert score == pytest.approx(expected["load_fp32_eager"]["score"][2], abs=1e-4)
     assert found == {
-        "listed": METRICS,
-        "nr": METRICS,
-        "lazy": ["pyiqa_qscorer.metric:QScorer", False],
-        "light": True,
-        "-ls": METRICS,
-        "arch": "pyiqa_qscorer.metric",
-        "llama untouched": True,
-        "qalign": False,
+        **dict.fromkeys(("listed", "nr", "-ls"), METRICS),
+        **{"lazy": ["pyiqa_qscorer.metric:QScorer", False], "light": True, "arch": "pyiqa_qscorer.metric"},
+        **{"llama untouched": True, "qalign": False},
     }
 
 
@@ -273,8 +239,7 @@ def test_entry_point_alone_makes_the_arch_known(wheel_environment: Environment) 
     path = (wheel_environment.site_packages, *map(Path, sys.path))
     path = tuple(p for p in path if p.name in ("site-packages", "dist-packages"))
     done = run_python(code, "-S", python=wheel_environment.python, path=path)
-    assert answer(done) == [[False, False], True, METRICS]
-    assert "Failed to load" not in done.stderr
+    assert answer(done) == [[False, False], True, METRICS] and "Failed to load" not in done.stderr
 
 
 def test_installs_and_clean_uninstalls(built: tuple[Path, Path], tmp_path: Path, toy: Path) -> None:
@@ -300,7 +265,6 @@ def test_installs_and_clean_uninstalls(built: tuple[Path, Path], tmp_path: Path,
     environment.pip("uninstall", "--yes", "pyiqa-qscorer")
     assert environment.files() == empty
     assert not list((environment.site_packages / "__pycache__").glob("*qscorer*"))
-
     environment.install(str(built[0]))  # the wheel
     count_metrics = "import pyiqa; print(len(pyiqa.list_models()))"
     assert answer(run_python(count_metrics, python=environment.python, path=(toy,))) == 5

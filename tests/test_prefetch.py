@@ -1,7 +1,5 @@
 """Work ahead: order, bounds, and where an exception shows."""
 
-from __future__ import annotations
-
 import itertools
 import threading
 import time
@@ -13,27 +11,20 @@ import pytest
 from pyiqa_qscorer.prefetch import ordered_prefetch
 
 
-def test_results_come_in_order_and_no_further_ahead_than_asked() -> None:
+def test_order_bounds_and_exceptions() -> None:
     taken = itertools.count()
     results = ordered_prefetch(lambda item: time.sleep(0.01 * (item % 3)) or item, taken, workers=3, ahead=4)
     assert [next(results) for _ in range(20)] == list(range(20))
     assert next(taken) == 23  # 19 taken before the last, and 4 under way
     results.close()
-
-
-def test_an_exception_shows_in_its_place_and_ends_the_threads() -> None:
     before = threading.active_count()
     results = ordered_prefetch(lambda item: 1 // item, [1, 0, 1], workers=2, ahead=3)
     assert next(results) == 1
     with pytest.raises(ZeroDivisionError):
         next(results)
     assert list(results) == [] and threading.active_count() == before
-
-
-def test_an_executor_of_the_caller_stays_open() -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-        assert list(ordered_prefetch(abs, [-2, 1], pool, 1)) == [2, 1]
-        assert pool.submit(abs, -1).result() == 1
+        assert list(ordered_prefetch(abs, [-2, 1], pool, 1)) == [2, 1] and pool.submit(abs, -1).result() == 1
 
 
 @pytest.mark.parametrize(("workers", "ahead"), [(0, 1), (1, 0)])

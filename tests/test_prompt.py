@@ -1,8 +1,5 @@
 """Prompts, score tokens and the checks on a tokenizer, with the licensed tokenizer and with the stand-in."""
 
-from __future__ import annotations
-
-import json
 import re
 import shutil
 from pathlib import Path
@@ -10,7 +7,7 @@ from typing import Any
 
 import pytest
 from golden_data import BLANK, table
-from tiny_checkpoint import LICENSED_TOKENIZER
+from tiny_checkpoint import LICENSED_TOKENIZER, edit_json
 from tiny_tokenizer import write_json, write_sentencepiece
 
 from pyiqa_qscorer.checkpoints.load import load_tokenizer
@@ -55,36 +52,25 @@ def joined(tokens: PromptTokens) -> list[int]:
     return [*tokens.prefix, IMAGE_TOKEN_ID, *tokens.suffix]
 
 
-# --- the published ids -----------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(("prompt", "golden"), [("score", "prompt_ids"), ("evaluation", "iqa_eval_prompt_ids")])
 def test_prompts_of_the_scorer_have_the_published_ids(tokenizer: Any, prompt: str, golden: str) -> None:
     tokens = tokenize_prompt(tokenizer, prompt, published=True)
-    assert joined(tokens) == GOLDEN_TOKENIZER[golden]
-    assert tokens.blank == BLANK
+    assert joined(tokens) == GOLDEN_TOKENIZER[golden] and tokens.blank == BLANK
     assert tokenize_prompt(tokenizer, PROMPTS[prompt]) == tokens
 
 
-def test_prompt_of_the_training_has_the_published_ids(tokenizer: Any) -> None:
+def test_prompts_and_answers_of_the_training_have_the_published_ids(tokenizer: Any) -> None:
     sequence = GOLDEN_TOKENIZER["training"][TRAINING_PROMPT]
     answer = sequence["tokens"].index("<score1>")
     tokens = tokenize_prompt(tokenizer, "training", published=True)
     assert [*joined(tokens), tokens.blank] == sequence["input_ids"][:answer]
     assert sequence["full_text"].startswith(PROMPTS["training"])
-
-
-def test_texts_are_the_published_ones() -> None:
     assert PROMPTS["score"] == GOLDEN_TOKENIZER["prompt"]
     assert PROMPTS["evaluation"] == GOLDEN_TOKENIZER["iqa_eval_prompt"]
-
-
-def test_answers_of_the_training_have_the_published_ids(tokenizer: Any) -> None:
     for level in range(1, 6):
-        text = f"The quality of the image is <score{level}>."
         probe = [*GOLDEN_TOKENIZER["probe"]["The quality of the image is <score4>."]["ids"]]
         probe[probe.index(32003)] = 31999 + level
-        assert tokenizer(text)["input_ids"] == probe
+        assert tokenizer(f"The quality of the image is <score{level}>.")["input_ids"] == probe
 
 
 @pytest.mark.parametrize("folder", ["licensed"], indirect=True)  # the stand-in knows the words of the prompts only
@@ -95,18 +81,6 @@ def test_probe_texts_have_the_published_ids(tokenizer: Any) -> None:
             assert tokenizer(text)["input_ids"] == probe["ids"], text
 
 
-# --- score tokens ----------------------------------------------------------------------------------------------------
-
-
-def test_score_tokens() -> None:
-    assert score_tokens(1) == ["<score1>"]
-    assert score_tokens(5) == list(GOLDEN_TOKENIZER["score_ids"])
-    assert score_tokens(12)[-1] == "<score12>"
-    for count in (0, -1):
-        with pytest.raises(ValueError, match=f"at least 1 score token, got {count}"):
-            score_tokens(count)
-
-
 @pytest.mark.parametrize("count", [1, 7])
 def test_any_number_of_score_tokens(folder: Path, count: int) -> None:
     tokenizer = loaded(folder, count)
@@ -114,21 +88,16 @@ def test_any_number_of_score_tokens(folder: Path, count: int) -> None:
     assert joined(tokens) == GOLDEN_TOKENIZER["prompt_ids"]
     assert tokenizer.convert_tokens_to_ids(score_tokens(count)) == list(range(32000, 32000 + count))
     assert tokenizer(f"is <score{count}>")["input_ids"][-2:] == [BLANK, 31999 + count]
+    assert score_tokens(5) == list(GOLDEN_TOKENIZER["score_ids"]) and score_tokens(12)[-1] == "<score12>"
+    for none in (0, -1):
+        with pytest.raises(ValueError, match=f"at least 1 score token, got {none}"):
+            score_tokens(none)
 
 
-# --- own prompts -----------------------------------------------------------------------------------------------------
-
-
-def test_own_text(tokenizer: Any) -> None:
+def test_own_text_also_without_words_before_or_after_the_image(tokenizer: Any) -> None:
     tokens = tokenize_prompt(tokenizer, "How is the quality of <|image|>\nThe quality of the image is")
-    assert tokens.prefix[0] == 1
-    assert 1 not in (*tokens.prefix[1:], *tokens.suffix)
-    assert tokens.prefix[1:5] == (1128, 338, 278, 11029)
-    assert tokens.suffix[:2] == (BLANK, 13)
-    assert tokens.suffix[-5:] == (11029, 310, 278, 1967, 338)
-
-
-def test_nothing_before_or_after_the_image(tokenizer: Any) -> None:
+    assert tokens.prefix[:5] == (1, 1128, 338, 278, 11029) and 1 not in (*tokens.prefix[1:], *tokens.suffix)
+    assert tokens.suffix[:2] == (BLANK, 13) and tokens.suffix[-5:] == (11029, 310, 278, 1967, 338)
     image_first = tokenize_prompt(tokenizer, "<|image|> The quality of the image is")
     assert (image_first.prefix, image_first.suffix) == ((1,), (BLANK, 450, 11029, 310, 278, 1967, 338))
     image_last = tokenize_prompt(tokenizer, "The quality is<|image|>")
@@ -142,19 +111,11 @@ def test_a_prompt_has_exactly_one_image(prompt: str) -> None:
         resolve_prompt(prompt)
 
 
-# --- tokenizers that would score silently wrong ----------------------------------------------------------------------
-
-
-def change_settings(folder: Path, **settings: Any) -> None:
-    file = folder / "tokenizer_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), **settings}))
-
-
 @pytest.mark.parametrize("published", [True, False])
 def test_a_dropped_bos_is_an_error(folder: Path, tmp_path: Path, published: bool) -> None:
     """transformers 5 drops BOS without a word where the configuration does not ask for it."""
     copy = shutil.copytree(folder, tmp_path / "copy")
-    change_settings(copy, add_bos_token=False)
+    edit_json(copy / "tokenizer_config.json", add_bos_token=False)
     tokenizer = loaded(copy)
     if tokenizer("is")["input_ids"][0] == 1:  # tokenizer.json holds the rule itself
         tokenizer.add_bos_token = False
@@ -169,9 +130,6 @@ def test_a_tokenizer_with_other_ids_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"other ids for the 'score' prompt than the published one.*LLaMA-2"):
         tokenize_prompt(tokenizer, "score", published=True)
     assert tokenize_prompt(tokenizer, "score").prefix != ()  # a checkpoint of ours may have any tokenizer
-
-
-def test_another_blank_is_an_error(tmp_path: Path) -> None:
     tokenizer = loaded(write_sentencepiece(tmp_path, swap=(29871, 31000)))
     with pytest.raises(CheckpointError, match=r"other ids for the 'score' prompt"):
         tokenize_prompt(tokenizer, "score", published=True)
@@ -179,7 +137,7 @@ def test_another_blank_is_an_error(tmp_path: Path) -> None:
         tokenize_prompt(tokenizer, "The quality of <|image|>is", published=True)
 
 
-def test_score_tokens_that_are_not_special_are_an_error(stand_in: Path) -> None:
+def test_score_tokens_that_are_not_special_and_no_tokenizer_are_errors(stand_in: Path, tmp_path: Path) -> None:
     class Torn:
         """Reads `<score1>` as letters, as a tokenizer does that never heard of it."""
 
@@ -195,8 +153,5 @@ def test_score_tokens_that_are_not_special_are_an_error(stand_in: Path) -> None:
 
     with pytest.raises(CheckpointError, match="were the score tokens added as special tokens"):
         tokenize_prompt(Torn(), "score", published=True)
-
-
-def test_a_folder_without_tokenizer_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no tokenizer: expected tokenizer\.json or tokenizer\.model"):
         load_tokenizer(tmp_path)

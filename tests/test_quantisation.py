@@ -1,13 +1,12 @@
 """8-bit and 4-bit loading with bitsandbytes, on the CPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_checkpoint import own_folder
+from golden_data import relative_error
+from tiny_checkpoint import own_folder, scored
 from torch import Tensor, nn
 from transformers.quantizers import quantizer_bnb_8bit
 
@@ -58,8 +57,7 @@ def test_decoder_is_quantised_and_nothing_else(metric: QScorer) -> None:
     assert {name.split(".multiway.")[0].rsplit(".", 1)[-1] for name in decoder} == DECODER_LINEARS
     assert len(decoder) == 2 * 9  # two layers; keys and values have two ways
     for name in linears.keys() - quantised:
-        assert type(linears[name]) in (nn.Linear, FastLinear)
-        assert name.startswith(tuple(UNQUANTISED))
+        assert type(linears[name]) in (nn.Linear, FastLinear) and name.startswith(tuple(UNQUANTISED))
         assert linears[name].weight.dtype is metric.dtype
 
 
@@ -69,10 +67,6 @@ def stored_weight(linear: Any, dtype: str) -> Tensor:
     if dtype == "8bit":
         return weight.data.float() * weight.SCB[:, None] / 127
     return bitsandbytes.functional.dequantize_4bit(weight.data, weight.quant_state).float()
-
-
-def relative_error(actual: Tensor, expected: Tensor) -> float:
-    return ((actual.float() - expected.float()).norm() / expected.float().norm()).item()
 
 
 @pytest.mark.parametrize(("dtype", "weight_error"), [("8bit", 0.01), ("4bit", 0.12)])
@@ -90,54 +84,38 @@ def test_scores_are_those_of_the_rounded_weights(checkpoint: Path, dtype: str, w
             exact.data.copy_(rounded)
     pixels = images() * 2 - 1
     with torch.no_grad():
-        output, expected = (one.network.score(pixels, *prompt(one)) for one in (quantised, reference))
+        output, expected = (scored(one, pixels) for one in (quantised, reference))
         scores = quantised(images())
     assert relative_error(output.first_logits, expected.first_logits) < 0.1
     same = output.first_token == expected.first_token  # a token that flips is a jump, as in any other precision
-    assert same.any()
-    assert relative_error(output.hidden_state[same], expected.hidden_state[same]) < 0.1
-    assert scores.shape == (4, 1)
-    assert scores.dtype is torch.float32
-    assert scores.isfinite().all()
+    assert same.any() and relative_error(output.hidden_state[same], expected.hidden_state[same]) < 0.1
+    assert scores.shape == (4, 1) and scores.dtype is torch.float32 and scores.isfinite().all()
 
 
-def prompt(metric: QScorer) -> tuple[Any, ...]:
-    return metric.prompt.prefix, metric.prompt.suffix, metric.prompt.blank
-
-
-def test_a_batch_scores_as_its_images(metric: QScorer) -> None:
+def test_batches_score_as_their_images_and_gradients_on_the_cpu_are_refused(metric: QScorer) -> None:
     with torch.no_grad():
-        together = metric(images())
-        alone = torch.cat([metric(image[None]) for image in images()])
+        together, alone = metric(images()), torch.cat([metric(image[None]) for image in images()])
         assert torch.equal(metric.to("cpu")(images()), together)  # as pyiqa does after building it
     # LLM.int8 tells outlying channels by all tokens of a pass, so its rounding depends on what is in the batch.
     torch.testing.assert_close(together, alone, rtol=0, atol=0.1)
-
-
-def test_gradients_on_the_cpu_are_refused(metric: QScorer) -> None:
-    """Eight bits fail there in autograd; four bits give zeros once the model has scored without gradients."""
+    # Eight bits fail there in autograd; four bits give zeros once the model has scored without gradients.
     with pytest.raises(QScorerError, match="cannot be differentiated on the CPU"):
         metric(images().requires_grad_())
     assert metric(images()).isfinite().all()
 
 
-def test_position_tables_survive_quantisation(metric: QScorer) -> None:
+def test_position_tables_survive_quantisation_and_identities_differ(checkpoint: Path, metric: QScorer) -> None:
     for layer in metric.network.model.visual_abstractor.encoder.layers:
         attention = layer.crossattention.attention
         own = (attention.q_pos_embed, attention.k_pos_embed)
         for table, formula in zip(own, attention.position_tables(), strict=True):
             torch.testing.assert_close(table.float(), formula, rtol=0, atol=4e-3)
-
-
-def test_identities_differ(checkpoint: Path, metric: QScorer) -> None:
     others = {QScorer(checkpoint, dtype=dtype, clamp=False).identity for dtype in ("float16", "bfloat16", "float32")}
     assert metric.identity not in others
 
 
 @pytest.mark.parametrize("device", ["cuda:1", "cpu"])
-def test_weights_are_quantised_on_the_device_that_is_asked_for(
-    checkpoint: Path, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_weights_are_quantised_on_the_device_that_is_asked_for(checkpoint, device, monkeypatch) -> None:
     passed = []
 
     def from_pretrained(*_: Any, config: Any, device_map: Any, **__: Any) -> QScorerForScoring:
@@ -150,15 +128,10 @@ def test_weights_are_quantised_on_the_device_that_is_asked_for(
     assert passed == [{"": device}]
 
 
-def test_attention_kernel_is_kept(checkpoint: Path) -> None:
+def test_attention_kernel_is_kept_and_bitsandbytes_is_asked_for(checkpoint, monkeypatch) -> None:
     model = load_folder(checkpoint, dtype="8bit", attn_implementation="eager").model
     parts = (model.config, model.config.vision_config, model.config.abstractor_config)
     assert {part._attn_implementation for part in parts} == {"eager"}
-
-
-def test_without_bitsandbytes_the_message_says_what_to_install(
-    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(quantizer_bnb_8bit, "is_bitsandbytes_available", lambda *_: False)
     with pytest.raises(CheckpointError, match=r"dtype='8bit' needs bitsandbytes and accelerate: .*pip install"):
         load_folder(checkpoint, dtype="8bit")

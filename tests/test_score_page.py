@@ -1,7 +1,5 @@
 """`score --report`: what the page holds, that nothing in it can run, and what the terminal says beside it."""
 
-from __future__ import annotations
-
 import json
 import re
 import shutil
@@ -10,9 +8,9 @@ from typing import Any
 from urllib.parse import unquote
 
 import pytest
+from commands import Result
 from environments import REPOSITORY
 from PIL import Image
-from test_cli import Result
 
 from pyiqa_qscorer.data.score_page import write_score_page
 from pyiqa_qscorer.data.score_rows import ScoreRow
@@ -50,23 +48,20 @@ def test_page_beside_the_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "http://" not in text and "https://" not in text  # needs nothing from elsewhere
 
 
-def test_page_without_thumbnails_and_of_nothing(tmp_path: Path) -> None:
+def test_page_of_nothing_and_thumbnails(tmp_path: Path) -> None:
     write_score_page(tmp_path / "a.html", [ScoreRow("a.png", 2.0, width=3, height=4)], thumbnails=False)
     assert data_of(tmp_path / "a.html")[0]["uri"] is None
     write_score_page(tmp_path / "b.html", [ScoreRow("</script><b>", error="<i>no</i>")])
     text = (tmp_path / "b.html").read_text()
     assert data_of(tmp_path / "b.html") == [] and "<i>no" not in text and "&lt;i&gt;no" in text
+    Image.new("L", (4000, 1000), 90).save(tmp_path / "wide.jpg")
+    assert thumbnail(str(tmp_path / "wide.jpg"), 144) is not None
+    (tmp_path / "torn.jpg").write_bytes((tmp_path / "wide.jpg").read_bytes()[:300])
+    assert thumbnail(str(tmp_path / "torn.jpg"), 144) is None
+    assert thumbnail(str(tmp_path / "gone.jpg"), 144) is None
 
 
 @pytest.mark.parametrize("place", ["page.txt", "missing/page.html"])
 def test_a_place_that_no_page_can_have_is_said_before_scoring(place: str) -> None:
     result = Result("score", str(REPOSITORY / "tests" / "photos"), "--report", place)
     assert result.code == 2 and "--report" in result.err and "Loading" not in result.err
-
-
-def test_thumbnails(tmp_path: Path) -> None:
-    Image.new("L", (4000, 1000), 90).save(tmp_path / "wide.jpg")
-    assert thumbnail(str(tmp_path / "wide.jpg"), 144) is not None
-    (tmp_path / "torn.jpg").write_bytes((tmp_path / "wide.jpg").read_bytes()[:300])
-    assert thumbnail(str(tmp_path / "torn.jpg"), 144) is None
-    assert thumbnail(str(tmp_path / "gone.jpg"), 144) is None

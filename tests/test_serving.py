@@ -1,7 +1,5 @@
 """`pyiqa-qscorer serve`: under load nothing is lost and nothing is wrong; full, too large, broken, stopped."""
 
-from __future__ import annotations
-
 import importlib.util
 import io
 import os
@@ -82,9 +80,8 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, float]:
-    return dict(
-        zip((path.name for path in PHOTOS), Scorer("qscorer-mini", "cpu", 1).score(PHOTOS).tolist(), strict=True)
-    )
+    scores = Scorer("qscorer-mini", "cpu", 1).score(PHOTOS).tolist()
+    return dict(zip((path.name for path in PHOTOS), scores, strict=True))
 
 
 def form(*names: str) -> list[tuple[str, tuple[str, bytes]]]:
@@ -98,9 +95,7 @@ def content(name: str) -> bytes:
 
 @needs_extra
 @pytest.mark.slow
-def test_under_load_nothing_is_lost_and_nothing_is_wrong(
-    server: Server, client: httpx.Client, expected: dict[str, float]
-) -> None:
+def test_under_load_nothing_is_lost_and_nothing_is_wrong(server, client, expected) -> None:
     names = [path.name for path in PHOTOS]
     bad = {
         "empty": (200, "it is empty"),
@@ -119,8 +114,7 @@ def test_under_load_nothing_is_lost_and_nothing_is_wrong(
         "bomb": b"P6 20000 20000 255 ",
         "too large": bytes(MAX_BYTES + 1),
     }
-    chance = random.Random(0)
-    kinds = [*(["form"] * 50), *(["body"] * 50), *(list(bad) * 11)]
+    chance, kinds = random.Random(0), [*(["form"] * 50), *(["body"] * 50), *(list(bad) * 11)]
     chance.shuffle(kinds)
     plan = [(kind, chance.choices([*names, "README.md", "cut cat.jpg"], k=chance.choice([1, 1, 2]))) for kind in kinds]
 
@@ -143,7 +137,6 @@ def test_under_load_nothing_is_lost_and_nothing_is_wrong(
 
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda one: ask(*one), plan))
-
     wrong = 0.0
     for (kind, chosen), answer in zip(plan, answers, strict=True):
         status, words = bad.get(kind, (200, ""))
@@ -172,9 +165,7 @@ def test_alone_a_score_is_that_of_the_scorer_to_the_bit(client: httpx.Client, ex
 
 @needs_extra
 @pytest.mark.slow
-def test_a_full_queue_refuses_and_a_stop_answers_those_that_wait(
-    server: Server, client: httpx.Client, expected: dict[str, float]
-) -> None:
+def test_a_full_queue_refuses_and_a_stop_answers_those_that_wait(server, client, expected) -> None:
     body = content("cat.jpg")
     waiting = [server.begin(body, kept_back=9) for _ in range(QUEUE)]
     server.wait_for_queue(client, QUEUE)

@@ -1,7 +1,5 @@
 """Training on rendered data with a pretrained feature network, as the recipe of qscorer-mini does it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +9,7 @@ import timm
 import torch
 from PIL import Image
 from test_features import ARCHITECTURE, BACKBONE
-from test_training_run import run
+from train_in_subprocess import run, run_here
 
 from pyiqa_qscorer.synthetic.recipe import Recipe
 from pyiqa_qscorer.synthetic.rendering import CALIBRATION_FILE, find_photos, render
@@ -67,18 +65,16 @@ def recipe(world: Path, output: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("rendering_here")
 def test_killed_recipe_goes_on_to_the_same_result(world: Path, tmp_path: Path) -> None:
-    status, whole = run(recipe(world, tmp_path / "whole"), tmp_path / "a")
-    assert status == 0, whole
+    whole = run_here(recipe(world, tmp_path / "whole"))
     facts = json.loads((tmp_path / "whole" / "checkpoint_qscorer" / "training.json").read_text())
     assert [part["dataset"] for part in facts["data"]["train"]] == ["chains", "kadid"]
     assert facts["steps"] == 6  # of (6 + 3) / 3 for each epoch
     assert {"srcc_0_chains", "srcc_1_kadid"} <= {name.removeprefix("validation_") for name in facts["metrics"]}
     content = recipe(world, tmp_path / "killed")
-    status, _ = run(content, tmp_path / "b", KILL_AT_STEP="5")
-    assert status == -9
-    status, resumed = run(content, tmp_path / "b")
-    assert status == 0, resumed
+    assert run(content, tmp_path, KILL_AT_STEP="5")[0] == -9
+    resumed = run_here(content)
     assert resumed["losses"] == whole["losses"]
     same = ("validation_srcc", "validation_rmse", "validation_srcc_1_kadid")
     assert [resumed["metrics"][name] for name in same] == [whole["metrics"][name] for name in same]

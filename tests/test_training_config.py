@@ -1,7 +1,5 @@
 """Training configuration: examples, defaults as published, and every kind of mistake."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -26,40 +24,29 @@ def test_examples_are_valid_and_found_by_name(path: Path) -> None:
     assert read_config(Path(path.name)) == read_config(path)
 
 
-def test_one_data_root_serves_all_parts() -> None:
+def test_defaults_and_one_data_root() -> None:
     config = read_config(Path("mixed.yaml"), {"data.data_root": "/data", "data.train.1.data_root": "/other"})
     assert [str(part.data_root) for part in config.data.train] == ["/data", "/other", "/data"]
     assert str(config.data.validation[0].data_root) == "/data"
-
-
-def test_defaults_are_the_published_recipe() -> None:
     config = parse_config(minimal())
     assert (config.lora.r, config.lora.lora_alpha, config.lora.lora_dropout) == (128, 256, 0.05)
     training = config.training
     assert (training.learning_rate, training.num_train_epochs, training.per_device_train_batch_size) == (2e-5, 3, 16)
     assert (training.lr_scheduler_type, training.warmup_steps, training.weight_decay) == ("cosine", 0.03, 0)
-    assert training.precision == "bfloat16"
-    assert config.objective.scale == 0.05
+    assert training.precision == "bfloat16" and config.objective.scale == 0.05
     assert config.objective.weights("score_token") == {"cross_entropy": 1.0, "score": 1.0}
     assert config.model.prompts == ["training"]
+    given = {"adam_beta2": 0.95, "lr_scheduler_kwargs": {"num_cycles": 2}}  # any field of transformers
+    assert parse_config(minimal(training=given)).training.model_extra == given
 
 
-def test_any_field_of_transformers_may_be_given() -> None:
-    config = parse_config(minimal(training={"adam_beta2": 0.95, "lr_scheduler_kwargs": {"num_cycles": 2}}))
-    assert config.training.model_extra == {"adam_beta2": 0.95, "lr_scheduler_kwargs": {"num_cycles": 2}}
-
-
-def test_reference_is_current() -> None:
+def test_formulations_choose_their_objective_and_the_reference_is_current() -> None:
     """`python tests/test_training_config.py` writes it."""
     assert (CONFIG_FOLDER / "README.md").read_text() == reference()
-
-
-def test_formulations_choose_their_objective() -> None:
     objective = ObjectiveConfig()
     assert objective.weights("level_onehot") == {"cross_entropy": 1.0}
     assert objective.weights("level_soft") == {"cross_entropy": 1.0, "soft_label_kl": 1.0}
-    assert objective.needs_std("level_soft")
-    assert not objective.needs_std("score_token")
+    assert objective.needs_std("level_soft") and not objective.needs_std("score_token")
     assert ObjectiveConfig(fidelity=1.0).needs_std("score_token")
 
 
@@ -112,21 +99,17 @@ def test_mistakes_are_named_with_their_place(changes: dict[str, Any], words: lis
 
 
 def test_files_that_are_no_configuration(tmp_path: Path) -> None:
-    with pytest.raises(TrainingConfigError, match="cannot be read"):
-        read_config(tmp_path / "missing.yaml")
-    broken = tmp_path / "broken.yaml"
-    broken.write_text("output: [")
-    with pytest.raises(TrainingConfigError, match="cannot be read"):
-        read_config(broken)
-    broken.write_text("- a list")
-    with pytest.raises(TrainingConfigError, match="mapping"):
-        read_config(broken)
+    file = tmp_path / "broken.yaml"
+    for content, words in ((None, "cannot be read"), ("output: [", "cannot be read"), ("- a list", "mapping")):
+        if content is not None:
+            file.write_text(content)
+        with pytest.raises(TrainingConfigError, match=words):
+            read_config(file)
 
 
 def test_overrides_go_over_the_file(tmp_path: Path) -> None:
     config = read_config(Path("tiny.yaml"), {"training.seed": 7, "output": str(tmp_path)})
-    assert config.training.seed == 7
-    assert config.output == tmp_path
+    assert config.training.seed == 7 and config.output == tmp_path
     with pytest.raises(TrainingConfigError, match="not a section"):
         read_config(Path("tiny.yaml"), {"output.x": 1})
     config = read_config(Path("mini.yaml"), {"data.train.1.weight": 5, "model.prompts.0": "evaluation"})

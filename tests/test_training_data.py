@@ -1,7 +1,5 @@
 """Training data: scales, splits, mixing, determinism, and bad rows."""
 
-from __future__ import annotations
-
 import csv
 import dataclasses
 from collections import Counter
@@ -16,13 +14,7 @@ from pyiqa_qscorer.data.opinions import MosScale
 from pyiqa_qscorer.errors import TrainingDataError
 from pyiqa_qscorer.images.model_images import SquareImages
 from pyiqa_qscorer.training.batches import Collator, MixedSampler
-from pyiqa_qscorer.training.dataset import (
-    LabelledImage,
-    LabelledImages,
-    QualityDataset,
-    read_dataset,
-    refuse_overlap,
-)
+from pyiqa_qscorer.training.dataset import LabelledImage, LabelledImages, QualityDataset, read_dataset, refuse_overlap
 from pyiqa_qscorer.training.dataset_config import FolderDataset
 from pyiqa_qscorer.training.text import training_text
 from pyiqa_qscorer.training.tokenizer import prompt_tokenizer
@@ -48,20 +40,18 @@ def rewrite(pictures: Path, row: int, column: str, value: str) -> None:
         writer.writerows(rows)
 
 
-def test_own_folder(pictures: Path) -> None:
+def test_own_folder_and_overlap(pictures: Path) -> None:
     part = read_dataset(own(pictures, std_column="std", split_column="split"), "train")
-    assert [Path(image.path).name for image in part.images] == [
-        "00.png",
-        "01.png",
-        "02.png",
-        "04.png",
-        "05.png",
-        "06.png",
-    ]
-    assert part.images[0].mos == pytest.approx(1 + 4 * 0.05)
-    assert part.images[0].std == pytest.approx(0.32)
+    assert [Path(image.path).stem for image in part.images] == ["00", "01", "02", "04", "05", "06"]
+    assert part.images[0].mos == pytest.approx(1 + 4 * 0.05) and part.images[0].std == pytest.approx(0.32)
     assert read_dataset(own(pictures), "train").images[0].std is None
     assert len(read_dataset(own(pictures, split_column="split"), "val").images) == 2
+    part, other = read_dataset(own(pictures), "train"), pictures.parent / "link"
+    other.symlink_to(pictures)
+    linked = [dataclasses.replace(image, path=str(other / Path(image.path).name)) for image in part.images]
+    for same in (part, dataclasses.replace(part, images=linked)):
+        with pytest.raises(TrainingDataError, match="8 images are in both"):
+            refuse_overlap([part], [same])
 
 
 @pytest.mark.parametrize(
@@ -81,14 +71,7 @@ def test_a_bad_row_stops_or_is_counted(pictures: Path, column: str, value: str, 
         read_dataset(config, "train")
     assert ("none.png" if column == "file" else "03.png") in str(error.value)
     part = read_dataset(config, "train", on_error="skip")
-    assert len(part.images) == 7
-    assert len(part.skipped) == 1
-
-
-def test_missing_spread_matters_only_where_it_is_needed(pictures: Path) -> None:
-    assert len(read_dataset(own(pictures), "train").images) == 8
-    with pytest.raises(TrainingDataError, match="standard deviation is missing, which the objective needs"):
-        read_dataset(own(pictures), "train", needs_std=True)
+    assert len(part.images) == 7 and len(part.skipped) == 1
 
 
 def test_a_broken_image_stops_or_is_counted(pictures: Path) -> None:
@@ -108,31 +91,13 @@ def test_a_broken_image_stops_or_is_counted(pictures: Path) -> None:
         ({"mos_column": "score"}, "mos_column 'score' is not in .* file, mos, std, split"),
         ({"split_column": "fold"}, "split_column 'fold'"),
         ({"csv": Path("missing.csv")}, "cannot be read"),
+        ({"split_column": "split"}, "no usable image for phase 'test'"),
+        ({}, "standard deviation is missing, which the objective needs"),
     ],
 )
 def test_bad_tables(pictures: Path, changes: dict[str, Any], words: str) -> None:
     with pytest.raises(TrainingDataError, match=words):
-        read_dataset(own(pictures, **changes), "train")
-
-
-def test_nothing_usable(pictures: Path) -> None:
-    with pytest.raises(TrainingDataError, match="no usable image for phase 'test'"):
-        read_dataset(own(pictures, split_column="split"), "test")
-
-
-def test_overlap_is_refused(pictures: Path) -> None:
-    part = read_dataset(own(pictures), "train")
-    with pytest.raises(TrainingDataError, match="8 images are in both"):
-        refuse_overlap([part], [part])
-
-
-def test_the_same_image_by_another_path_is_an_overlap(pictures: Path) -> None:
-    part = read_dataset(own(pictures), "train")
-    other = pictures.parent / "link"
-    other.symlink_to(pictures)
-    linked = [dataclasses.replace(image, path=str(other / Path(image.path).name)) for image in part.images]
-    with pytest.raises(TrainingDataError, match="8 images are in both"):
-        refuse_overlap([part], [dataclasses.replace(part, images=linked)])
+        read_dataset(own(pictures, **changes), "test", needs_std=True)
 
 
 def fake(name: str, count: int, weight: float) -> LabelledImages:
@@ -149,7 +114,7 @@ def test_weights_decide_how_often_an_image_comes(weight: float, low: int, high: 
     assert {seen[index] for index in range(10, 30)} == ({low, high} if low != high else {low})
 
 
-def test_order_is_a_function_of_seed_and_epoch() -> None:
+def test_order_flips_and_questions_are_functions_of_seed_and_epoch(pictures: Path) -> None:
     def order(seed: int, epoch: int) -> list[tuple[int, int]]:
         sampler = MixedSampler([fake("a", 30, 1.0)], seed)
         sampler.set_epoch(epoch)
@@ -159,9 +124,6 @@ def test_order_is_a_function_of_seed_and_epoch() -> None:
     assert [index for index, _ in order(0, 0)] != [index for index, _ in order(0, 1)]
     assert [index for index, _ in order(0, 0)] != [index for index, _ in order(1, 0)]
     assert {epoch for _, epoch in order(0, 3)} == {3}
-
-
-def test_flips_and_questions_change_by_epoch_only(pictures: Path) -> None:
     data = QualityDataset([read_dataset(own(pictures), "train")], SquareImages(56).sample, texts=3, flip=True, seed=5)
     first, again = data[(2, 0)], data[(2, 0)]
     assert torch.equal(first["pixel_values"], again["pixel_values"])
@@ -177,14 +139,12 @@ def test_flips_and_questions_change_by_epoch_only(pictures: Path) -> None:
 
 @pytest.mark.parametrize("count", [1, 5])
 def test_batches_name_the_interval_of_the_mos(pictures: Path, count: int) -> None:
-    tokenizer = prompt_tokenizer()
-    names = [f"<score{index + 1}>" for index in range(count)]
+    tokenizer, names = prompt_tokenizer(), [f"<score{index + 1}>" for index in range(count)]
     tokenizer.add_tokens(names, special_tokens=True)
     ids = tokenizer.convert_tokens_to_ids(names)
     collator = Collator([training_text(tokenizer, "training", "<score1>")], ids)
     data = QualityDataset([read_dataset(own(pictures), "train")], SquareImages(56).sample)
     batch = collator([data[index] for index in range(8)])
-    assert batch["pixel_values"].shape == (8, 3, 56, 56)
-    assert torch.isnan(batch["mos_std"]).all()
+    assert batch["pixel_values"].shape == (8, 3, 56, 56) and torch.isnan(batch["mos_std"]).all()
     named = [ids.index(int(token)) for token in batch["labels"][:, -3]]
     assert named == [min(int((mos - 1) / 4 * count), count - 1) for mos in batch["mos"].tolist()]

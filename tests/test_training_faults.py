@@ -1,58 +1,37 @@
 """What a training does where its folder is shared, its states are gone or damaged, or disk or a worker fails."""
 
-from __future__ import annotations
-
 import json
-import os
-import re
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from test_training_run import PROGRAM, run
-from tiny_training import make_pictures, settings
+from tiny_training import settings
+from train_in_subprocess import run, run_here
 
 from pyiqa_qscorer.errors import TrainingFailedError
 from pyiqa_qscorer.training import output
 from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.run import train
-from pyiqa_qscorer.training.trainer import last_complete_state
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
+from pyiqa_qscorer.training.trainer import QScorerTrainer, last_complete_state
 
 
 def test_a_second_training_in_the_same_folder_is_refused_and_the_first_ends_well(
-    pictures: Path, tmp_path: Path
+    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    content = settings(pictures, tmp_path / "out", training={"num_train_epochs": 3})
-    (tmp_path / "config.json").write_text(json.dumps(content))
-    first = subprocess.Popen(
-        [sys.executable, str(PROGRAM), str(tmp_path / "config.json"), str(tmp_path / "losses.json")],
-        env={**os.environ, "PAUSE_AT_STEP": "4"},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "out" / "checkpoint-3" / "trainer_state.json").exists():
-        assert time.monotonic() < deadline and first.poll() is None
-        time.sleep(0.05)
-    try:
-        status, second = run(content, tmp_path / "second")
-        assert status != 0
-        assert "another process trains into" in second["stderr"]
-    finally:
-        first.send_signal(signal.SIGCONT)
-    assert first.wait(120) == 0, first.stderr and first.stderr.read()
-    facts = json.loads((tmp_path / "out" / "checkpoint_qscorer" / "training.json").read_text())
+    config = parse_config(settings(pictures, tmp_path / "out", training={"num_train_epochs": 3}))
+    compute_loss, refused = QScorerTrainer.compute_loss, []
+
+    def second(self: QScorerTrainer, *args: Any, **kwargs: Any) -> Any:
+        if self.state.global_step == 4 and not refused:
+            with pytest.raises(TrainingFailedError) as error, output.opened_output(config):
+                pass
+            refused.append(str(error.value))
+        return compute_loss(self, *args, **kwargs)
+
+    monkeypatch.setattr(QScorerTrainer, "compute_loss", second)
+    facts = json.loads((train(config).folders["qscorer"] / "training.json").read_text())
+    assert "another process trains into" in refused[0]
     assert facts["best_state"] is not None and facts["steps"] == 9
 
 
@@ -61,8 +40,7 @@ def stopped_run(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tup
     """A configuration whose run was stopped in its third epoch, and its folder; not to be changed."""
     folder = tmp_path_factory.mktemp("stopped")
     content = settings(pictures, folder / "out", training={"num_train_epochs": 3, "save_total_limit": 3})
-    status, result = run(content, folder, STOP_AT_STEP="8")
-    assert status == 0 and not result["finished"]
+    assert not run_here(content, STOP_AT_STEP="8")["finished"]
     return content, folder / "out"
 
 
@@ -77,9 +55,7 @@ def stopped(stopped_run: tuple[dict[str, Any], Path], tmp_path: Path) -> tuple[d
 
 
 @pytest.mark.parametrize("lost", ["gone", "torn"])
-def test_a_best_state_that_is_lost_is_an_error_that_says_how_to_go_on(
-    stopped: tuple[dict[str, Any], Path], tmp_path: Path, lost: str
-) -> None:
+def test_a_best_state_that_is_lost_is_an_error_that_says_how_to_go_on(stopped, tmp_path, lost) -> None:
     content, best = stopped
     kept = tmp_path / "kept"
     shutil.copytree(best, kept)
@@ -96,16 +72,14 @@ def test_a_best_state_that_is_lost_is_an_error_that_says_how_to_go_on(
     assert facts["best_state"] is not None
 
 
-def test_the_last_weights_can_be_kept_instead_of_a_lost_best_state(stopped: tuple[dict[str, Any], Path]) -> None:
+def test_the_last_weights_can_be_kept_instead_of_a_lost_best_state(stopped) -> None:
     content, best = stopped
     shutil.rmtree(best)
     content["training"]["load_best_model_at_end"] = False
     assert train(parse_config(content)).finished
 
 
-def test_the_best_state_is_found_where_the_folder_was_moved(
-    stopped: tuple[dict[str, Any], Path], pictures: Path, tmp_path: Path
-) -> None:
+def test_the_best_state_is_found_where_the_folder_was_moved(stopped, pictures, tmp_path) -> None:
     content, _ = stopped
     (tmp_path / "out").rename(tmp_path / "moved")
     content["output"] = str(tmp_path / "moved")
@@ -125,19 +99,15 @@ def flip(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink, Path.touch], ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_a_damaged_state_is_set_aside_for_the_one_before(
-    stopped: tuple[dict[str, Any], Path], name: str, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_damaged_state_is_set_aside_for_the_one_before(stopped, name, damage, caplog) -> None:
     out = stopped[1].parent
-    states = {state.name: state for state in out.glob("checkpoint-*")}
-    whole = damage is Path.touch
+    states, whole = {state.name: state for state in out.glob("checkpoint-*")}, damage is Path.touch
     damage(states["checkpoint-8"] / name)
     content, losses = stopped[0], json.loads((states["checkpoint-8"] / "trainer_state.json").read_text())["log_history"]
     (folder,) = train(parse_config(content)).folders.values()
     curves = json.loads((folder / "training.json").read_text())["curves"]
     before, after = ([line["loss"] for line in lines if "loss" in line] for lines in (losses, curves))
-    assert after[:8] == pytest.approx(before, rel=1e-4)
-    assert (out / "damaged-checkpoint-8").exists() is not whole
+    assert after[:8] == pytest.approx(before, rel=1e-4) and (out / "damaged-checkpoint-8").exists() is not whole
     assert (f"{name} of the state {states['checkpoint-8']} cannot be read" in caplog.text) is not whole
 
 
@@ -152,18 +122,13 @@ def test_where_no_state_is_whole_nothing_is_trained(stopped: tuple[dict[str, Any
 
 def test_a_killed_worker_is_an_error_that_says_how_to_go_on(pictures: Path, tmp_path: Path) -> None:
     content = settings(pictures, tmp_path / "out", training={"num_train_epochs": 2, "dataloader_num_workers": 1})
-    status, failed = run(content, tmp_path, KILL_WORKER_AT_STEP="4")
-    assert status != 0
-    assert re.search(
-        r"TrainingFailedError: a process that reads images was killed .*from checkpoint-3", failed["stderr"]
-    )
-    status, finished = run(content, tmp_path)
-    assert status == 0 and finished["finished"], finished
+    with pytest.raises(TrainingFailedError, match=r"a process that reads images was killed .*from checkpoint-3"):
+        run_here(content, KILL_WORKER_AT_STEP="4")
+    content["training"]["dataloader_num_workers"] = 0
+    assert train(parse_config(content)).finished
 
 
-def test_a_killed_worker_is_named_though_torchs_handler_interrupts(
-    pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_worker_is_named_though_torchs_handler_interrupts(pictures, tmp_path, monkeypatch) -> None:
     """Its signal comes at any moment: here while the connection that broke first is being looked at."""
     pending = [RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")]
     look = output._worker_died
@@ -182,16 +147,10 @@ def test_a_killed_worker_is_named_though_torchs_handler_interrupts(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("limit", [40_000, 460_000, 523_000])
-def test_full_disk_is_named_and_the_last_state_stays(pictures: Path, tmp_path: Path, limit: int) -> None:
+def test_full_disk_is_named_and_the_last_state_stays(stopped, tmp_path, limit) -> None:
     """Sizes at which safetensors, torch.save in the middle of a file, and torch.save at its end find no room."""
-    content = settings(pictures, tmp_path / "out")
-    status, stopped = run(content, tmp_path, STOP_AT_STEP="4")
-    assert status == 0, stopped
-    good = last_complete_state(tmp_path / "out")
+    content, good = stopped[0], last_complete_state(tmp_path / "out")
     status, failed = run(content, tmp_path, FILE_SIZE_LIMIT=str(limit))
     assert status != 0
     assert "TrainingFailedError" in failed["stderr"] and "disk" in failed["stderr"], failed["stderr"]
-    assert last_complete_state(tmp_path / "out") == good
-    status, finished = run(content, tmp_path)
-    assert status == 0, finished
-    assert finished["finished"]
+    assert last_complete_state(tmp_path / "out") == good and run_here(content)["finished"]

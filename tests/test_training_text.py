@@ -1,7 +1,5 @@
 """Training texts: equal to the published ids and labels, for every quality token and prompt."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import golden_data
@@ -30,8 +28,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> PreTrainedTokenizerBase:
 def test_as_published(llama: PreTrainedTokenizerBase, level: int) -> None:
     published = golden_data.table("tokenizer/tokenizer")["training"][f"v1_score{level + 1}"]
     ids, labels = training_text(llama, "training", "<score1>").with_quality(32000 + level)
-    assert ids == published["input_ids"]
-    assert labels == published["labels"]
+    assert ids == published["input_ids"] and labels == published["labels"]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)
@@ -45,32 +42,25 @@ def test_small_tokenizer_reads_every_prompt(prompt: str, quality: str) -> None:
     assert ids.count(IMAGE_TOKEN_ID) == 1
     supervised = [index for index in labels if index != IGNORED_LABEL]
     words = "".join(tokenizer.convert_ids_to_tokens(supervised)).replace("▁", " ")
-    assert words == f" The quality of the image is {quality}.</s>"
-    assert ids[-len(supervised) :] == supervised
+    assert words == f" The quality of the image is {quality}.</s>" and ids[-len(supervised) :] == supervised
     tokens = tokenize_prompt(tokenizer, prompt)
     assert ids[: len(tokens.prefix) + 1 + len(tokens.suffix)] == [*tokens.prefix, IMAGE_TOKEN_ID, *tokens.suffix]
 
 
-def test_small_tokenizer_survives_saving(tmp_path: Path) -> None:
+def test_small_tokenizer_survives_saving_and_refuses_words_outside_its_vocabulary(tmp_path: Path) -> None:
     tokenizer = prompt_tokenizer()
     tokenizer.save_pretrained(tmp_path)
     for prompt in PROMPTS:
         assert tokenize_prompt(load_tokenizer(tmp_path), prompt) == tokenize_prompt(tokenizer, prompt)
-
-
-def test_words_outside_its_vocabulary_are_refused() -> None:
     with pytest.raises(CheckpointError, match="does not know"):
-        tokenize_prompt(prompt_tokenizer(), "USER: Is this sharp?\n<|image|>\nASSISTANT: The quality of the image is")
+        tokenize_prompt(tokenizer, "USER: Is this sharp?\n<|image|>\nASSISTANT: The quality of the image is")
 
 
-def test_quality_must_be_one_token(llama: PreTrainedTokenizerBase) -> None:
+def test_padding_aligns_the_image_and_quality_is_one_token(llama: PreTrainedTokenizerBase) -> None:
     with pytest.raises(ValueError, match="one token"):
         training_text(prompt_tokenizer(), "training", "")
     with pytest.raises(ValueError, match="must end in"):
         training_text(llama, "USER: <|image|> ASSISTANT: It is", "<score1>")
-
-
-def test_padding_aligns_the_image() -> None:
     short = ([1, IMAGE_TOKEN_ID, 5, 6], [IGNORED_LABEL, IGNORED_LABEL, 5, 6])
     long = ([1, 2, 3, IMAGE_TOKEN_ID, 7], [IGNORED_LABEL] * 4 + [7])
     batch = pad_texts([short, long])

@@ -1,7 +1,5 @@
 """Averaged weights: the formula, what the model has when, and a run that evaluates and keeps them, also resumed."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 from typing import Any
@@ -33,8 +31,7 @@ def test_the_formula(tmp_path: Path) -> None:
     model = nn.Linear(2, 3)
     model.bias.requires_grad_(False)
     nn.init.constant_(model.weight, 5.0)
-    average = WeightAverage(model, 0.5)
-    random = torch.Generator().manual_seed(0)
+    average, random = WeightAverage(model, 0.5), torch.Generator().manual_seed(0)
     values = torch.rand(30, generator=random).tolist()
     follow(average, model, values, tmp_path)
     expected = 5.0
@@ -45,7 +42,7 @@ def test_the_formula(tmp_path: Path) -> None:
     torch.testing.assert_close(average.values["weight"], torch.full((3, 2), expected))
 
 
-def test_the_model_has_them_inside_only(tmp_path: Path) -> None:
+def test_the_model_has_them_inside_only_and_what_was_saved_goes_on_alike(tmp_path: Path) -> None:
     model = nn.Linear(2, 3)
     average = WeightAverage(model, 0.9)
     follow(average, model, [1.0, 2.0, 3.0], tmp_path)
@@ -56,9 +53,6 @@ def test_the_model_has_them_inside_only(tmp_path: Path) -> None:
     torch.testing.assert_close(model.weight.data, torch.full((3, 2), 3.0))
     average.apply()
     torch.testing.assert_close(model.weight.data, averaged)
-
-
-def test_what_was_saved_goes_on_alike(tmp_path: Path) -> None:
     model = nn.Linear(2, 3)
     average = WeightAverage(model, 0.9)
     follow(average, model, [1.0, 2.0], tmp_path)
@@ -72,18 +66,13 @@ def test_what_was_saved_goes_on_alike(tmp_path: Path) -> None:
 
 def test_a_run_evaluates_and_keeps_the_average_and_resumes_it(tmp_path: Path) -> None:
     pictures = make_pictures(tmp_path / "pictures")
-    content = settings(
-        pictures, tmp_path / "out", training={"num_train_epochs": 3, "average_decay": 0.8, "save_total_limit": 9}
-    )
-    config = parse_config(content)
+    training = {"num_train_epochs": 3, "average_decay": 0.8, "save_total_limit": 9}
+    config, out = parse_config(settings(pictures, tmp_path / "out", training=training)), tmp_path / "out"
     whole = train(config)
-    out = tmp_path / "out"
-    best = min(
-        (path for path in out.glob("checkpoint-*")),
-        key=lambda path: _difference(load_file(path / AVERAGED_WEIGHTS), whole.folders["qscorer"]),
-    )
-    assert _difference(load_file(best / AVERAGED_WEIGHTS), whole.folders["qscorer"]) == 0
-    assert _difference(load_file(best / TRAINED_WEIGHTS), whole.folders["qscorer"]) > 1e-4
+    kept = whole.folders["qscorer"]
+    best = min(out.glob("checkpoint-*"), key=lambda path: _difference(load_file(path / AVERAGED_WEIGHTS), kept))
+    assert _difference(load_file(best / AVERAGED_WEIGHTS), kept) == 0
+    assert _difference(load_file(best / TRAINED_WEIGHTS), kept) > 1e-4
     # As if the process had been killed in the last epoch.
     weights = load_file(whole.folders["qscorer"] / "model.safetensors")
     last = last_complete_state(out)
@@ -95,20 +84,15 @@ def test_a_run_evaluates_and_keeps_the_average_and_resumes_it(tmp_path: Path) ->
     torch.testing.assert_close(load_file(again.folders["qscorer"] / "model.safetensors"), weights, rtol=0, atol=0)
 
 
-def test_without_validation_the_last_average_is_kept(tmp_path: Path) -> None:
-    pictures = make_pictures(tmp_path / "pictures")
-    content = settings(pictures, tmp_path / "out", training={"num_train_epochs": 1, "average_decay": 0.8})
+def test_without_validation_the_last_average_is_kept_and_split_parameters_are_refused(tmp_path: Path) -> None:
+    pictures, training = make_pictures(tmp_path / "pictures"), {"num_train_epochs": 1, "average_decay": 0.8}
+    content = settings(pictures, tmp_path / "out", training=training)
     content["data"]["validation"] = []
-    result = train(parse_config(content))
-    state = last_complete_state(tmp_path / "out")
+    result, state = train(parse_config(content)), last_complete_state(tmp_path / "out")
     assert state is not None
     assert _difference(load_file(state / AVERAGED_WEIGHTS), result.folders["qscorer"]) == 0
-
-
-def test_split_parameters_are_refused(tmp_path: Path) -> None:
-    content = settings(tmp_path, tmp_path / "out", training={"average_decay": 0.8, "fsdp": "full_shard"})
     with pytest.raises(TrainingConfigError, match="average_decay needs whole parameters"):
-        parse_config(content)
+        parse_config({**content, "training": {**training, "fsdp": "full_shard"}})
 
 
 def _difference(values: dict[str, torch.Tensor], folder: Path) -> float:

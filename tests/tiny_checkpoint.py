@@ -1,7 +1,5 @@
 """Tiny checkpoints of every layout, complete with a tokenizer, also where `../shared` is missing."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from collections.abc import Callable
@@ -12,9 +10,11 @@ import torch
 from tiny_tokenizer import write_sentencepiece
 from torch import Tensor
 
+from pyiqa_qscorer.checkpoints import LoadedCheckpoint
 from pyiqa_qscorer.checkpoints.load import load_tokenizer
 from pyiqa_qscorer.checkpoints.save import save_folder
-from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring
+from pyiqa_qscorer.metric import QScorer
+from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring, ScoreOutput
 from pyiqa_qscorer.prompt import score_tokens
 
 TESTS = Path(__file__).resolve().parent
@@ -86,12 +86,7 @@ def random_model(*, levels: int = 5, width: int = 8, visual_width: int = 8, seed
         score_tokens=score_tokens(levels),
         score_token_ids=list(range(VOCABULARY, VOCABULARY + levels)),
         vision_config={**visual, "intermediate_size": 2 * visual_width, "image_size": 56},
-        abstractor_config={
-            **visual,
-            "intermediate_size": 2 * visual_width,
-            "num_learnable_queries": 5,
-            "grid_size": 4,
-        },
+        abstractor_config={**visual, "intermediate_size": 2 * visual_width, "num_learnable_queries": 5, "grid_size": 4},
         bos_token_id=1,
         eos_token_id=2,
     )
@@ -106,3 +101,9 @@ def random_model(*, levels: int = 5, width: int = 8, visual_width: int = 8, seed
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
         model.deepmlp.output_layer.bias.fill_(2.5)
     return model.eval()
+
+
+def scored(loaded: LoadedCheckpoint | QScorer, pixels: Tensor) -> ScoreOutput:
+    """What the network gives for (B, 3, S, S) pixels and the prompt of a checkpoint or metric."""
+    model, prompt = getattr(loaded, "model", None) or loaded.network, loaded.prompt
+    return model.score(pixels, prompt.prefix, prompt.suffix, prompt.blank)

@@ -5,8 +5,6 @@ outside the prompts fall apart into letters and bytes with arbitrary ids. `write
 SentencePiece file, read by the code that reads the licensed one; `write_json` what our own layout holds.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 
@@ -25,15 +23,9 @@ PINNED_PIECES = {
     29973: "?",
 }
 _TOKENIZER_CONFIG = {
-    "tokenizer_class": "LlamaTokenizer",
-    "add_bos_token": True,
-    "add_eos_token": False,
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "unk_token": "<unk>",
-    "legacy": False,
-    "model_max_length": 2048,
-    "padding_side": "right",
+    **{"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False, "legacy": False},
+    **{"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    **{"model_max_length": 2048, "padding_side": "right"},
 }
 
 

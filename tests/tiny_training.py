@@ -1,7 +1,5 @@
 """A training run small enough for tests: synthetic pictures whose quality is how sharp they are."""
 
-from __future__ import annotations
-
 import csv
 from pathlib import Path
 from typing import Any
@@ -37,13 +35,8 @@ def make_pictures(folder: Path, count: int = 24, seed: int = 0) -> Path:
 
 def settings(pictures: Path, output: Path, **sections: dict[str, Any]) -> dict[str, Any]:
     """A configuration as parsed from YAML; `sections` go over its sections key by key."""
-    data = {
-        "folder": str(pictures),
-        "csv": str(pictures / "labels.csv"),
-        "mos_range": [0, 100],
-        "std_column": "std",
-        "split_column": "split",
-    }
+    data = {"folder": str(pictures), "csv": str(pictures / "labels.csv"), "mos_range": [0, 100]}
+    data |= {"std_column": "std", "split_column": "split"}
     content: dict[str, Any] = {
         "output": str(output),
         "model": {"architecture": ARCHITECTURE, "gradient_checkpointing": False},
@@ -52,13 +45,8 @@ def settings(pictures: Path, output: Path, **sections: dict[str, Any]) -> dict[s
         "lora": {"enabled": False},
         "trainable": {"everything": True},
         "training": {
-            "num_train_epochs": 4,
-            "per_device_train_batch_size": 6,
-            "learning_rate": 2e-3,
-            "bf16": False,
-            "logging_steps": 1,
-            "dataloader_num_workers": 0,
-            "use_cpu": True,
+            **{"num_train_epochs": 4, "per_device_train_batch_size": 6, "learning_rate": 2e-3, "bf16": False},
+            **{"logging_steps": 1, "dataloader_num_workers": 0, "use_cpu": True},
         },
     }
     for name, changes in sections.items():

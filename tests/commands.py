@@ -1,0 +1,53 @@
+"""The command line run in this process, and what is needed to run it in one of its own."""
+
+import contextlib
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from typer.testing import CliRunner
+
+from pyiqa_qscorer.cli import app as cli
+
+TESTS = Path(__file__).resolve().parent
+
+
+class Result:
+    """Exit code and output of a command; an exception that is no exit is raised."""
+
+    def __init__(self, *arguments: object, stdin: bytes | None = None) -> None:
+        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments], input=stdin)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        self.code, self.out, self.err = result.exit_code, result.stdout, result.stderr
+        self.out_bytes = result.stdout_bytes
+
+
+def program(**environment: object) -> dict[str, Any]:
+    """Keyword arguments of `subprocess` for a program of the tests."""
+    variables = {name: str(value) for name, value in environment.items()}
+    path = {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    return {"env": os.environ | path | variables, "text": True}
+
+
+def wait_for_lines(path: Path, count: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists() or path.read_bytes().count(b"\n") < count:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def full_disk(file_size: int) -> Iterator[None]:
+    """No file of this process can grow beyond that many bytes."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
