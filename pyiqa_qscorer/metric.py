@@ -32,6 +32,8 @@ class QScorer(nn.Module):
         dtype: `auto`, `float16`, `bfloat16`, `float32`, `8bit` or `4bit`. `auto`: float32 for a checkpoint of this
             package saved in float32, else float16 on accelerators and bfloat16 on the CPU, also after `.to(device)`.
         prompt: `score`, `evaluation`, `training` or a text with one `<|image|>`; None: what the checkpoint says.
+        min_pixels, max_pixels: of a picture as a backbone of dynamic resolution (Qwen2.5-VL) sees it; None: what the
+            checkpoint says. Other values give other scores. Not with networks whose pictures have one size.
         clamp: keep scores inside [0, 5], as the published `model.score` does; its scripts do not.
         attn_implementation: `sdpa`, `eager` or `flash_attention_2`.
         compile: run scoring (not gradients) through `torch.compile`, with CUDA graphs on CUDA: minutes at first, once
@@ -64,6 +66,8 @@ class QScorer(nn.Module):
         base_revision: str | None = None,
         dtype: Precision = "auto",
         prompt: str | None = None,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
         clamp: bool = True,
         attn_implementation: str | None = None,
         compile: bool = False,
@@ -85,6 +89,7 @@ class QScorer(nn.Module):
             base_revision=base_revision,
             dtype=dtype,
             prompt=prompt,
+            pixels={"min_pixels": min_pixels, "max_pixels": max_pixels},
             attn_implementation=attn_implementation,
             local_files_only=local_files_only,
             cache_dir=cache_dir,

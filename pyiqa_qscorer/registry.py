@@ -49,6 +49,8 @@ OPTIONS: dict[str, str] = {
     "dtype": "auto (float32 if this package saved it so; else float16 on GPUs, bfloat16 on the CPU), float16, "
     "bfloat16, float32, 8bit or 4bit",
     "prompt": "score, evaluation, training or a text with one <|image|>; default: the checkpoint's",
+    "min_pixels": "of a picture as a backbone of dynamic resolution sees it; default: the checkpoint's",
+    "max_pixels": "the same, upwards: fewer are faster, and other scores",
     "clamp": "keep scores inside [0, 5]",
     "attn_implementation": "sdpa, eager or flash_attention_2",
     "compile": "compile the model: minutes at first, once per batch size, faster after that",

@@ -163,8 +163,11 @@ def test_settings_of_the_processor_are_kept_and_what_it_refuses_stops_nothing(pi
     loaded = load_checkpoint(train(parse_config(content)).folders["qscorer"])
     assert loaded.model.encode.processor.image_processor.size["longest_edge"] == 32 * 32
     narrow, good = Image.new("RGB", (900, 2)), Image.open(sorted(pictures.glob("*.png"))[0])
-    scored = list(Scorer(checkpoint=loaded.folder.path, device="cpu").score_iter([good, narrow, good]))
+    options = {"checkpoint": loaded.folder.path, "device": "cpu", "clamp": False}
+    scored = list(Scorer(**options).score_iter([good, narrow, good]))
     assert scored[0].score == scored[2].score is not None
+    other = Scorer(**options, max_pixels=16 * 16)
+    assert other.score(good)[0] != scored[0].score and other.identity != Scorer(**options).identity
     assert scored[1].error is not None and "does not take 900x2" in scored[1].error
 
 
@@ -253,6 +256,9 @@ def test_options_of_the_published_network_are_refused(checkpoint: Path) -> None:
     with pytest.raises(ValueError, match="compile must be False"):
         QScorer(checkpoint, compile=True)
     fails(checkpoint, "needs a CUDA GPU", dtype="4bit", device="cpu")
+    fails(checkpoint, "CLIPImageProcessor has no setting 'max_pixels'", pixels={"max_pixels": 9})
+    with pytest.raises(ValueError, match="max_pixels goes with a backbone of dynamic resolution"):
+        Scorer("qscorer-mini", "cpu", max_pixels=9)
 
 
 def test_files_that_are_downloaded() -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, get_args
 
 import torch
@@ -61,6 +63,7 @@ def load_checkpoint(
     base_revision: str | None = None,
     dtype: Precision = "auto",
     prompt: str | None = None,
+    pixels: Mapping[str, int | None] = MappingProxyType({}),
     attn_implementation: str | None = None,
     local_files_only: bool = False,
     cache_dir: PathOrId | None = None,
@@ -74,9 +77,8 @@ def load_checkpoint(
         'qscorer'
     """
     source = CheckpointSource(checkpoint, base, revision, base_revision, local_files_only, cache_dir)
-    return load_folder(
-        *source.fetch(), dtype=dtype, prompt=prompt, attn_implementation=attn_implementation, device=device
-    )
+    chosen = {"dtype": dtype, "prompt": prompt, "pixels": pixels, "attn_implementation": attn_implementation}
+    return load_folder(*source.fetch(), **chosen, device=device)  # type: ignore[arg-type]
 
 
 def load_folder(
@@ -85,6 +87,7 @@ def load_folder(
     *,
     dtype: Precision = "auto",
     prompt: str | None = None,
+    pixels: Mapping[str, int | None] = MappingProxyType({}),
     attn_implementation: str | None = None,
     device: str | torch.device | None = None,
 ) -> LoadedCheckpoint:
@@ -98,6 +101,7 @@ def load_folder(
         dtype: `auto` keeps a checkpoint saved in float32 as it is, and gives others float16 on an accelerator and
             bfloat16 on the CPU. `8bit` and `4bit` quantise the decoder with bitsandbytes.
         prompt: name or text; None: what the checkpoint says.
+        pixels: `min_pixels` and `max_pixels` of a backbone of dynamic resolution; None: what the checkpoint says.
         attn_implementation: `sdpa` (default), `eager` or `flash_attention_2`.
         device: where the model is going to run; None: `cuda` if there is one, else `cpu`. Only a quantised model is
             put there.
@@ -111,8 +115,11 @@ def load_folder(
         raise ValueError(f"dtype must be one of {', '.join(get_args(Precision))}, got {dtype!r}")
     folder = recognise(path, base)
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    given = {name: value for name, value in pixels.items() if value is not None}
     if folder.is_vlm:
-        return _load_vlm_folder(folder, dtype, prompt, attn_implementation or "sdpa", device)
+        return _load_vlm_folder(folder, dtype, prompt, given, attn_implementation or "sdpa", device)
+    if given:
+        raise ValueError(f"{next(iter(given))} goes with a backbone of dynamic resolution, not with {path}")
     tokenizer = load_tokenizer(folder.tokenizer_folder)
     config = _configuration(folder, tokenizer)
     check_image_settings(folder.tokenizer_folder, config.vision_config.image_size)
@@ -131,7 +138,12 @@ def load_folder(
 
 
 def _load_vlm_folder(
-    folder: CheckpointFolder, dtype: Precision, prompt: str | None, attn_implementation: str, device: torch.device
+    folder: CheckpointFolder,
+    dtype: Precision,
+    prompt: str | None,
+    pixels: Mapping[str, int],
+    attn_implementation: str,
+    device: torch.device,
 ) -> LoadedCheckpoint:
     bits = dtype if dtype in ("8bit", "4bit") else None
     if bits and device.type == "cpu":
@@ -140,7 +152,7 @@ def _load_vlm_folder(
         number_format = getattr(torch, dtype)
     else:
         number_format = torch.bfloat16 if bits else saved_dtype(folder)
-    model = load_vlm(folder, number_format, attn_implementation, device, bits)
+    model = load_vlm(folder, number_format, attn_implementation, device, bits, pixels)
     settings = (dtype if bits else "", model.config.formulation, model.config.quality_token_ids)
     images = repr(model.encode.processor.image_processor.to_dict())
     fingerprint = _fingerprint(model, (*settings, model.base.config.model_type, images))

@@ -58,7 +58,7 @@ def load_processor(path: Path, settings: Mapping[str, Any] = MappingProxyType({}
     try:
         processor = AutoProcessor.from_pretrained(path, trust_remote_code=False)
         images = processor.image_processor
-        known = images.valid_kwargs.__annotations__.keys() | images.to_dict().keys() | {"min_pixels", "max_pixels"}
+        known = images.valid_kwargs.__annotations__.keys()
         if odd := sorted(settings.keys() - known):
             raise CheckpointError(f"{type(images).__name__} has no setting {odd[0]!r}: it has {listed(known)}")
         if settings:
@@ -140,7 +140,12 @@ def base_fingerprint(path: Path) -> str:
 
 
 def load_vlm(
-    folder: CheckpointFolder, dtype: torch.dtype, attn_implementation: str, device: torch.device, bits: str | None
+    folder: CheckpointFolder,
+    dtype: torch.dtype,
+    attn_implementation: str,
+    device: torch.device,
+    bits: str | None,
+    processor: Mapping[str, Any] = MappingProxyType({}),
 ) -> VlmQScorer:
     """A recognised folder as a network that scores, its adapters merged in (not where it is quantised).
 
@@ -151,7 +156,7 @@ def load_vlm(
         config = VlmConfig.from_dict(folder.config)
     except ValueError as error:
         raise CheckpointError(f"{folder.path / VLM_CONFIG}: {error}") from error
-    encode = load_processor(folder.path)
+    encode = load_processor(folder.path, processor)
     found = [] if len(encode.processor.tokenizer) <= max(config.quality_token_ids) else _ids(encode, config)
     if found != config.quality_token_ids:
         raise CheckpointError(
