@@ -191,8 +191,10 @@ def test_what_is_no_backbone_is_refused(base: Path, pictures: Path, tmp_path: Pa
     )
     with pytest.raises(CheckpointError, match="does its chat template take pictures"):
         start(broken)
-    with pytest.raises(CheckpointError, match="'magnificent' must be one token of the tokenizer"):
+    with pytest.raises(CheckpointError, match="'magnificent' must be one token behind"):
         start(base, formulation="level_onehot", level_words=["bad", "poor", "fair", "good", "magnificent"])
+    with pytest.raises(CheckpointError, match=r"'<score1>' must be one token .*added as a special token"):
+        vlm_checkpoint.load_processor(base).prompt("training", ["<score1>"])  # which nobody added: it is split
     with pytest.raises(CheckpointError, match="CLIPImageProcessor has no setting 'max_pixel'"):
         start(base, processor={"max_pixel": 9})
     content = vlm_settings(pictures, tmp_path / "out", base)

@@ -79,19 +79,16 @@ class VlmInputs:
         before_quality = self._ids(ANSWER)
         for token in quality_tokens:
             full = self._ids(f"{ANSWER}{token}.")
-            if full[: len(before_quality)] != before_quality or len(full) < len(before_quality) + 2:
+            rest = full[len(before_quality) :]
+            read = tokenizer.decode(rest[:1]).strip()
+            if full[: len(before_quality)] != before_quality or len(rest) < 2 or read != token.strip():
+                pieces = [tokenizer.decode([index]) for index in full]
                 raise CheckpointError(
-                    f"tokenizer must read {ANSWER + token!r} as the answer and one token, got ids {full} after "
-                    f"{before_quality}; " + ("was it added as a special token?" if token[0] == "<" else "change words")
-                )
-            one = full[len(before_quality)]
-            if tokenizer.decode([one]).strip() != token.strip():
-                pieces = [tokenizer.decode([index]) for index in full[len(before_quality) : -1]]
-                raise CheckpointError(
-                    f"quality token {token.strip()!r} must be one token of the tokenizer, which reads it as {pieces}"
+                    f"quality token {token.strip()!r} must be one token behind {ANSWER!r}, but the tokenizer reads "
+                    f"{pieces}: " + ("it has to be added as a special token" if token[0] == "<" else "take other words")
                 )
         end_of_text = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        ending = (*full[len(before_quality) + 1 :], *end_of_text)
+        ending = (*rest[1:], *end_of_text)
         asked = self._ids(text)
         answer_length = 0
         while answer_length < len(before_quality) and asked[-1 - answer_length] == before_quality[-1 - answer_length]:
