@@ -51,6 +51,26 @@ def test_saved_and_loaded_bit_for_bit(saved: Path, tmp_path: Path, options: dict
     assert torch.equal(logits_of(QScorerForScoring.from_pretrained(tmp_path)), logits_of(original))
 
 
+def test_forward_gives_what_transformers_models_give() -> None:
+    """`.loss` with labels, all hidden states, a tuple instead of names."""
+    model, (ids, pixels) = build("S", "sdpa"), small_inputs()
+    plain = model(ids, pixels)
+    assert plain.loss is None and plain.hidden_states is None
+    labels = torch.where(torch.arange(ids.shape[1]) >= ids.shape[1] - 4, ids, -100)
+    found = model(ids, pixels, labels=labels, output_hidden_states=True)
+    assert torch.equal(found.logits, plain.logits)
+    shifted = found.logits[:, :-1].flatten(0, 1), found.labels[:, 1:].flatten()
+    torch.testing.assert_close(found.loss, torch.nn.functional.cross_entropy(*shifted, ignore_index=-100))
+    found.loss.backward()
+    assert model.lm_head.weight.grad.isfinite().all()
+    assert len(found.hidden_states) == model.config.num_hidden_layers + 1
+    assert torch.equal(found.hidden_states[-1], found.last_hidden_state)
+    assert all(states.shape == found.last_hidden_state.shape for states in found.hidden_states)
+    as_tuple = model(ids, pixels, labels=labels, return_dict=False)
+    assert isinstance(as_tuple, tuple) and torch.equal(as_tuple[0], found.loss)
+    assert model(ids, pixels, labels=torch.full_like(ids, -100)).loss is None
+
+
 def test_copies_and_attention_of_the_visual_parts(saved: Path) -> None:
     def used(model: QScorerForScoring) -> set[str | None]:
         parts = (model.config, model.config.vision_config, model.config.abstractor_config)

@@ -173,6 +173,7 @@ class Decoder(nn.Module):
         attention_mask: Tensor | None = None,
         cache: Cache | None = None,
         last: int | None = None,
+        every: list[Tensor] | None = None,
     ) -> Tensor:
         """Run the decoder over (B, T, width) embeddings, causally.
 
@@ -183,6 +184,7 @@ class Decoder(nn.Module):
             cache: keys and values of the tokens before; grows by T.
             last: number of states that are wanted, from the end; None: all. The last layer computes no others, and
                 for 0 only what the cache takes in.
+            every: gets the embeddings and the states after each layer, those of the last one after the final norm.
 
         Returns:
             (B, T, width) or (B, last, width) hidden states after the final norm.
@@ -204,6 +206,8 @@ class Decoder(nn.Module):
         hidden_states = embeddings
         *all_but_last, last_layer = self.layers
         for layer in all_but_last:
+            if every is not None:
+                every.append(hidden_states)
             hidden_states = layer(hidden_states, visual, rotary, mask, cache)
         kernel = self.config._attn_implementation
         if last == 0:
@@ -211,7 +215,9 @@ class Decoder(nn.Module):
         if last is not None and last < length and kernel in KERNELS_FOR_LAST:
             mask = mask_of_last(mask, last, cached + length, kernel, embeddings.device)
             return self.norm(last_layer(hidden_states, visual, rotary, mask, cache, last))
-        hidden_states = self.norm(last_layer(hidden_states, visual, rotary, mask, cache))
+        before_last, hidden_states = hidden_states, self.norm(last_layer(hidden_states, visual, rotary, mask, cache))
+        if every is not None:
+            every += [before_last, hidden_states]
         return hidden_states if last is None else hidden_states[:, -last:]
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,9 +17,8 @@ from .compiled import CompiledBackbone
 from .configuration import QScorerConfig
 from .language import Prefix
 from .multiway import VisualSpan
-from .network import expected_level, make_regressor, read_quality
+from .network import IGNORED_LABEL, expected_level, make_regressor, next_token_cross_entropy, read_quality
 
-IGNORED_LABEL = -100  # of a token that the cross entropy leaves out
 SMALLEST_SHARING_BATCH = 8  # of images on an accelerator whose prompt is read in a pass of its own
 IMAGE_TOKEN_ID = -200  # stands for the visual tokens in `input_ids`; published code uses the same number
 
@@ -28,6 +28,8 @@ class QScorerOutput(ModelOutput):
     """Result of a teacher-forced pass over T text tokens and V visual tokens.
 
     Attributes:
+        loss: with labels, the cross entropy of their tokens; None where no token is supervised. What the package trains
+            is `training.objectives.total_objective`, of which this is one part.
         logits: (B, T - 1 + V, vocab_size).
         last_hidden_state: (B, T - 1 + V, width), after the final norm.
         visual_span: columns of the visual tokens.
@@ -35,8 +37,10 @@ class QScorerOutput(ModelOutput):
         quality_rows: (N,) rows of the N positions before a quality token, in order.
         quality_logits: (N, vocab_size) logits there.
         raw_scores: (N,) unclamped scores there: of the regressor, or the expected level.
+        hidden_states: where asked for: embeddings, then the states after each layer, the last one after the final norm.
     """
 
+    loss: Tensor | None = None
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
     visual_span: VisualSpan | None = None
@@ -44,6 +48,7 @@ class QScorerOutput(ModelOutput):
     quality_rows: Tensor | None = None
     quality_logits: Tensor | None = None
     raw_scores: Tensor | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
 
 
 @dataclass
@@ -97,7 +102,9 @@ class QScorerForScoring(QScorerPreTrainedModel):
         pixel_values: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-    ) -> QScorerOutput:
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> QScorerOutput | tuple[Any, ...]:
         """Teacher-forced pass, for training and inspection.
 
         Args:
@@ -107,6 +114,8 @@ class QScorerForScoring(QScorerPreTrainedModel):
             attention_mask: (B, T), True or 1 where a token counts; None: all count.
             labels: (B, T) the tokens to predict, -100 where none is; with them the scores before every quality token
                 come back too.
+            output_hidden_states: return the states of every layer as well.
+            return_dict: False: a tuple of what is not None, in the order of `QScorerOutput`.
 
         Raises:
             ValueError: a row without exactly one image, or images in different columns.
@@ -125,18 +134,24 @@ class QScorerForScoring(QScorerPreTrainedModel):
         if attention_mask is not None:
             seen = attention_mask.new_ones(attention_mask.shape[0], visual_tokens.shape[1])
             attention_mask = torch.cat([attention_mask[:, :column], seen, attention_mask[:, column + 1 :]], dim=1)
-        hidden_states = self.model.decode(embeddings, span, attention_mask)
+        every: list[Tensor] | None = [] if output_hidden_states else None
+        hidden_states = self.model.decode(embeddings, span, attention_mask, every=every)
         logits = self.lm_head(hidden_states)
-        output = QScorerOutput(logits=logits, last_hidden_state=hidden_states, visual_span=span)
+        told: dict[str, Any] = {}
         if labels is not None:
             ignored = labels.new_full((labels.shape[0], visual_tokens.shape[1]), IGNORED_LABEL)
-            output.labels = torch.cat([labels[:, :column], ignored, labels[:, column + 1 :]], dim=1)
-            rows, positions = quality_positions(output.labels, self.config.quality_token_ids)
-            output.quality_rows, output.quality_logits = rows, logits[rows, positions]
-            states, logits = hidden_states[rows, positions], output.quality_logits
+            merged = torch.cat([labels[:, :column], ignored, labels[:, column + 1 :]], dim=1)
+            if bool((merged[:, 1:] != IGNORED_LABEL).any()):
+                told["loss"] = next_token_cross_entropy(logits, merged)
+            rows, positions = quality_positions(merged, self.config.quality_token_ids)
+            states, at_quality = hidden_states[rows, positions], logits[rows, positions]
             settings = (self.config.formulation, self.config.level_token_ids, self.deepmlp)
-            output.raw_scores = read_quality(*settings, states, logits, visual_tokens[rows])
-        return output
+            scores = read_quality(*settings, states, at_quality, visual_tokens[rows])
+            told |= {"labels": merged, "quality_rows": rows, "quality_logits": at_quality, "raw_scores": scores}
+        if every is not None:
+            told["hidden_states"] = tuple(every)
+        output = QScorerOutput(logits=logits, last_hidden_state=hidden_states, visual_span=span, **told)
+        return output if return_dict else output.to_tuple()
 
     def score(
         self,

@@ -32,37 +32,7 @@ from torch import Tensor
 
 from ..data.labels import gaussian_soft_label
 from ..model import QScorerOutput
-from ..model.network import QualityConfig
-from ..model.qscorer import IGNORED_LABEL
-
-
-def next_token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
-    """Mean of -log softmax(logits[:, t])[labels[:, t + 1]] over all supervised labels of the batch, as in [1].
-
-    Computed and returned in the dtype of `logits`, as published (bfloat16 in its training). Labels of the first column
-    predict nothing and are not used.
-
-    Args:
-        logits: (B, T, V).
-        labels: (B, T) int64, `IGNORED_LABEL` where not supervised.
-
-    Returns:
-        Scalar >= 0; log V for uniform logits.
-
-    Raises:
-        ValueError: shapes that do not fit, or no supervised label (the published code returns NaN).
-    """
-    if logits.ndim != 3 or labels.shape != logits.shape[:2]:
-        found = f"{tuple(logits.shape)} and {tuple(labels.shape)}"
-        raise ValueError(f"logits must be (B, T, V) and labels (B, T), got {found}")
-    rows, positions = (labels[:, 1:] != IGNORED_LABEL).nonzero(as_tuple=True)
-    if not len(rows):
-        raise ValueError(
-            f"labels must supervise at least one token, all are {IGNORED_LABEL}; "
-            "check that the answer is not cut off and its tokens are labelled"
-        )
-    # Supervised rows first: the vocabulary is large and few positions of a text are supervised.
-    return F.cross_entropy(logits[rows, positions], labels[rows, positions + 1])
+from ..model.network import IGNORED_LABEL, QualityConfig, next_token_cross_entropy
 
 
 def score_regression(
