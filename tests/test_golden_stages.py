@@ -186,7 +186,9 @@ def end_token_first(abstractor: Any) -> None:
 
 def end_token_counted_as_text(decoder: Any) -> None:
     own = decoder.decode
-    decoder.decode = lambda states, span, *more: own(states, VisualSpan(span.start, span.stop - 1), *more)
+    decoder.decode = lambda states, span, *more, **options: own(
+        states, VisualSpan(span.start, span.stop - 1), *more, **options
+    )
 
 
 def residual_before_relu(block: RegressorBlock, states: Tensor) -> Tensor:
