@@ -1,4 +1,4 @@
-"""Q-Scorer on image-text-to-text models of transformers: five families, tied and untied vocabulary tables."""
+"""Q-Scorer on image-text-to-text models of transformers: six families, tied and untied vocabulary tables."""
 
 from __future__ import annotations
 

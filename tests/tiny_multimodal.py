@@ -28,6 +28,8 @@ from transformers import (
     Qwen2_5_VLProcessor,
     Qwen2VLImageProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 from pyiqa_qscorer.prompt import ANSWER, QUESTION
@@ -128,6 +130,23 @@ def qwen2_5_vl(tied: bool) -> tuple[dict[str, Any], Any]:
     )
 
 
+def qwen3_vl(tied: bool) -> tuple[dict[str, Any], Any]:
+    older, processor = qwen2_5_vl(tied)
+    text = {**older["text_config"], "model_type": "qwen3_vl_text"}
+    text["rope_parameters"] = {**text["rope_parameters"], "mrope_section": [2, 1, 1]}
+    sizes = {name: older["vision_config"][name] for name in ("depth", "hidden_size", "intermediate_size", "num_heads")}
+    vision = {**sizes, "patch_size": 4, "spatial_merge_size": 2, "out_hidden_size": 32}
+    vision |= {"num_position_embeddings": 256, "deepstack_visual_indexes": [0]}
+    config = {**older, "model_type": "qwen3_vl", "text_config": text, "vision_config": vision}
+    size = {"patch_size": 4, "merge_size": 2, "temporal_patch_size": 2}
+    return {**config, "tie_word_embeddings": tied}, Qwen3VLProcessor(
+        processor.image_processor,
+        processor.tokenizer,
+        Qwen3VLVideoProcessor(**size),
+        chat_template=processor.chat_template,
+    )
+
+
 def idefics3(tied: bool) -> tuple[dict[str, Any], Any]:
     text = tokenizer(
         "<fake_token_around_image>",
@@ -211,6 +230,7 @@ def gemma3(tied: bool) -> tuple[dict[str, Any], Any]:
 FAMILIES: dict[str, Callable[[bool], tuple[dict[str, Any], Any]]] = {
     "llava": llava,
     "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
     "idefics3": idefics3,
     "internvl": internvl,
     "gemma3": gemma3,
