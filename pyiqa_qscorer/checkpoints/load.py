@@ -77,8 +77,14 @@ def load_checkpoint(
         'qscorer'
     """
     source = CheckpointSource(checkpoint, base, revision, base_revision, local_files_only, cache_dir)
-    chosen = {"dtype": dtype, "prompt": prompt, "pixels": pixels, "attn_implementation": attn_implementation}
-    return load_folder(*source.fetch(), **chosen, device=device)  # type: ignore[arg-type]
+    return load_folder(
+        *source.fetch(),
+        dtype=dtype,
+        prompt=prompt,
+        pixels=pixels,
+        attn_implementation=attn_implementation,
+        device=device,
+    )
 
 
 def load_folder(
@@ -159,8 +165,7 @@ def _load_vlm_folder(
     model.deepmlp.to(number_format)
     model.eval().requires_grad_(False)
     chat_prompt = model.encode.prompt(prompt or model.config.prompt, model.config.quality_tokens)
-    tokenizer, side = model.encode.processor.tokenizer, model.config.smallest_side
-    return LoadedCheckpoint(model, tokenizer, chat_prompt, WholePictures(side), folder, fingerprint)
+    return LoadedCheckpoint(model, model.encode.processor.tokenizer, chat_prompt, WholePictures(), folder, fingerprint)
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

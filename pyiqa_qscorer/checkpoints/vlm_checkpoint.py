@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 import psutil
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, BitsAndBytesConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
@@ -157,7 +157,7 @@ def load_vlm(
     except ValueError as error:
         raise CheckpointError(f"{folder.path / VLM_CONFIG}: {error}") from error
     encode = load_processor(folder.path, processor)
-    found = [] if len(encode.processor.tokenizer) <= max(config.quality_token_ids) else _ids(encode, config)
+    found = encode.quality_ids(config.quality_tokens)
     if found != config.quality_token_ids:
         raise CheckpointError(
             f"{folder.path}: the tokenizer gives {config.quality_tokens} the ids {found}, the checkpoint expects "
@@ -175,15 +175,11 @@ def load_vlm(
         base = _with_adapters(base, folder.path, merge=bits is None)
     network = VlmQScorer(base, encode, config)
     try:
-        network.deepmlp.load_state_dict(load_file(folder.path / VLM_REGRESSOR))
+        load_model(network.deepmlp, folder.path / VLM_REGRESSOR)
     except (RuntimeError, OSError, SafetensorError) as error:
         raise CheckpointError(f"{folder.path / VLM_REGRESSOR} does not fit its configuration: {error}") from error
     network.deepmlp.to(base.device)
     return network
-
-
-def _ids(encode: VlmInputs, config: VlmConfig) -> list[int]:
-    return encode.quality_ids(config.quality_tokens)
 
 
 @contextmanager
@@ -232,10 +228,7 @@ def save_vlm_folder(
             adapters.save_pretrained(str(folder), save_embedding_layers=False)
             (folder / NOT_IN_ADAPTER).unlink(missing_ok=True)
         network.encode.processor.save_pretrained(folder)
-        save_file(
-            {name: value.contiguous().cpu() for name, value in network.deepmlp.state_dict().items()},
-            folder / VLM_REGRESSOR,
-        )
+        save_model(network.deepmlp, str(folder / VLM_REGRESSOR))
         write_json(folder / VLM_CONFIG, network.config.to_dict())
         write_notes(folder, notes)
     return output

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from .network import make_regressor, read_quality
+from .network import IGNORED_LABEL, make_regressor, read_quality
 from .qscorer import QScorerOutput, ScoreOutput, quality_positions
 from .vlm_inputs import ChatPrompt, VlmInputs
 
@@ -28,22 +28,18 @@ class VlmConfig:
         base: Hub id or folder of the backbone.
         base_revision: commit on the Hub that it was trained on.
         base_fingerprint: of the backbone's weight files, see `vlm_checkpoint.base_fingerprint`.
-        vocabulary: tokens of the backbone's own tokenizer.
         quality_tokens, quality_token_ids: score tokens or level words, lowest quality first.
         formulation, regressor, regressor_hidden_sizes, prompt: see `QScorerConfig`.
-        smallest_side: of pictures that it can judge, in pixels.
         training_data: what it was trained on.
     """
 
     base: str
-    vocabulary: int
     quality_tokens: list[str]
     quality_token_ids: list[int]
     formulation: str = "score_token"
     regressor: str = "mlp"
     regressor_hidden_sizes: list[int] = field(default_factory=lambda: [512, 128])
     prompt: str = "training"
-    smallest_side: int = 1
     base_revision: str | None = None
     base_fingerprint: str | None = None
     training_data: Any = None
@@ -111,11 +107,7 @@ class VlmQScorer(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        return self.deepmlp_parameter.device
-
-    @property
-    def deepmlp_parameter(self) -> Tensor:
-        return next(self.deepmlp.parameters())
+        return next(self.deepmlp.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
@@ -128,7 +120,7 @@ class VlmQScorer(nn.Module):
         Returns:
             Logits, states and labels of the last columns only: those with labels, and the one before.
         """
-        supervised = int((labels != -100).sum(dim=1).max())
+        supervised = int((labels != IGNORED_LABEL).sum(dim=1).max())
         states = self._states(inputs)
         visual = self._visual(inputs, states)
         states, labels = states[:, -supervised - 1 :], labels[:, -supervised - 1 :]
@@ -174,7 +166,7 @@ class VlmQScorer(nn.Module):
         return (states * at_image).sum(dim=1, keepdim=True) / at_image.sum(dim=1, keepdim=True).clamp(min=1)
 
     def _read(self, states: Tensor, logits: Tensor, visual: Tensor) -> Tensor:
-        config, dtype = self.config, self.deepmlp_parameter.dtype
+        config, dtype = self.config, next(self.deepmlp.parameters()).dtype
         if not torch.is_autocast_enabled(states.device.type):
             states, visual = states.to(dtype), visual.to(dtype)
         return read_quality(config.formulation, config.level_token_ids, self.deepmlp, states, logits, visual)

@@ -13,6 +13,7 @@ from ..errors import CheckpointError, ImageError, QScorerError
 from ..images.model_images import rounded_levels
 from ..images.preprocessing import straight_through
 from ..prompt import ANSWER, IMAGE_PLACEHOLDER, PROMPTS, QUESTION
+from .network import IGNORED_LABEL
 
 FILLED_WITH_ONES = "attention_mask"  # of the tokens after the prompt; types of tokens (0: text) are filled with zeros
 PER_TOKEN = ("input_ids", FILLED_WITH_ONES, "token_type_ids", "mm_token_type_ids")
@@ -134,7 +135,7 @@ class VlmInputs:
         """The same with the answer behind every row, and `labels` (B, T) beside them, for a teacher-forced pass."""
         rows = [[quality, *prompt.ending] for quality, prompt in zip(quality_ids, prompts, strict=True)]
         answers = torch.tensor(rows, device=inputs["input_ids"].device)
-        labels = torch.full_like(inputs["input_ids"], -100)
+        labels = torch.full_like(inputs["input_ids"], IGNORED_LABEL)
         for row, prompt in enumerate(prompts):
             start = labels.shape[1] - prompt.answer_length
             labels[row, start:] = inputs["input_ids"][row, start:]

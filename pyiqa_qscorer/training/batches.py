@@ -58,22 +58,27 @@ class Collator:
     quality_ids: Sequence[int]
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
-        mos = torch.tensor([sample["mos"] for sample in samples], dtype=torch.float32)
-        levels = self.levels(mos)
+        opinions, levels = batched_opinions(samples, len(self.quality_ids))
         batch = pad_texts(
             [
                 self.texts[sample["text"]].with_quality(self.quality_ids[level])
                 for sample, level in zip(samples, levels, strict=True)
             ]
         )
-        return {
-            **batch,
-            "pixel_values": torch.stack([sample["pixel_values"] for sample in samples]),
-            "mos": mos,
-            "mos_std": torch.tensor([sample["std"] for sample in samples], dtype=torch.float32),
-            "dataset": torch.tensor([sample["dataset"] for sample in samples]),
-        }
+        pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
+        return {**batch, "pixel_values": pixel_values, **opinions}
 
-    def levels(self, mos: Tensor) -> list[int]:
-        """Index of the equal interval of [1, 5] that each MOS falls into, 0 (worst) .. K - 1."""
-        return level_index(mos.numpy(), len(self.quality_ids)).tolist()
+
+def batched_opinions(samples: Sequence[dict[str, Any]], levels: int) -> tuple[dict[str, Tensor], list[int]]:
+    """`mos`, `mos_std`, `dataset` (B,), and the index of the equal interval of [1, 5] that each MOS falls into.
+
+    Args:
+        levels: K intervals; the index goes from 0 (worst) to K - 1.
+    """
+    mos = torch.tensor([sample["mos"] for sample in samples], dtype=torch.float32)
+    opinions = {
+        "mos": mos,
+        "mos_std": torch.tensor([sample["std"] for sample in samples], dtype=torch.float32),
+        "dataset": torch.tensor([sample["dataset"] for sample in samples]),
+    }
+    return opinions, level_index(mos.numpy(), levels).tolist()

@@ -169,12 +169,13 @@ def write_checkpoints(
     folders = written_checkpoints(config)
     missing = [layout for layout in config.layouts if layout not in folders]
     history = json.dumps(facts, indent=2) + "\n"
-    notes = {layout: {"training.json": history, "MODEL_CARD.md": model_card(facts, layout)} for layout in missing}
     if isinstance(start, VlmStart):
-        for layout in missing:  # one
-            card = {"training.json": history, "README.md": vlm_card(facts)}
-            folders[layout] = save_vlm_folder(_target(config.output, layout), start.model, adapters, card)
-        return folders
+        card = {"training.json": history, "README.md": vlm_card(facts)}
+        saved = {
+            layout: save_vlm_folder(_target(config.output, layout), start.model, adapters, card) for layout in missing
+        }
+        return folders | saved
+    notes = {layout: {"training.json": history, "MODEL_CARD.md": model_card(facts, layout)} for layout in missing}
     if "published_lora" in missing:
         target = _target(config.output, "published_lora")
         folders["published_lora"] = save_lora_folder(target, start.model, adapters, notes["published_lora"])
@@ -201,15 +202,11 @@ def check_targets(config: TrainConfig, start: StartingPoint | VlmStart) -> None:
     """
     written = written_checkpoints(config)
     for layout in config.layouts:
-        if isinstance(start, VlmStart):
-            if layout not in written:
-                check_folder(_target(config.output, layout), "qscorer", None)
-            continue
-        if layout != "qscorer" and start.model.config.vision_config.kind != "vit":
+        published = layout == "published"
+        if layout != "qscorer" and isinstance(start, StartingPoint) and start.model.config.vision_config.kind != "vit":
             start.model.config.to_published()
         if layout not in written:
-            published = layout == "published"
-            source = _tokenizer_folder(start.tokenizer) if published else None
+            source = _tokenizer_folder(start.tokenizer) if published and isinstance(start, StartingPoint) else None
             check_folder(_target(config.output, layout), "published" if published else "qscorer", source)
 
 

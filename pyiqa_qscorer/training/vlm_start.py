@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from ..checkpoints import CheckpointSource
 from ..checkpoints.vlm_checkpoint import base_fingerprint, load_base, load_processor, make_room, peft_quiet
-from ..data.labels import level_index
 from ..errors import CheckpointError, TrainingFailedError
 from ..model.vlm import VlmConfig, VlmQScorer
 from ..model.vlm_inputs import ChatPrompt, VlmInputs
 from ..prompt import score_tokens
 from ..registry import BACKBONES
+from .batches import batched_opinions
 from .config import TrainConfig
 
 if TYPE_CHECKING:
@@ -48,7 +48,6 @@ def start_from_backbone(config: TrainConfig) -> VlmStart:
     path = CheckpointSource(place, revision=model.revision).fetch()[0]
     encode = load_processor(path, model.processor)
     tokenizer = encode.processor.tokenizer
-    vocabulary = len(tokenizer)
     if model.formulation == "score_token":
         tokens = score_tokens(model.levels)
         tokenizer.add_tokens(tokens, special_tokens=True)
@@ -62,7 +61,6 @@ def start_from_backbone(config: TrainConfig) -> VlmStart:
     base = load_base(path, dtype, model.attn_implementation, torch.device("cuda" if bits else "cpu"), bits)
     settings = VlmConfig(
         base=place if not Path(place).is_dir() else str(Path(place).absolute()),
-        vocabulary=vocabulary,
         quality_tokens=tokens,
         quality_token_ids=encode.quality_ids(tokens),
         formulation=model.formulation,
@@ -143,15 +141,12 @@ class VlmCollator:
     quality_ids: Sequence[int]
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[Tensor]]:
-        mos = torch.tensor([sample["mos"] for sample in samples], dtype=torch.float32)
+        opinions, levels = batched_opinions(samples, len(self.quality_ids))
         prompts = [self.prompts[sample["text"]] for sample in samples]
         pictures = [sample["pixel_values"] for sample in samples]
-        levels = level_index(mos.numpy(), len(self.quality_ids)).tolist()
         inputs = self.encode(pictures, prompts)
         return {
             **self.encode.with_answer(inputs, prompts, [self.quality_ids[level] for level in levels]),
             "pictures": pictures,
-            "mos": mos,
-            "mos_std": torch.tensor([sample["std"] for sample in samples], dtype=torch.float32),
-            "dataset": torch.tensor([sample["dataset"] for sample in samples]),
+            **opinions,
         }
