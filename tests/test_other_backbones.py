@@ -107,6 +107,16 @@ def test_files_pictures_and_tensors_score_alike_in_any_batch(trained: Path, metr
     np.testing.assert_allclose(Scorer(metric, "cpu", batch_size=6).score(mixed[::-1]), together[::-1], atol=2e-5)
 
 
+def test_evaluation_in_training_scores_as_scoring_does(metric: QScorer, pictures: Path) -> None:
+    network, prompt = metric.network, metric.prompt
+    levels = [metric.images.sample(Image.open(file)) for file in sorted(pictures.glob("*.png"))[:3]]
+    ids = network.config.quality_token_ids[:3]
+    batch = network.encode.with_answer(network.encode(levels, [prompt] * 3), [prompt] * 3, ids)
+    with torch.no_grad():
+        found = network.score_collated(batch, prompt).raw_score
+        assert torch.equal(found, network.score_prompted(levels, prompt).raw_score)
+
+
 def test_a_fresh_process_gives_the_same_scores_by_plain_pyiqa(
     checkpoint_of: Callable[[str], Path], pictures: Path
 ) -> None:

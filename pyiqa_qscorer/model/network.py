@@ -56,6 +56,9 @@ class ScoringNetwork(Protocol):
             prefix: `read_prefix(prompt)` of the same weights, or None.
         """
 
+    def score_collated(self, batch: Any, prompt: Any) -> ScoreOutput:
+        """The same of a batch of the network's collator, without the opinions."""
+
     def read_prefix(self, prompt: Any) -> Any:
         """What the network can read of the prompt before it sees an image, None if there is nothing."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -206,6 +206,10 @@ class QScorerForScoring(QScorerPreTrainedModel):
     def score_prompted(self, images: Tensor, prompt: PromptTokens, prefix: Prefix | None = None) -> ScoreOutput:
         """As `score`, of a prompt made by `tokenize_prompt`; see `network.ScoringNetwork`."""
         return self.score(images.to(self.device), prompt.prefix, prompt.suffix, prompt.blank, prefix)
+
+    def score_collated(self, batch: Mapping[str, Tensor], prompt: PromptTokens) -> ScoreOutput:
+        """The same of a training batch."""
+        return self.score_prompted(batch["pixel_values"], prompt)
 
     @property
     def _backbone(self) -> QScorerBackbone | CompiledBackbone:

@@ -139,7 +139,13 @@ class VlmQScorer(nn.Module):
     def score_prompted(self, images: Sequence[Tensor], prompt: ChatPrompt, prefix: None = None) -> ScoreOutput:
         """Scores of pictures (3, H, W), levels: uint8, or floating point 0..255 where a gradient is wanted."""
         moved = [image.to(self.device, non_blocking=True) for image in images]
-        inputs = self.encode(moved, [prompt] * len(moved))
+        return self._score(self.encode(moved, [prompt] * len(moved)))
+
+    def score_collated(self, batch: Mapping[str, Tensor], prompt: ChatPrompt) -> ScoreOutput:
+        """The same of a training batch, whose pictures are processed already."""
+        return self._score(self.encode.without_answer(batch, prompt))
+
+    def _score(self, inputs: Mapping[str, Tensor]) -> ScoreOutput:
         states = self._states(inputs)
         at_end = states[:, -1]
         logits = self.base.get_output_embeddings()(at_end)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,12 @@ class VlmInputs:
                 fill = answers if name == "input_ids" else torch.full_like(answers, name == FILLED_WITH_ONES)
                 longer[name] = torch.cat([inputs[name], fill.to(inputs[name].dtype)], dim=1)
         return {**longer, "labels": torch.cat([labels, answers], dim=1)}
+
+    def without_answer(self, batch: Mapping[str, Any], prompt: ChatPrompt) -> dict[str, Tensor]:
+        """What `with_answer` was given, of a batch of one prompt: the inputs that scoring sees."""
+        answer = 1 + len(prompt.ending)
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        return {name: value[:, :-answer] if name in PER_TOKEN else value for name, value in inputs.items()}
 
     def _ids(self, text: str) -> list[int]:
         return list(self.processor.tokenizer(text, add_special_tokens=False)["input_ids"])

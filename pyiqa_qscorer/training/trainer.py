@@ -36,7 +36,7 @@ from .dataset import LabelledImages, QualityDataset
 from .objectives import total_objective
 
 logger = logging.getLogger("pyiqa_qscorer")
-NOT_FOR_THE_NETWORK = ("mos", "mos_std", "dataset", "pictures")  # of a batch
+OPINIONS = ("mos", "mos_std", "dataset")  # of a batch; the rest is for the network
 TRAINED_WEIGHTS = "trained.safetensors"
 REMEDY = "lower training.learning_rate, or set training.fp16: false (bf16: true, or float32), with a new output folder"
 STATE_FILE = "trainer_state.json"  # transformers writes it last, so a folder with a whole one is complete
@@ -116,7 +116,7 @@ class QScorerTrainer(Trainer):
     ) -> Any:
         """Total objective of a batch; keeps its parts and scores for the log."""
         mos = inputs["mos"]
-        output = model(**{name: value for name, value in inputs.items() if name not in NOT_FOR_THE_NETWORK})
+        output = model(**_of_the_network(inputs))
         settings, network = self.objective, cast(QualityConfig, self.model.config)
         total, parts = total_objective(
             settings.weights(network.formulation),
@@ -158,8 +158,7 @@ class QScorerTrainer(Trainer):
         """Scores (B,) by the scoring procedure itself, not by teacher forcing, and labels (B, 2): MOS, dataset."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.accelerator.autocast():
-            images: Any = inputs.get("pictures", inputs["pixel_values"])
-            output = self.model.score_prompted(images, self.prompt)
+            output = self.model.score_collated(_of_the_network(inputs), self.prompt)
         return None, output.raw_score.float(), torch.stack([inputs["mos"], inputs["dataset"].float()], dim=1)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> MixedSampler:
@@ -204,6 +203,10 @@ class QScorerTrainer(Trainer):
             state = Path(str(self.args.output_dir)) / f"checkpoint-{step}"
             refuse_lost_state(state, self.state.best_metric)
             self._load_from_checkpoint(str(state))
+
+
+def _of_the_network(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value for name, value in batch.items() if name not in OPINIONS}
 
 
 def agreement(scores: np.ndarray, mos: np.ndarray) -> dict[str, float]:

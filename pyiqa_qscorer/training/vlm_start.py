@@ -131,22 +131,17 @@ def _name_of(model: nn.Module, part: nn.Module) -> str:
 
 @dataclass
 class VlmCollator:
-    """Samples -> batch: processor inputs with the answer behind them, as `batches.Collator` does it for squares.
-
-    `pictures`, the levels, are for the evaluation, which scores by the scoring procedure itself.
-    """
+    """Samples -> batch: processor inputs with the answer behind them, as `batches.Collator` does it for squares."""
 
     encode: VlmInputs
     prompts: Sequence[ChatPrompt]
     quality_ids: Sequence[int]
 
-    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor | list[Tensor]]:
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         opinions, levels = batched_opinions(samples, len(self.quality_ids))
         prompts = [self.prompts[sample["text"]] for sample in samples]
-        pictures = [sample["pixel_values"] for sample in samples]
-        inputs = self.encode(pictures, prompts)
+        inputs = self.encode([sample["pixel_values"] for sample in samples], prompts)
         return {
             **self.encode.with_answer(inputs, prompts, [self.quality_ids[level] for level in levels]),
-            "pictures": pictures,
             **opinions,
         }
