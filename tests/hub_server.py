@@ -2,7 +2,7 @@
 
 It speaks what `huggingface_hub` needs to fetch a model: the listing (`/api/models/...`), `HEAD` and `GET` of
 `/{owner}/{name}/resolve/{revision}/{file}`, `Range` requests, and the redirect of large files to a second origin (the
-Hub's CDN). Every request is recorded in `HubServer.requests`.
+Hub's CDN); and to upload one by the protocol of before Xet. Every request is recorded in `HubServer.requests`.
 
     with HubServer() as server:
         server.add_repo("owner/name", folder)
@@ -12,6 +12,7 @@ Hub's CDN). Every request is recorded in `HubServer.requests`.
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -109,6 +110,7 @@ class HubServer(AbstractContextManager):
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
+        self.uploads: dict[str, bytes] = {}  # large files by SHA-256, sent and not yet committed
         self.faults: dict[str, list[Fault]] = {}
         self.listing_status: int | None = None  # answer every listing with this error
         self.sizes_listed = True
@@ -236,6 +238,58 @@ class _Handler(BaseHTTPRequestHandler):
             self._error(404)
 
     do_HEAD = do_GET
+
+    def do_POST(self) -> None:
+        """What an upload asks for: a new repository, how each file is to come, where large ones go, and the commit."""
+        path, hub = unquote(urlsplit(self.path).path), self.server.hub
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        known = self.headers.get("Authorization") == f"Bearer {TOKEN}"
+        self.request_seen = Request(self.server.role, self.command, path, None, known)
+        hub.requests.append(self.request_seen)
+        if not known:
+            return self._error(401, message="Invalid username or password.")
+        if path == "/api/repos/create":
+            asked = json.loads(body)
+            repo_id = f"{asked['organization']}/{asked['name']}"
+            if repo_id not in hub.repos:
+                hub.add_repo(repo_id, {".gitattributes": b""})
+            return self._json({"url": f"{hub.endpoint}/{repo_id}"})
+        if path == "/api/validate-yaml":
+            has_header = json.loads(body)["content"].startswith("---\n")
+            return self._json({"warnings": [] if has_header else [{"message": "empty metadata"}]})
+        if "/preupload/" in path:
+            names = [file["path"] for file in json.loads(body)["files"]]
+            modes = {name: "lfs" if name.endswith(LFS_SUFFIXES) else "regular" for name in names}
+            return self._json({"files": [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in modes.items()]})
+        if path.endswith("/info/lfs/objects/batch"):
+            objects = json.loads(body)["objects"]
+            places = [{"upload": {"href": f"{hub.cdn}/upload/{each['oid']}"}} for each in objects]
+            found = [{**each, "actions": place} for each, place in zip(objects, places, strict=True)]
+            return self._json({"transfer": "basic", "objects": found})
+        repo_id = path.removeprefix("/api/models/").partition("/commit/")[0]
+        sha = self._commit(repo_id, [json.loads(line) for line in body.splitlines()])
+        return self._json({"commitUrl": f"{hub.endpoint}/{repo_id}/commit/{sha}", "commitOid": sha})
+
+    def _commit(self, repo_id: str, operations: list[dict[str, Any]]) -> str:
+        repo, hub = self.server.hub.repos[repo_id], self.server.hub
+        files = {name: file.content for name, file in repo.commits[repo.refs["main"]].items()}
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                files[value["path"]] = hub.uploads[value["oid"]]
+        return hub.add_repo(repo_id, files)
+
+    def do_PUT(self) -> None:
+        """A large file, sent where `objects/batch` said."""
+        self.request_seen = Request(self.server.role, self.command, self.path, None, False)
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        name = self.path.removeprefix("/upload/")
+        if hashlib.sha256(content).hexdigest() != name:
+            return self._error(400, message="the content is not what was announced")
+        self.server.hub.uploads[name] = content
+        return self._send(200, b"", {})
 
     def _answer_listing(self, path: str, query: dict[str, list[str]]) -> None:
         hub = self.server.hub

@@ -83,7 +83,7 @@ def test_it_learns_and_leaves_a_metric(pictures: Path, tmp_path: Path) -> None:
     facts = json.loads((folder / "training.json").read_text())
     assert facts["data"]["train"][0] == facts["data"]["train"][0] | {"mos_range": [0, 100], "images": 18}
     assert facts["curves"] and "torch" in facts["versions"]
-    assert "| labels | train | 18 | 0 | 0 to 100 | no | 1 |" in (folder / "MODEL_CARD.md").read_text()
+    assert "| labels | train | 18 | 0 | 0 to 100 | no | 1 |" in (folder / "README.md").read_text()
     network = load_folder(folder).model.config
     assert network.prompt == "training" and network.training_data["train"][0]["dataset"] == "labels"
 

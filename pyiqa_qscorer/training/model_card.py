@@ -1,4 +1,4 @@
-"""Model card of a trained checkpoint: the facts of the run in words."""
+"""Model card of a trained checkpoint: the facts of the run in words, under the header that the Hub reads."""
 
 from __future__ import annotations
 
@@ -6,31 +6,6 @@ import re
 from typing import Any
 
 from ..registry import BACKBONES
-
-
-def vlm_card(facts: dict[str, Any]) -> str:
-    """The same for an adapter on another backbone, with the header that the Hub reads."""
-    model = facts["configuration"]["model"]
-    base = BACKBONES.get(model["backbone"], model["backbone"])
-    header = [
-        "---",
-        "library_name: peft",
-        "pipeline_tag: image-text-to-text",
-        "tags: [image-quality-assessment, qscorer]",
-    ]
-    known = [f"base_model: {base}"] if re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) else []
-    use = [
-        "",
-        "## Use",
-        "",
-        "```python",
-        "import pyiqa  # with pyiqa-qscorer installed",
-        "",
-        'metric = pyiqa.create_metric("qscorer", checkpoint="this folder or its Hub id")',
-        "```",
-        "",
-    ]
-    return "\n".join([*header, *known, "---", "", model_card(facts, "adapter of peft, score tokens, regressor"), *use])
 
 
 def _start(model: dict[str, Any]) -> str:
@@ -43,10 +18,18 @@ def _start(model: dict[str, Any]) -> str:
 
 
 def model_card(facts: dict[str, Any], layout: str) -> str:
-    """Markdown card from the content of `training.json`."""
+    """`README.md` of a checkpoint folder from the content of its `training.json`."""
     configuration = facts["configuration"]
     model = configuration["model"]
+    backbone = BACKBONES.get(model["backbone"], model["backbone"]) or ""
     lines = [
+        "---",
+        f"library_name: {'peft' if backbone else 'pyiqa-qscorer'}",
+        "pipeline_tag: image-text-to-text",
+        "tags: [image-quality-assessment, qscorer]",
+        *([f"base_model: {backbone}"] if re.fullmatch(r"\w[\w.-]*/[\w.-]+", backbone) else []),
+        "---",
+        "",
         "# Q-Scorer checkpoint",
         "",
         f"Trained with pyiqa-qscorer {facts['versions']['pyiqa-qscorer']}; layout `{layout}`.",
@@ -79,4 +62,7 @@ def model_card(facts: dict[str, Any], layout: str) -> str:
         lines.append("| " + " | ".join(f"{measured[name]:.4f}" for name in ("srcc", "plcc", "krcc", "rmse")) + " |")
     else:
         lines.append("Not measured: the run had no validation data.")
-    return "\n".join([*lines, "", "Configuration, versions and curves: `training.json`.", ""])
+    lines += ["", "Configuration, versions and curves: `training.json`.", ""]
+    use = 'metric = pyiqa.create_metric("qscorer", checkpoint="this folder or its Hub id")'
+    lines += ["## Use", "", "```python", "import pyiqa  # with pyiqa-qscorer installed", "", use, "```", ""]
+    return "\n".join(lines)

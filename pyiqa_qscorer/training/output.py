@@ -27,7 +27,7 @@ from ..errors import TrainingFailedError
 from ..files import write_text
 from ..model import QScorerForScoring
 from .config import TrainConfig
-from .model_card import model_card, vlm_card
+from .model_card import model_card
 from .starting_model import from_checkpoint
 from .trainer import last_complete_state, refuse_lost_best, set_damaged_aside
 from .vlm_start import VlmStart
@@ -170,12 +170,12 @@ def write_checkpoints(
     missing = [layout for layout in config.layouts if layout not in folders]
     history = json.dumps(facts, indent=2) + "\n"
     if isinstance(start, VlmStart):
-        card = {"training.json": history, "README.md": vlm_card(facts)}
+        about = {"training.json": history, "README.md": model_card(facts, "adapter of peft, score tokens, regressor")}
         saved = {
-            layout: save_vlm_folder(_target(config.output, layout), start.model, adapters, card) for layout in missing
+            layout: save_vlm_folder(_target(config.output, layout), start.model, adapters, about) for layout in missing
         }
         return folders | saved
-    notes = {layout: {"training.json": history, "MODEL_CARD.md": model_card(facts, layout)} for layout in missing}
+    notes = {layout: {"training.json": history, "README.md": model_card(facts, layout)} for layout in missing}
     if "published_lora" in missing:
         target = _target(config.output, "published_lora")
         folders["published_lora"] = save_lora_folder(target, start.model, adapters, notes["published_lora"])
