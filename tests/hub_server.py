@@ -259,8 +259,9 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json({"warnings": [] if has_header else [{"message": "empty metadata"}]})
         if "/preupload/" in path:
             names = [file["path"] for file in json.loads(body)["files"]]
-            modes = {name: "lfs" if name.endswith(LFS_SUFFIXES) else "regular" for name in names}
-            return self._json({"files": [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in modes.items()]})
+            modes = ["lfs" if name.endswith(LFS_SUFFIXES) else "regular" for name in names]
+            told = [{"path": n, "uploadMode": m, "shouldIgnore": False} for n, m in zip(names, modes, strict=True)]
+            return self._json({"files": told})
         if path.endswith("/info/lfs/objects/batch"):
             objects = json.loads(body)["objects"]
             places = [{"upload": {"href": f"{hub.cdn}/upload/{each['oid']}"}} for each in objects]
