@@ -139,7 +139,7 @@ def run_once(
     epochs = epochs or EPOCHS[size]
     label = "".join(letter if letter.isalnum() else "_" for letter in name)
     folder = work / f"{on}_{label}_{size}_{rate:g}_{seed}_{epochs}"
-    file = folder.with_suffix(".json")
+    file = folder.parent / f"{folder.name}.json"  # not with_suffix: the rate has a point
     if file.exists():
         return json.loads(file.read_text())
     torch.set_num_threads(1)
