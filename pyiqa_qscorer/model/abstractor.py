@@ -43,8 +43,9 @@ class CrossAttention(nn.Module):
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
         # Persistent, because a checkpoint brings its own (usually rounded) copy, which wins.
-        self.register_buffer("q_pos_embed", torch.empty(config.num_learnable_queries, width))
-        self.register_buffer("k_pos_embed", torch.empty(1 + config.grid_size**2, width))
+        query_table, key_table = self.position_tables()
+        self.register_buffer("q_pos_embed", query_table)
+        self.register_buffer("k_pos_embed", key_table)
 
     def position_tables(self) -> tuple[Tensor, Tensor]:
         """The tables (Q, width) and (1 + grid^2, width) that a checkpoint without its own copy gets."""

@@ -18,24 +18,6 @@ if TYPE_CHECKING:
     from .features import FeatureEncoder
 
 
-class QScorerBackbone(Decoder):
-    """Decoder plus vision encoder and visual abstractor (`model.*` in a checkpoint)."""
-
-    def __init__(self, config: QScorerConfig) -> None:
-        super().__init__(config)
-        self.vision_model = vision_encoder(config.vision_config)
-        self.visual_abstractor = VisualAbstractor(config.abstractor_config, config.hidden_size)
-
-    def encode_images(self, pixel_values: Tensor) -> Tensor:
-        """(B, 3, S, S) normalised pixels -> (B, V, width) visual tokens, in the dtype of the weights.
-
-        A `FeatureEncoder` also takes its `statistics` of them.
-        """
-        # Read off a weight that quantisation leaves alone.
-        dtype = self.visual_abstractor.query_embeds.dtype
-        return self.visual_abstractor(self.vision_model(pixel_values.to(dtype)))
-
-
 def vision_encoder(config: QScorerVisionConfig) -> VisionEncoder | FeatureEncoder:
     """The encoder that the configuration asks for."""
     if config.kind == "vit":
@@ -50,7 +32,6 @@ class QScorerPreTrainedModel(PreTrainedModel):
 
     config_class = QScorerConfig
     base_model_prefix = "model"
-    main_input_name = "pixel_values"
     supports_gradient_checkpointing = True
     _no_split_modules = ["DecoderLayer", "VisionLayer", "AbstractorLayer", "VisionEmbeddings"]  # noqa: RUF012
     _skip_keys_device_placement = ["cache"]  # noqa: RUF012  (transformers declares both as instance attributes)
@@ -82,3 +63,22 @@ class QScorerPreTrainedModel(PreTrainedModel):
         bias = getattr(module, "bias", None)
         if isinstance(bias, Tensor):
             init.zeros_(bias)
+
+
+class QScorerBackbone(QScorerPreTrainedModel, Decoder):
+    """Decoder plus vision encoder and visual abstractor (`model.*` in a checkpoint)."""
+
+    def __init__(self, config: QScorerConfig) -> None:
+        super().__init__(config)
+        self.vision_model = vision_encoder(config.vision_config)
+        self.visual_abstractor = VisualAbstractor(config.abstractor_config, config.hidden_size)
+        self.post_init()
+
+    def encode_images(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, S, S) normalised pixels -> (B, V, width) visual tokens, in the dtype of the weights.
+
+        A `FeatureEncoder` also takes its `statistics` of them.
+        """
+        # Read off a weight that quantisation leaves alone.
+        dtype = self.visual_abstractor.query_embeds.dtype
+        return self.visual_abstractor(self.vision_model(pixel_values.to(dtype)))

@@ -102,8 +102,8 @@ class QScorerForScoring(QScorerPreTrainedModel):
         pixel_values: Tensor,
         attention_mask: Tensor | None = None,
         labels: Tensor | None = None,
-        output_hidden_states: bool = False,
-        return_dict: bool = True,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
     ) -> QScorerOutput | tuple[Any, ...]:
         """Teacher-forced pass, for training and inspection.
 
@@ -114,12 +114,16 @@ class QScorerForScoring(QScorerPreTrainedModel):
             attention_mask: (B, T), True or 1 where a token counts; None: all count.
             labels: (B, T) the tokens to predict, -100 where none is; with them the scores before every quality token
                 come back too.
-            output_hidden_states: return the states of every layer as well.
-            return_dict: False: a tuple of what is not None, in the order of `QScorerOutput`.
+            output_hidden_states: return the states of every layer as well; None: as the configuration says.
+            return_dict: False: a tuple of what is not None, in the order of `QScorerOutput`; None: as there.
 
         Raises:
             ValueError: a row without exactly one image, or images in different columns.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if return_dict is None:
+            return_dict = self.config.return_dict
         column = _image_column(input_ids)
         visual_tokens = self.model.encode_images(pixel_values)
         if visual_tokens.shape[0] != input_ids.shape[0]:
