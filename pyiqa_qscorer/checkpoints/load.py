@@ -157,7 +157,7 @@ def _load_vlm_folder(
     if dtype in ("float16", "bfloat16", "float32"):
         number_format = getattr(torch, dtype)
     else:
-        number_format = torch.bfloat16 if bits else saved_dtype(folder)
+        number_format = torch.bfloat16 if bits else saved_dtype(folder.base or folder.path)
     model = load_vlm(folder, number_format, attn_implementation, device, bits, pixels)
     settings = (dtype if bits else "", model.config.formulation, model.config.quality_token_ids)
     images = repr(model.encode.processor.image_processor.to_dict())

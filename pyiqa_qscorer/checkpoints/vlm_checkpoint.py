@@ -234,9 +234,9 @@ def save_vlm_folder(
     return output
 
 
-def saved_dtype(folder: CheckpointFolder) -> torch.dtype:
-    """Number format that the backbone's weights are stored in."""
-    config = read_json((folder.base or folder.path) / "config.json")
+def saved_dtype(backbone: Path) -> torch.dtype:
+    """Number format that a backbone's weights are stored in."""
+    config = read_json(backbone / "config.json")
     name = config.get("dtype") or config.get("torch_dtype")  # as older releases of transformers call it
     found = getattr(torch, str(name), torch.float32)
     return found if isinstance(found, torch.dtype) else torch.float32

@@ -21,6 +21,7 @@ from .error_analysis import errors
 from .options import option
 from .render import render
 from .score import score
+from .semantic_confusion import confusion
 from .serve import serve
 from .train import train
 
@@ -62,6 +63,7 @@ def _main(
 app.command(no_args_is_help=True)(score)
 app.command(no_args_is_help=True)(benchmark)
 app.command(no_args_is_help=True)(errors)
+app.command(no_args_is_help=True)(confusion)
 app.command(no_args_is_help=True)(train)
 app.command(no_args_is_help=True)(render)
 app.command()(serve)

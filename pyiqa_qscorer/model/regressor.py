@@ -31,6 +31,11 @@ class ScoreRegressor(nn.Module):
         self.model = nn.Sequential(*(RegressorBlock(*in_out) for in_out in pairwise(sizes)))
         self.output_layer = nn.Linear(sizes[-1], 1)
 
+    @property
+    def last_layer(self) -> nn.Linear:
+        """Its bias is added to every score."""
+        return self.output_layer
+
     def forward(self, states: Tensor, visual_tokens: Tensor | None = None) -> Tensor:
         """`visual_tokens` are ignored; they are there so that both regressors are called alike."""
         return self.output_layer(self.model(states)).squeeze(-1)
@@ -49,6 +54,13 @@ class HyperRegressor(nn.Module):
         self.narrow = nn.Linear(width, self.sizes[0])
         self.weights = nn.ModuleList(nn.Linear(width, a * b) for a, b in pairwise(self.sizes))
         self.biases = nn.ModuleList(nn.Linear(width, b) for b in self.sizes[1:])
+
+    @property
+    def last_layer(self) -> nn.Linear:
+        """Its bias is added to every score."""
+        last = self.biases[-1]
+        assert isinstance(last, nn.Linear)
+        return last
 
     def forward(self, states: Tensor, visual_tokens: Tensor) -> Tensor:
         """(B, width) states and (B, V, width) visual tokens -> (B,) raw scores, unclamped."""

@@ -46,13 +46,14 @@ class VlmInputs:
     def __init__(self, processor: Any) -> None:
         self.processor = processor
 
-    def prompt(self, question: str, quality_tokens: Sequence[str]) -> ChatPrompt:
+    def prompt(self, question: str, quality_tokens: Sequence[str], beginning: str = ANSWER) -> ChatPrompt:
         """The chat text of a question.
 
         Args:
             question: a text with at most one `<|image|>` (the picture comes first without), or a name of
                 `prompt.PROMPTS`, whose question it is in the model's own chat format.
             quality_tokens: score tokens, or level words with the blank before them.
+            beginning: of the answer, which one of them continues.
 
         Raises:
             ValueError: more than one `<|image|>`.
@@ -64,7 +65,7 @@ class VlmInputs:
         before, _, after = question.rpartition(IMAGE_PLACEHOLDER)
         content = [{"type": "text", "text": before}, {"type": "image"}, {"type": "text", "text": after}]
         content = [part for part in content if part.get("text") != ""]
-        answer = [{"type": "text", "text": ANSWER}]
+        answer = [{"type": "text", "text": beginning}]
         if not getattr(self.processor, "chat_template", None):
             raise CheckpointError(
                 f"{type(self.processor).__name__} has no chat template, so it is not known how a picture is asked "
@@ -77,15 +78,15 @@ class VlmInputs:
         )
         tokenizer = self.processor.tokenizer
         starts_text = not (tokenizer.bos_token and text.startswith(tokenizer.bos_token))
-        before_quality = self._ids(ANSWER)
+        before_quality = self._ids(beginning)
         for token in quality_tokens:
-            full = self._ids(f"{ANSWER}{token}.")
+            full = self._ids(f"{beginning}{token}.")
             rest = full[len(before_quality) :]
             read = tokenizer.decode(rest[:1]).strip()
             if full[: len(before_quality)] != before_quality or len(rest) < 2 or read != token.strip():
                 pieces = [tokenizer.decode([index]) for index in full]
                 raise CheckpointError(
-                    f"quality token {token.strip()!r} must be one token behind {ANSWER!r}, but the tokenizer reads "
+                    f"quality token {token.strip()!r} must be one token behind {beginning!r}, but the tokenizer reads "
                     f"{pieces}: " + ("it has to be added as a special token" if token[0] == "<" else "take other words")
                 )
         end_of_text = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..checkpoints import CheckpointSource
 from ..checkpoints.vlm_checkpoint import base_fingerprint, load_base, load_processor, make_room, peft_quiet
+from ..data.opinions import HIGH, LOW
 from ..errors import CheckpointError, TrainingFailedError
 from ..model.vlm import VlmConfig, VlmQScorer
 from ..model.vlm_inputs import ChatPrompt, VlmInputs
@@ -37,7 +38,8 @@ def start_from_backbone(config: TrainConfig) -> VlmStart:
     """The network of `model.backbone`: what is not an adapter, a new token or the regressor stays frozen.
 
     New input rows are N(0, 0.02), new output rows the mean of the old ones, the regressor's weights N(0, 0.02) with
-    zero biases, as the published training has them; a row that is both is the mean plus N(0, 0.02).
+    zero biases, as the published training has them; a row that is both is the mean plus N(0, 0.02). Other than there,
+    the first scores are the middle of the scale: from 0, short runs spend most of their steps on the way up.
 
     Raises:
         CheckpointError, DownloadError: the backbone cannot be had, or is none.
@@ -82,6 +84,7 @@ def start_from_backbone(config: TrainConfig) -> VlmStart:
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=0.02)
             nn.init.zeros_(module.bias)
+    nn.init.constant_(network.deepmlp.last_layer.bias, (LOW + HIGH) / 2)
     adapters = _with_adapters(network, config)
     network.deepmlp.requires_grad_(config.trainable.regressor and model.formulation == "score_token")
     for parameter in network.parameters():

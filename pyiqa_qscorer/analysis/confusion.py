@@ -1,0 +1,344 @@
+"""Semantic confusion: how far tuning for quality moved a model's language, and how far quality leaks into it.
+
+The paper shows the effect by examples (its Fig. 3); its protocol was not found, so this one is ours. A tuned model is
+compared with its base on texts that have nothing to do with pictures (`confusion_texts.yaml`), and asked unrelated
+questions about pictures of unlike quality.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from scipy import stats
+from torch import Tensor
+
+from ..data.labels import Floats
+from ..evaluation.bootstrap import RESAMPLES, interval, resampled
+from ..evaluation.correlation import srcc
+from .language_model import LEVEL_WORDS, LanguageModel
+
+NEIGHBOURS = 10
+KINDS = ("neutral", "other_sense", "prompts")
+
+
+@cache
+def texts() -> dict[str, Any]:
+    """The texts by kind, as `confusion_texts.yaml` has them."""
+    content: dict[str, Any] = yaml.safe_load((Path(__file__).parent / "confusion_texts.yaml").read_text("utf-8"))
+    return content
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % percentile interval, by drawing texts or pictures with replacement."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True)
+class WordChange:
+    """One level word.
+
+    Attributes:
+        where_right: change of its log-probability where a text goes on with it, in another sense.
+        elsewhere: the same at all places of the neutral texts.
+        base_rank, rank: median place among all tokens where a text goes on with it; 1 is the most likely.
+        neighbours_kept: share of the nearest output rows (cosine) that are the same as in the base.
+    """
+
+    word: str
+    where_right: Estimate
+    elsewhere: Estimate
+    base_rank: float
+    rank: float
+    neighbours_kept: float
+
+
+@dataclass(frozen=True)
+class Sentiment:
+    """Level words as answers on 100 reviews, 20 of each level, asked in two ways.
+
+    Attributes:
+        accuracy: share of reviews whose most likely level word is the right one; chance is 0.2.
+        calibrated: the same once each word's mean log-probability over all reviews is taken off, so that a model that
+            merely prefers a word is not punished for it.
+        order: SRCC of the expected level and the right one.
+    """
+
+    accuracy: Estimate
+    calibrated: Estimate
+    order: Estimate
+
+
+@dataclass(frozen=True)
+class Leak:
+    """SRCC of the expected level in the answer to an unrelated question, and the quality of the picture beside it."""
+
+    question: str
+    base: Estimate
+    tuned: Estimate
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """What tuning did to a model's language.
+
+    Attributes:
+        drift: KL(base || tuned) of next-token distributions in nats, mean over places, by kind of text. Over the
+            tokens that both know, score tokens left out.
+        base_sentiment, sentiment: of both models.
+        accuracy_lost, order_lost: of the calibrated answers: tuned - base, paired by review.
+        leaks: empty without pictures.
+        score_token_mass: probability of all score tokens together, outside of the prompt that asks for quality: mean
+            over the places of all texts; None without score tokens.
+        largest_score_token_mass: at any place.
+        level_word_mass, base_level_word_mass: probability of the level words together, in the neutral texts.
+    """
+
+    name: str
+    drift: dict[str, Estimate]
+    words: list[WordChange]
+    base_sentiment: Sentiment
+    sentiment: Sentiment
+    accuracy_lost: Estimate
+    order_lost: Estimate
+    leaks: list[Leak]
+    score_token_mass: Estimate | None
+    largest_score_token_mass: float | None
+    level_word_mass: Estimate
+    base_level_word_mass: Estimate
+
+
+@dataclass(frozen=True)
+class _Answers:
+    """Of one model: log-probabilities after the texts, of level words after reviews, expected levels at pictures."""
+
+    after: dict[str, list[Tensor]]  # by kind of text, (T, vocabulary) each
+    reviews: Floats  # (frames, reviews, 5)
+    at_pictures: Floats  # (questions, pictures)
+
+
+def compare(
+    base: LanguageModel,
+    tuned: Callable[[], LanguageModel] | LanguageModel,
+    pictures: Sequence[Path] = (),
+    mos: Sequence[float] = (),
+) -> Confusion:
+    """Measure how a tuned model's language differs from its base's.
+
+    Args:
+        base: the model before.
+        tuned: the model after, of the same tokenizer.
+        pictures, mos: of unlike quality; without, leakage is not measured.
+
+    Raises:
+        ValueError: the two read the same text as different tokens, or not as many pictures as opinions.
+    """
+    return compare_all(base, [tuned], pictures, mos)[0]
+
+
+def compare_all(
+    base: LanguageModel,
+    tuned: Sequence[Callable[[], LanguageModel] | LanguageModel],
+    pictures: Sequence[Path] = (),
+    mos: Sequence[float] = (),
+) -> list[Confusion]:
+    """The same of several, each loaded when it is its turn, given a function that loads it."""
+    if len(pictures) != len(mos):
+        raise ValueError(f"pictures and mos must be equally many, got {len(pictures)} and {len(mos)}")
+    before, rows = _answers(base, pictures), base.output_rows
+    found = []
+    for one in tuned:
+        model = one if isinstance(one, LanguageModel) else one()
+        for text in texts()["neutral"]:
+            if model.ids(text) != base.ids(text):
+                raise ValueError(f"{model.name} reads {text!r} as other tokens than {base.name}: it is not its base")
+        found.append(_compared(base, model, before, _answers(model, pictures), rows, np.asarray(mos, np.float64)))
+    return found
+
+
+def _texts_of(kind: str) -> list[str]:
+    if kind == "other_sense":
+        return [text for word in LEVEL_WORDS for text in texts()[kind][word]]
+    return list(texts()[kind])
+
+
+def _reviews() -> tuple[list[tuple[str, str]], np.ndarray]:
+    """(thing, text) of every review, and its level 0..4."""
+    found = [
+        (thing, text, level)
+        for thing, by_word in texts()["sentiment"].items()
+        for level, word in enumerate(LEVEL_WORDS)
+        for text in by_word[word]
+    ]
+    return [(thing, text) for thing, text, _ in found], np.array([level for *_, level in found])
+
+
+def _answers(model: LanguageModel, pictures: Sequence[Path]) -> _Answers:
+    after = {kind: [model.after_text(text) for text in _texts_of(kind)] for kind in KINDS}
+    reviews = [
+        [model.after_text(frame.format(text=text, thing=thing))[-1, model.levels] for thing, text in _reviews()[0]]
+        for frame in texts()["sentiment_frames"]
+    ]
+    asked = texts()["leakage"] if pictures else []
+    at_pictures = [
+        _expected(model.after_picture(pictures, one["question"], one["answer"])[:, model.levels].numpy())
+        for one in asked
+    ]
+    told = np.array([[one.numpy() for one in frame] for frame in reviews], np.float64)
+    return _Answers(after, told, np.array(at_pictures, np.float64))
+
+
+def _compared(
+    base: LanguageModel, model: LanguageModel, before: _Answers, after: _Answers, rows: Tensor, mos: Floats
+) -> Confusion:
+    common = min(before.after["neutral"][0].shape[1], after.after["neutral"][0].shape[1])
+    left_out = sorted({*base.score_ids, *model.score_ids})
+    drift = {
+        kind: _mean_of_texts(_divergence(p, q, common, left_out) for p, q in _pairs(before, after, kind))
+        for kind in KINDS
+    }
+    labels = _reviews()[1]
+    calibrated, order = (
+        _paired_change(measure, labels, before.reviews, after.reviews) for measure in (_calibrated_hits, _order)
+    )
+    leaks = [
+        Leak(one["question"], *(_correlation(answers.at_pictures[index], mos) for answers in (before, after)))
+        for index, one in enumerate(texts()["leakage"] if len(mos) else [])
+    ]
+    every = [one for kind in KINDS for one in after.after[kind]]
+    masses = [_mass(one, model.score_ids) for one in every] if model.score_ids else None
+    return Confusion(
+        name=model.name,
+        drift=drift,
+        words=_word_changes(base, model, before, after, rows),
+        base_sentiment=_sentiment(labels, before.reviews),
+        sentiment=_sentiment(labels, after.reviews),
+        accuracy_lost=calibrated,
+        order_lost=order,
+        leaks=leaks,
+        score_token_mass=None if masses is None else _mean_of_texts(masses),
+        largest_score_token_mass=None if masses is None else float(max(one.max() for one in masses)),
+        level_word_mass=_mean_of_texts(_mass(one, model.levels) for one in after.after["neutral"]),
+        base_level_word_mass=_mean_of_texts(_mass(one, base.levels) for one in before.after["neutral"]),
+    )
+
+
+def _pairs(before: _Answers, after: _Answers, kind: str) -> list[tuple[Tensor, Tensor]]:
+    return list(zip(before.after[kind], after.after[kind], strict=True))
+
+
+def _divergence(base: Tensor, tuned: Tensor, common: int, left_out: Sequence[int]) -> Tensor:
+    """(T,) KL(base || tuned) of the first `common` tokens without `left_out`, each renormalised."""
+    kept = torch.ones(common, dtype=torch.bool)
+    kept[[index for index in left_out if index < common]] = False
+    p, q = (one[:, :common][:, kept].double().log_softmax(dim=-1) for one in (base, tuned))
+    return (p.exp() * (p - q)).sum(dim=-1)
+
+
+def _mass(log_probabilities: Tensor, ids: Sequence[int]) -> Tensor:
+    """(T,) probability of all `ids` together."""
+    return log_probabilities[:, list(ids)].double().exp().sum(dim=-1)
+
+
+def _word_changes(
+    base: LanguageModel, model: LanguageModel, before: _Answers, after: _Answers, rows: Tensor
+) -> list[WordChange]:
+    found, per_word = [], len(_texts_of("other_sense")) // len(LEVEL_WORDS)
+    tuned_rows = model.output_rows
+    for index, word in enumerate(LEVEL_WORDS):
+        token = base.levels[index]
+        part = slice(index * per_word, (index + 1) * per_word)
+        changes, ranks = [], []
+        for text, (p, q) in zip(
+            _texts_of("other_sense")[part], _pairs(before, after, "other_sense")[part], strict=True
+        ):
+            place = base.ids(text).index(token) - 1
+            changes.append((q[place, token] - p[place, token]).double().reshape(1))
+            ranks.append([int((one[place] > one[place, token]).sum()) + 1 for one in (p, q)])
+        elsewhere = _mean_of_texts((q[:, token] - p[:, token]).double() for p, q in _pairs(before, after, "neutral"))
+        base_rank, rank = np.median(np.array(ranks), axis=0)
+        kept = len(_neighbours(rows, token) & _neighbours(tuned_rows, token)) / NEIGHBOURS
+        found.append(WordChange(word, _mean_of_texts(changes), elsewhere, float(base_rank), float(rank), kept))
+    return found
+
+
+def _neighbours(rows: Tensor, token: int) -> set[int]:
+    similarity = torch.nn.functional.cosine_similarity(rows, rows[token, None])
+    similarity[token] = -torch.inf
+    return set(similarity.topk(NEIGHBOURS).indices.tolist())
+
+
+# --- statistics of reviews: `told` are log-probabilities (frames, reviews, 5), `labels` the right levels (reviews,) ---
+
+
+def _expected(log_probabilities: Floats) -> Floats:
+    """(..., 5) -> expected level 0..4 of the level words alone."""
+    shares = np.exp(log_probabilities - log_probabilities.max(axis=-1, keepdims=True))
+    found: Floats = (shares @ np.arange(shares.shape[-1])) / shares.sum(axis=-1)
+    return found
+
+
+def _hits(told: Floats, labels: np.ndarray) -> float:
+    return float((told.argmax(axis=-1) == labels).mean())
+
+
+def _calibrated_hits(told: Floats, labels: np.ndarray) -> float:
+    return _hits(told - told.mean(axis=1, keepdims=True), labels)
+
+
+def _order(told: Floats, labels: np.ndarray) -> float:
+    return float(np.mean([srcc(frame, labels) for frame in _expected(told)]))
+
+
+def _sentiment(labels: np.ndarray, told: Floats) -> Sentiment:
+    def of(measure: Callable[[Floats, np.ndarray], float]) -> Estimate:
+        return _estimate(lambda drawn, right: measure(drawn[0], right), labels, told)
+
+    return Sentiment(of(_hits), of(_calibrated_hits), of(_order))
+
+
+def _paired_change(
+    measure: Callable[[Floats, np.ndarray], float], labels: np.ndarray, before: Floats, after: Floats
+) -> Estimate:
+    return _estimate(lambda told, right: measure(told[1], right) - measure(told[0], right), labels, before, after)
+
+
+def _estimate(statistic: Callable[[list[Floats], np.ndarray], float], labels: np.ndarray, *told: Floats) -> Estimate:
+    """`statistic` of all reviews, with its interval over draws of reviews."""
+    random, count = np.random.default_rng(0), len(labels)
+    draws = []
+    for _ in range(RESAMPLES):
+        chosen = random.integers(count, size=count)
+        draws.append(statistic([one[:, chosen] for one in told], labels[chosen]))
+    low, high = interval(np.array(draws)) or (None, None)
+    return Estimate(statistic(list(told), labels), low, high)
+
+
+def _correlation(values: Floats, mos: Floats) -> Estimate:
+    low, high = interval(resampled("srcc", values, mos)) or (None, None)
+    return Estimate(srcc(values, mos), low, high)
+
+
+def _mean_of_texts(values: Any) -> Estimate:
+    """Mean over places, each text drawn as a whole."""
+    texts_ = [one.numpy() for one in values]
+    sums, counts = np.array([one.sum() for one in texts_]), np.array([len(one) for one in texts_])
+    found = stats.bootstrap(
+        (sums, counts),
+        lambda s, n, axis: s.sum(axis=axis) / n.sum(axis=axis),
+        paired=True,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        random_state=np.random.default_rng(0),
+    ).confidence_interval
+    return Estimate(float(sums.sum() / counts.sum()), float(found.low), float(found.high))
