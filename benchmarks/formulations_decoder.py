@@ -99,9 +99,11 @@ def run_once(data: Path, output: Path, name: str, rate: float, seed: int, part: 
     content["data"]["flip"] = False
     content["data"]["validation"][0] |= {"folder": str(data / photos), "csv": str(output / f"{tested}.csv")} | column
     content["training"] |= {"learning_rate": rate, "seed": seed, "load_best_model_at_end": False, "save_total_limit": 1}
-    metrics = train(parse_config(content)).metrics
+    result = train(parse_config(content))
+    if not result.finished:
+        raise SystemExit("stopped; the same command goes on from the last state")
     run: dict[str, Any] = {"name": name, "size": PARTS[part], "rate": rate, "seed": seed}
-    run |= {measure: metrics[f"validation_{measure}"] for measure in MEASURES}
+    run |= {measure: result.metrics[f"validation_{measure}"] for measure in MEASURES}
     run["minutes"] = round((time.monotonic() - started) / 60, 1)
     file.write_text(json.dumps(run))
     Console().print(run)

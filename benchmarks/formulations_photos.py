@@ -145,8 +145,10 @@ def run_once(
     torch.set_num_threads(1)
     transformers_logging.set_verbosity_error()
     start = time.monotonic()
-    metrics = train(parse_config(configuration(work, data, name, size, rate, seed, on, epochs, folder))).metrics
-    measured = {measure: metrics[f"validation_{measure}"] for measure in MEASURES}
+    result = train(parse_config(configuration(work, data, name, size, rate, seed, on, epochs, folder)))
+    if not result.finished:
+        raise SystemExit("stopped; the same command goes on from the last state")
+    measured = {measure: result.metrics[f"validation_{measure}"] for measure in MEASURES}
     run = {"name": name, "size": size, "rate": rate, "seed": seed, "on": on, **measured}
     run["seconds"] = round(time.monotonic() - start, 1)
     file.write_text(json.dumps(run))

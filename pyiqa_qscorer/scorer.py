@@ -23,11 +23,10 @@ import torch
 from .data.score_rows import ScoreRow
 from .data.score_store import ScoreTable
 from .errors import FailedImagesError, QScorerError, UnknownOptionError
-from .files import file_stamp
+from .files import file_stamp, ordered_prefetch
 from .images.inputs import ImageLike, ImagePreparation, is_single, reason
 from .images.model_images import ModelImages, SquareImages
 from .images.staging import Stager
-from .prefetch import ordered_prefetch
 from .registry import OPTIONS, default_metric, nearest, resolve_metric_options
 
 if TYPE_CHECKING:

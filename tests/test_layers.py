@@ -13,13 +13,13 @@ from environments import REPOSITORY
 PACKAGE = REPOSITORY / "pyiqa_qscorer"
 
 LAYERS = [
-    {"errors", "registry", "files", "prefetch"},
+    {"errors", "registry", "files"},
     {"report"},
     {"images", "prompt"},
     {"model"},
     {"checkpoints", "data"},
     {"metric"},
-    {"scorer", "loss"},
+    {"scorer", "loss", "torchmetrics"},
     {"host"},
     {"analysis", "evaluation", "training", "synthetic", "serving"},
     {"cli"},

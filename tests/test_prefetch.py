@@ -8,7 +8,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from pyiqa_qscorer.prefetch import ordered_prefetch
+from pyiqa_qscorer.files import ordered_prefetch
 
 
 def test_order_bounds_and_exceptions() -> None:

@@ -15,10 +15,9 @@ from torch import Tensor
 from ..data.opinions import OpinionRow, Transform
 from ..data.score_rows import ScoreRow
 from ..errors import ImageError, QScorerError
-from ..files import file_stamp
+from ..files import file_stamp, ordered_prefetch
 from ..host.pyiqa_metrics import PyiqaMetric
 from ..images.reading import open_image
-from ..prefetch import ordered_prefetch
 
 REFERENCES_KEPT = 8
 

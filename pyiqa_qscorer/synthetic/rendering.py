@@ -26,10 +26,9 @@ from PIL import Image
 from ..checkpoints.layouts import read_json
 from ..data.opinions import read_opinions
 from ..errors import OpinionTableError, SyntheticDataError
-from ..files import write_bytes
+from ..files import ordered_prefetch, write_bytes
 from ..host.reference_metrics import compare
 from ..images.reading import open_image
-from ..prefetch import ordered_prefetch
 from .calibration import BEST_OPINION, CALIBRATION_TYPES, REFERENCE_METRICS, Calibration, fit_calibration
 from .distortions import KADID_TYPES, Step, apply_chain, codec_versions, kadid_distortion, random_chain
 from .kadid_opinions import kadid_opinion, typical_spread

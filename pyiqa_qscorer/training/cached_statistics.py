@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..errors import CheckpointError, TrainingDataError
-from ..prefetch import ordered_prefetch
+from ..files import ordered_prefetch
 from .dataset import LabelledImages, QualityDataset
 
 if TYPE_CHECKING:
