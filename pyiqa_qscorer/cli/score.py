@@ -15,7 +15,7 @@ import typer
 from ..errors import InputError
 from ..files import file_key
 from . import console as cli_output
-from .console import clean_errors, count, say, say_loading
+from .console import clean_errors, count, printable, say, say_loading
 from .options import (
     AttnImplementation,
     Base,
@@ -40,11 +40,13 @@ from .options import (
 if TYPE_CHECKING:
     from ..data.score_rows import ScoreRow
     from ..data.score_store import ScoreTable
+    from ..scorer import Scorer
 
 LIST = "-"
 """Stands for a list of inputs on standard input."""
 
-WORST_BESIDE_A_PAGE = 10
+WORST_IN_DETAIL = 10
+"""Named, and mapped, beside a page or a folder of maps where --worst does not say."""
 
 
 def score(
@@ -71,6 +73,10 @@ def score(
         option("write a page to look at: thumbnails from worst to best", metavar="FILE.html", show_default=False),
     ] = None,
     thumbnails: Annotated[bool, option("small copies of images in --report", "--thumbnails/--no-thumbnails")] = True,
+    explain: Annotated[
+        Path | None,
+        option("folder for maps of the --worst images: where in them the quality is low", metavar="DIR"),
+    ] = None,
     device: Device = None,
     batch_size: Annotated[int, option("images per pass of the model", min=1, metavar="N")] = 16,
     workers: Annotated[
@@ -101,6 +107,7 @@ def score(
     $ pyiqa-qscorer score photo.jpg holiday/
     $ pyiqa-qscorer score 'data/**/*.png' -o scores.csv --resume --worst 10
     $ pyiqa-qscorer score photos/ --report page.html
+    $ pyiqa-qscorer score photos/ --worst 5 --explain maps/
     $ pyiqa-qscorer score photos/ | sort -rn | head
     $ find photos -newer list.txt -print0 | pyiqa-qscorer score -
     """
@@ -109,10 +116,10 @@ def score(
         metric, options = chosen_metric(context)
         if output is None and (resume or overwrite):
             raise InputError("--resume and --overwrite go with --output")
-        if report is not None:
-            if report.suffix.lower() not in (".html", ".htm") or not report.parent.is_dir():
-                raise InputError(f"--report must be a file .html in a folder that exists, got {report}")
-            worst = worst or WORST_BESIDE_A_PAGE
+        if report is not None and (report.suffix.lower() not in (".html", ".htm") or not report.parent.is_dir()):
+            raise InputError(f"--report must be a file .html in a folder that exists, got {report}")
+        if report is not None or explain is not None:
+            worst = worst or WORST_IN_DETAIL
         from ..data.find_images import find_images
         from ..data.score_store import ScoreTable
 
@@ -158,7 +165,27 @@ def score(
 
             write_score_page(report, rows, thumbnails)
             say("Page: ", (str(report), "bold"))
+        if explain is not None:
+            _write_maps(scorer, rows, worst or WORST_IN_DETAIL, explain)
     raise typer.Exit(1 if any(row.score is None for row in rows) else 0)
+
+
+def _write_maps(scorer: Scorer, rows: Iterable[ScoreRow], number: int, folder: Path) -> None:
+    """One PNG for each of the worst images, worst first by name."""
+    from ..errors import ImageError, OutputError
+    from ..images.reading import open_image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    scored = sorted((row for row in rows if row.score is not None), key=lambda row: row.score or 0.0)
+    for place, row in enumerate(scored[:number], start=1):
+        target = folder / f"{place:03d}_{Path(row.path).stem}.png"
+        try:
+            scorer.explain(row.path).overlay(open_image(row.path)).save(target)
+        except ImageError as error:
+            say((f"no map: {printable(str(error))}", "yellow"))
+        except OSError as error:
+            raise OutputError(f"cannot write {target}: {error.strerror or error}") from error
+    say("Maps: ", (str(folder), "bold"))
 
 
 def _with_lists(inputs: Iterable[str]) -> Iterator[str]:

@@ -62,20 +62,23 @@ class ImagePreparation:
         return PreparedImage(source, levels, width=image.shape[2], height=image.shape[1])
 
     def _from_picture(self, source: str, image: object) -> PreparedImage:
+        picture = self.picture(image)
+        levels = self.images.levels_from_pil(picture)
+        return PreparedImage(source, levels, width=picture.width, height=picture.height)
+
+    def picture(self, image: object) -> Image.Image:
+        """RGB picture of whatever is an image but no tensor. Raises `ImageError`."""
         if isinstance(image, np.ndarray):
             image = image_from_array(image)
         if isinstance(image, Image.Image):
             with self._pil_lock:
-                picture = image_files.open_image(image)
-        elif isinstance(image, (str, os.PathLike, bytes)):
-            picture = image_files.open_image(image)
-        else:
-            raise ImageError(
-                f"an image cannot be a {type(image).__name__}: give a path, bytes, a PIL image, "
-                "a tensor (3, H, W) in [0, 1] or a uint8 array (H, W, 3)"
-            )
-        levels = self.images.levels_from_pil(picture)
-        return PreparedImage(source, levels, width=picture.width, height=picture.height)
+                return image_files.open_image(image)
+        if isinstance(image, (str, os.PathLike, bytes)):
+            return image_files.open_image(image)
+        raise ImageError(
+            f"an image cannot be a {type(image).__name__}: give a path, bytes, a PIL image, "
+            "a tensor (3, H, W) in [0, 1] or a uint8 array (H, W, 3)"
+        )
 
 
 def image_from_array(array: np.ndarray) -> Image.Image:
