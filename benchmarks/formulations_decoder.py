@@ -99,6 +99,7 @@ def run_once(data: Path, output: Path, name: str, rate: float, seed: int, part: 
     content["data"]["flip"] = False
     content["data"]["validation"][0] |= {"folder": str(data / photos), "csv": str(output / f"{tested}.csv")} | column
     content["training"] |= {"learning_rate": rate, "seed": seed, "load_best_model_at_end": False, "save_total_limit": 1}
+    content["training"]["eval_delay"] = content["training"]["num_train_epochs"]
     result = train(parse_config(content))
     if not result.finished:
         raise SystemExit("stopped; the same command goes on from the last state")

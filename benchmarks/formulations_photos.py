@@ -188,6 +188,7 @@ def configuration(
         "training": {
             **{key: mini["training"][key] for key in ("weight_decay", "warmup_steps")},
             "num_train_epochs": epochs,
+            "eval_delay": epochs,  # the last state counts: others need no evaluation
             "per_device_train_batch_size": 32,
             "learning_rate": rate,
             "average_decay": 0.99,
