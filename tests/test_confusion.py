@@ -55,7 +55,7 @@ def test_a_model_is_not_confused_with_itself(base: Path, pictures: Path) -> None
     for word in found.words:
         assert word.where_right.value == word.elsewhere.value == 0.0
         assert word.neighbours_kept == 1.0 and word.base_rank == word.rank
-    assert found.accuracy_lost.value == found.order_lost.value == 0.0
+    assert found.accuracy_change.value == found.order_change.value == 0.0
     assert all(leak.base == leak.tuned for leak in found.leaks) and len(found.leaks) == 4
     assert found.score_token_mass is None and found.sentiment == found.base_sentiment
 

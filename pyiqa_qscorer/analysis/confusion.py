@@ -96,7 +96,7 @@ class Confusion:
         drift: KL(base || tuned) of next-token distributions in nats, mean over places, by kind of text. Over the
             tokens that both know, score tokens left out.
         base_sentiment, sentiment: of both models.
-        accuracy_lost, order_lost: of the calibrated answers: tuned - base, paired by review.
+        accuracy_change, order_change: of the calibrated accuracy and of the order: tuned - base, paired by review.
         leaks: empty without pictures.
         score_token_mass: probability of all score tokens together, outside of the prompt that asks for quality: mean
             over the places of all texts; None without score tokens.
@@ -109,8 +109,8 @@ class Confusion:
     words: list[WordChange]
     base_sentiment: Sentiment
     sentiment: Sentiment
-    accuracy_lost: Estimate
-    order_lost: Estimate
+    accuracy_change: Estimate
+    order_change: Estimate
     leaks: list[Leak]
     score_token_mass: Estimate | None
     largest_score_token_mass: float | None
@@ -208,9 +208,8 @@ def _compared(
         for kind in KINDS
     }
     labels = _reviews()[1]
-    calibrated, order = (
-        _paired_change(measure, labels, before.reviews, after.reviews) for measure in (_calibrated_hits, _order)
-    )
+    gained = _calibrated_hits(after.reviews, labels) - _calibrated_hits(before.reviews, labels)
+    order = _orders(after.reviews, labels) - _orders(before.reviews, labels)
     leaks = [
         Leak(one["question"], *(_correlation(answers.at_pictures[index], mos) for answers in (before, after)))
         for index, one in enumerate(texts()["leakage"] if len(mos) else [])
@@ -223,8 +222,8 @@ def _compared(
         words=_word_changes(base, model, before, after, rows),
         base_sentiment=_sentiment(labels, before.reviews),
         sentiment=_sentiment(labels, after.reviews),
-        accuracy_lost=calibrated,
-        order_lost=order,
+        accuracy_change=_mean(gained),
+        order_change=_of_draws(order),
         leaks=leaks,
         score_token_mass=None if masses is None else _mean_of_texts(masses),
         largest_score_token_mass=None if masses is None else float(max(one.max() for one in masses)),
@@ -288,40 +287,35 @@ def _expected(log_probabilities: Floats) -> Floats:
     return found
 
 
-def _hits(told: Floats, labels: np.ndarray) -> float:
-    return float((told.argmax(axis=-1) == labels).mean())
+def _hits(told: Floats, labels: np.ndarray) -> Floats:
+    """(reviews,) share of the frames in which the most likely word is the right one."""
+    found: Floats = (told.argmax(axis=-1) == labels).mean(axis=0)
+    return found
 
 
-def _calibrated_hits(told: Floats, labels: np.ndarray) -> float:
+def _calibrated_hits(told: Floats, labels: np.ndarray) -> Floats:
     return _hits(told - told.mean(axis=1, keepdims=True), labels)
 
 
-def _order(told: Floats, labels: np.ndarray) -> float:
-    return float(np.mean([srcc(frame, labels) for frame in _expected(told)]))
+def _orders(told: Floats, labels: np.ndarray) -> Floats:
+    """(1 + resamples,) mean SRCC over frames: of all reviews, then of each draw; the same draws for every model."""
+    levels = _expected(told)
+    draws = np.mean([resampled("srcc", frame, labels) for frame in levels], axis=0)
+    return np.concatenate([[np.mean([srcc(frame, labels) for frame in levels])], draws])
 
 
 def _sentiment(labels: np.ndarray, told: Floats) -> Sentiment:
-    def of(measure: Callable[[Floats, np.ndarray], float]) -> Estimate:
-        return _estimate(lambda drawn, right: measure(drawn[0], right), labels, told)
-
-    return Sentiment(of(_hits), of(_calibrated_hits), of(_order))
+    accuracy, calibrated = (_mean(hits(told, labels)) for hits in (_hits, _calibrated_hits))
+    return Sentiment(accuracy, calibrated, _of_draws(_orders(told, labels)))
 
 
-def _paired_change(
-    measure: Callable[[Floats, np.ndarray], float], labels: np.ndarray, before: Floats, after: Floats
-) -> Estimate:
-    return _estimate(lambda told, right: measure(told[1], right) - measure(told[0], right), labels, before, after)
+def _of_draws(values: Floats) -> Estimate:
+    low, high = interval(values[1:]) or (None, None)
+    return Estimate(float(values[0]), low, high)
 
 
-def _estimate(statistic: Callable[[list[Floats], np.ndarray], float], labels: np.ndarray, *told: Floats) -> Estimate:
-    """`statistic` of all reviews, with its interval over draws of reviews."""
-    random, count = np.random.default_rng(0), len(labels)
-    draws = []
-    for _ in range(RESAMPLES):
-        chosen = random.integers(count, size=count)
-        draws.append(statistic([one[:, chosen] for one in told], labels[chosen]))
-    low, high = interval(np.array(draws)) or (None, None)
-    return Estimate(statistic(list(told), labels), low, high)
+def _mean(values: Floats) -> Estimate:
+    return _mean_of_texts(torch.from_numpy(values).reshape(-1, 1))
 
 
 def _correlation(values: Floats, mos: Floats) -> Estimate:

@@ -59,7 +59,9 @@ def tables(found: Sequence[Confusion]) -> list[Table]:
     )
     answered: list[list[Cell | str]] = [["base", *_sentiment(found[0], "base_sentiment"), "", ""]]
     for one in found:
-        answered.append([one.name, *_sentiment(one, "sentiment"), _shown(one.accuracy_lost), _shown(one.order_lost)])
+        answered.append(
+            [one.name, *_sentiment(one, "sentiment"), _shown(one.accuracy_change), _shown(one.order_change)]
+        )
     columns = ("model", "accuracy", "calibrated", "SRCC", "calibrated - base's", "SRCC - base's")
     reviews = Table("100 reviews, answered with level words (chance 0.2)", columns, answered)
     words = Table(
@@ -100,11 +102,11 @@ def conclusions(found: Sequence[Confusion]) -> list[str]:
     """What a reader can take home, a sentence each."""
     sentences = []
     for one in found:
-        lost, drift = one.accuracy_lost, one.drift["neutral"].value
-        sure = lost.low is not None and lost.high is not None and (lost.low > 0 or lost.high < 0)
+        change, drift = one.accuracy_change, one.drift["neutral"].value
+        sure = change.low is not None and change.high is not None and (change.low > 0 or change.high < 0)
         sentence = (
             f"{one.name}: {number(drift)} nats from its base on neutral text; calibrated accuracy on reviews "
-            f"{lost.value:+.3f}{'' if sure else ' (within chance)'}"
+            f"{change.value:+.3f}{'' if sure else ' (within chance)'}"
         )
         if one.leaks:
             before, after = (
@@ -116,14 +118,14 @@ def conclusions(found: Sequence[Confusion]) -> list[str]:
 
 
 def figure(found: Sequence[Confusion]) -> Figure:
-    """Drift by kind of text, what reviews lost, and leakage, one bar a model."""
+    """Drift by kind of text, what changed in reviews, and leakage, one bar a model."""
     made, axes = new_axes(3 if found[0].leaks else 2, (5.2, 7.5 if found[0].leaks else 5.2))
     groups: list[tuple[str, list[str], list[list[Estimate]]]] = [
         ("KL from the base, nats", [KIND_NAMES[kind] for kind in KINDS], [[m.drift[k] for k in KINDS] for m in found]),
         (
             "reviews: change against the base",
             ["calibrated accuracy", "SRCC"],
-            [[model.accuracy_lost, model.order_lost] for model in found],
+            [[model.accuracy_change, model.order_change] for model in found],
         ),
         (
             "leak: SRCC with picture quality",
