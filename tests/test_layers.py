@@ -21,7 +21,7 @@ LAYERS = [
     {"metric"},
     {"scorer", "loss", "torchmetrics"},
     {"host"},
-    {"analysis", "evaluation", "training", "synthetic", "serving"},
+    {"analysis", "evaluation", "training", "synthetic", "serving", "ray"},
     {"cli"},
 ]
 """Top-level modules from bottom to top: each may import its own layer and those before."""
@@ -144,7 +144,13 @@ def test_no_module_needs_itself_to_load(all_imports: list[Import]) -> None:
 
 @pytest.mark.parametrize(
     ("library", "allowed"),
-    [("pyiqa", {"host"}), ("peft", {"checkpoints", "training"}), ("typer", {"cli"}), ("fastapi", {"serving"})],
+    [
+        ("pyiqa", {"host"}),
+        ("peft", {"checkpoints", "training"}),
+        ("typer", {"cli"}),
+        ("fastapi", {"serving"}),
+        ("ray", {"ray", "cli"}),
+    ],
 )
 def test_library_is_imported_only_in(library: str, allowed: set[str], all_imports: list[Import]) -> None:
     wrong = [found.where for found in all_imports if top(found.target) == library and top(found.module) not in allowed]

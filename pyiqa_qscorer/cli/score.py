@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ..errors import InputError
 from ..files import file_key
 from . import console as cli_output
-from .console import clean_errors, count, printable, say, say_loading
+from .console import clean_errors, count, printable, require, say, say_loading
 from .options import (
     AttnImplementation,
     Base,
@@ -77,6 +77,17 @@ def score(
         Path | None,
         option("folder for maps of the --worst images: where in them the quality is low", metavar="DIR"),
     ] = None,
+    engine: Annotated[
+        str | None,
+        option("ray: many processes or machines; --output is then a folder", metavar="NAME", rich_help_panel="Engine"),
+    ] = None,
+    column: Annotated[
+        str | None,
+        option("of Parquet files and webdataset shards: the images", metavar="NAME", rich_help_panel="Engine"),
+    ] = None,
+    actors: Annotated[
+        int, option("processes that each load the metric", min=1, metavar="N", rich_help_panel="Engine")
+    ] = 1,
     device: Device = None,
     batch_size: Annotated[int, option("images per pass of the model", min=1, metavar="N")] = 16,
     workers: Annotated[
@@ -114,6 +125,10 @@ def score(
     with clean_errors(debug), ExitStack() as stack:
         # What can be wrong with the command itself comes before torch and the model.
         metric, options = chosen_metric(context)
+        if engine is not None:
+            _check_engine(engine, output, context)
+            _score_on_ray(inputs, output or Path(), metric, column, actors, device, batch_size, options)
+            return
         if output is None and (resume or overwrite):
             raise InputError("--resume and --overwrite go with --output")
         if report is not None and (report.suffix.lower() not in (".html", ".htm") or not report.parent.is_dir()):
@@ -168,6 +183,56 @@ def score(
         if explain is not None:
             _write_maps(scorer, rows, worst or WORST_IN_DETAIL, explain)
     raise typer.Exit(1 if any(row.score is None for row in rows) else 0)
+
+
+def _check_engine(engine: str, output: Path | None, context: typer.Context) -> None:
+    if engine != "ray":
+        raise InputError(f"--engine must be ray, or be left out, got {engine!r}")
+    if output is None or output.suffix or output.is_file():
+        raise InputError(f"--engine ray writes into a folder: give --output DIR, got {output}")
+    for name in ("overwrite", "worst", "report", "explain", "workers"):
+        if context.params[name]:
+            raise InputError(f"--{name} does not go with --engine ray")
+
+
+def _score_on_ray(
+    inputs: list[str],
+    output: Path,
+    metric: str,
+    column: str | None,
+    actors: int,
+    device: str | None,
+    batch_size: int,
+    options: dict[str, Any],
+) -> None:
+    require("ray", "ray")
+    import logging
+
+    import ray
+    from ray.data.aggregate import Count
+
+    from ..ray import score_to_folder
+
+    if not ray.is_initialized():
+        # Scoring, reading, writing and Ray's filter of what is done take one logical core each and wait for each other.
+        cores = None if os.environ.get("RAY_ADDRESS") else max(os.cpu_count() or 1, actors + 4)
+        ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    given = {name: value for name, value in options.items() if value is not None}
+    scored = score_to_folder(
+        _with_lists(inputs),
+        output,
+        metric,
+        column,
+        metric_options=given,
+        concurrency=actors,
+        batch_size=batch_size,
+        num_gpus=0 if device == "cpu" or (device is None and not ray.cluster_resources().get("GPU")) else 1,
+    )
+    made = scored.aggregate(Count(on="score", ignore_nulls=True, alias_name="scored"))["scored"]
+    failed = scored.count() - made
+    say(f"{count(made, 'image')} scored, {failed:,} failed: ", (f"{output}/parts/*.parquet", "bold"))
+    raise typer.Exit(1 if failed else 0)
 
 
 def _write_maps(scorer: Scorer, rows: Iterable[ScoreRow], number: int, folder: Path) -> None:
