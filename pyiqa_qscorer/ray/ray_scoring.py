@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -99,7 +100,9 @@ def read_images(inputs: Sequence[str], lists: Path, column: str | None = None) -
     (kind,) = kinds
     if kind == "files":
         local, stored = ([one for one in inputs if ("://" in one) == remote] for remote in (False, True))
-        paths = (find_images(local).paths if local else []) + [path for one in stored for path in _stored(one)]
+        # Absolute, since actors may work in another folder.
+        paths = [os.path.abspath(path) for path in find_images(local).paths] if local else []
+        paths += [path for one in stored for path in _stored(one)]
         # The actors read the files: what is missing or broken is an error of its row, which a reader of Ray's is not.
         # The list goes through files, since Ray's checkpoints work on what is read only.
         blocks = -(-len(paths) // ROWS_OF_A_BLOCK)
@@ -164,7 +167,7 @@ def score_to_folder(
     Raises:
         InputError: another run's folder, or an id that is not there; see `read_images`, `score_dataset`.
     """
-    inputs = list(inputs)
+    inputs, output = list(inputs), output.absolute()
     asked = {"metric": metric, "options": {k: str(v) for k, v in (scoring.get("metric_options") or {}).items()}}
     _same_run(output, asked)
     lists = output / LISTS
@@ -176,7 +179,7 @@ def score_to_folder(
     if named not in there:
         raise InputError(f"{inputs[0]} has no column {named!r} to tell rows by; {nearest(named, there)}")
     # A dataset keeps the context that it was made in.
-    with _context(CheckpointConfig(named, str((output / DONE).absolute()), delete_checkpoint_on_success=False)):
+    with _context(CheckpointConfig(named, str(output / DONE), delete_checkpoint_on_success=False)):
         dataset, chosen, _ = read_images(inputs, lists, column)
         keep = named == chosen or bool(scoring.pop("keep_images", False))
         score_dataset(dataset, metric, chosen, keep_images=keep, **scoring).write_parquet(str(output / PARTS))
