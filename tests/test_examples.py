@@ -44,6 +44,26 @@ def test_quick_examples(tmp_path: Path, run: Callable[..., str]) -> None:
     assert (tmp_path / "report" / "errors.html").stat().st_size > 0
 
 
+def test_hugging_face_dataset(run: Callable[..., str], monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("datasets", reason="the example's package `datasets` is not installed, nothing is wrong")
+    lines = run("score_a_hugging_face_dataset.py").splitlines()
+    assert lines[0] == "kept 3 of 9"
+    assert [float(line) for line in lines[1:]] == sorted(float(line) for line in lines[1:])
+
+
+def test_webdataset_shards(tmp_path: Path, run: Callable[..., str]) -> None:
+    webdataset = pytest.importorskip("webdataset", reason="the example's package is not installed, nothing is wrong")
+    with webdataset.ShardWriter(str(tmp_path / "in-%03d.tar"), maxcount=4, verbose=0) as writer:
+        for photo in sorted((REPOSITORY / "tests" / "photos").glob("*.jpg")):
+            writer.write({"__key__": photo.stem, "jpg": photo.read_bytes(), "txt": photo.stem})
+        writer.write({"__key__": "broken", "jpg": b"no picture"})
+    said = run("filter_webdataset_shards.py", str(tmp_path / "in-{000..002}.tar"), str(tmp_path / "good-%03d.tar"))
+    assert "kept 3 of 10" in said
+    kept = list(webdataset.WebDataset(str(tmp_path / "good-000.tar"), shardshuffle=False))
+    assert {"astronaut", "cat", "coffee"} <= {sample["__key__"] for sample in kept}
+    assert all(float(sample["quality.txt"]) >= 3.5 for sample in kept)
+
+
 @pytest.mark.slow
 def test_leaderboard(tmp_path: Path, run: Callable[..., str]) -> None:
     output = run("leaderboard.py", str(tmp_path))
