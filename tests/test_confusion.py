@@ -122,7 +122,8 @@ def test_trained_adapters_by_the_command(base: Path, pictures: Path, tmp_path: P
     tokens, levels = report["models"]
     assert tokens["drift"]["neutral"]["low"] > 0 and levels["drift"]["neutral"]["low"] > 0
     assert 0 < tokens["score_token_mass"]["value"] <= tokens["largest_score_token_mass"] < 1
-    assert levels["score_token_mass"] is None and report["base"] == str(base)
+    assert levels["score_token_mass"] is None and report["base"] == base.name
+    assert [tokens["name"], levels["name"]] == ["score_token", "level_onehot"]
     page = (tmp_path / "report/confusion.html").read_text()
     assert "score_token" in page and (tmp_path / "report/confusion.png").stat().st_size > 5_000
 

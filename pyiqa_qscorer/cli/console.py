@@ -260,6 +260,12 @@ def print_training(result: TrainingResult) -> None:
 # --- words --------------------------------------------------------------------------------------
 
 
+def checkpoint_name(place: str) -> str:
+    """Short name of a checkpoint; of `run/checkpoint_qscorer`, as training leaves it, that of the run."""
+    *_, parent, name = ("", *Path(place).parts)
+    return parent if name.startswith("checkpoint_") and parent else name
+
+
 def count(number: int, noun: str) -> str:
     return f"{number:,} {noun}" + ("" if number == 1 else "s")
 

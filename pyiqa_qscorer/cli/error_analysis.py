@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from . import console as cli_output
-from .console import clean_errors, count, printable, require, say
+from .console import checkpoint_name, clean_errors, count, printable, require, say
 from .options import Debug, option
 
 if TYPE_CHECKING:
@@ -152,16 +152,10 @@ def _measure(
         say(f"Scoring {len(labelled.images):,} images with {printable(place)} ...", style="dim")
         where = resolve_device(device)
         metric = build_metric("qscorer", {"checkpoint": place, **options}, where)
-        measured.append(measure(_name(place), metric.to(where), labelled, where, batch_size))
+        measured.append(measure(checkpoint_name(place), metric.to(where), labelled, where, batch_size))
         if measured[-1].failed:
             say((f"{measured[-1].failed:,} images could not be scored and are left out", "yellow"))
     return measured
-
-
-def _name(checkpoint: str) -> str:
-    """Short name of a checkpoint; of `run/checkpoint_qscorer`, as training leaves it, that of the run."""
-    *_, parent, name = ("", *Path(checkpoint).parts)
-    return parent if name.startswith("checkpoint_") and parent else name
 
 
 def _votes(first: str | None, more: list[str] | None) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from . import console as cli_output
-from .console import clean_errors, printable, require, say
+from .console import checkpoint_name, clean_errors, printable, require, say
 from .options import Debug, Device, option
 
 PICTURES = {"rich_help_panel": "Pictures of unlike quality"}
@@ -56,13 +56,18 @@ def confusion(
         if place is None:
             raise ValueError(f"--base must be given: {tuned[0]} does not name the model that it was tuned from")
         say(f"Asking {printable(place)} and {len(tuned)} tuned ...", style="dim")
-        before = LanguageModel(place, device=device)
-        found = compare_all(before, [partial(LanguageModel, one, device=device) for one in tuned], pictures, opinions)
+
+        def load(checkpoint: str) -> LanguageModel:
+            model = LanguageModel(checkpoint, device=device)
+            model.name = checkpoint_name(checkpoint)
+            return model
+
+        found = compare_all(load(place), [partial(load, one) for one in tuned], pictures, opinions)
         print_tables(tables(found), cli_output.out)
         for sentence in conclusions(found):
             say(printable(sentence))
         if output is not None:
-            print(write_report(output, found, place))
+            print(write_report(output, found, checkpoint_name(place)))
 
 
 def _pictures(table: Path, folder: Path, column: str | None, limit: int) -> tuple[list[Path], list[float]]:
