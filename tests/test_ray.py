@@ -96,11 +96,11 @@ def test_a_killed_actor_loses_and_repeats_nothing(
 ) -> None:
     monkeypatch.setattr(ray_scoring, "ROWS_OF_A_BLOCK", 4)
     killed: list[int] = []
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
 
     def kill() -> None:
         while not killed and time.monotonic() < deadline:
-            time.sleep(0.1)
+            time.sleep(0.02)
             if list((tmp_path / "out/parts").glob("*.parquet")):  # some are done, others not
                 for process in psutil.Process().children(recursive=True):
                     with contextlib.suppress(psutil.Error):  # of processes that end meanwhile

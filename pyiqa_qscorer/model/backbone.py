@@ -74,6 +74,9 @@ class QScorerBackbone(QScorerPreTrainedModel, Decoder):
         self.visual_abstractor = VisualAbstractor(config.abstractor_config, config.hidden_size)
         self.post_init()
 
+    def init_weights(self) -> None:
+        """Nothing: the whole model initialises all parts at once, so that a seed gives the same weights as ever."""
+
     def encode_images(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, S, S) normalised pixels -> (B, V, width) visual tokens, in the dtype of the weights.
 
