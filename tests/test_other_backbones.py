@@ -174,4 +174,4 @@ def test_gradient_of_the_loss_is_that_of_finite_differences(metric: QScorer) -> 
 
     found = (smooth(here + step * direction) - smooth(here - step * direction)) / (2 * step)
     expected = (gradient * direction).sum().item()
-    assert found == pytest.approx(expected, rel=0.02, abs=3e-4 * gradient.norm().item())
+    assert found == pytest.approx(expected, rel=0.05, abs=2e-3 * gradient.norm().item())
