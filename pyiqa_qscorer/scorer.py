@@ -154,7 +154,7 @@ class Scorer:
         """Where in one image the quality is low: the scores of 25 overlapping crops, each as a picture of its own.
 
         A crop is seen larger than it is in the whole picture, so the map also shows faults that the score of the whole
-        hardly feels. Of four ways that were tried this one points at local damage best (`benchmarks/explain.py`).
+        hardly feels. `benchmarks/explain.py` compares it with three other ways on planted damage.
 
         Raises:
             ImageError: it cannot be scored, or its crops would be smaller than this model can judge.
