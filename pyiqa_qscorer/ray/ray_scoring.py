@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -173,29 +172,22 @@ def score_to_folder(
     lists = output / LISTS
     shutil.rmtree(lists, ignore_errors=True)
     lists.mkdir()
-    with _context(None):
+    context = ray.data.DataContext.get_current()
+    before = context.execution_options.preserve_order
+    context.execution_options.preserve_order = True
+    try:
         dataset, chosen, named = read_images(inputs, lists, column)
-        named, there = id_column or named, dataset.columns() or []
+    finally:
+        context.execution_options.preserve_order = before
+    named, there = id_column or named, dataset.columns() or []
     if named not in there:
         raise InputError(f"{inputs[0]} has no column {named!r} to tell rows by; {nearest(named, there)}")
-    # A dataset keeps the context that it was made in.
-    with _context(CheckpointConfig(named, str(output / DONE), delete_checkpoint_on_success=False)):
-        dataset, chosen, _ = read_images(inputs, lists, column)
-        keep = named == chosen or bool(scoring.pop("keep_images", False))
-        score_dataset(dataset, metric, chosen, keep_images=keep, **scoring).write_parquet(str(output / PARTS))
+    # A dataset has a context of its own, which those made of it share.
+    done = CheckpointConfig(named, str(output / DONE), delete_checkpoint_on_success=False)
+    dataset.context.checkpoint_config = done
+    keep = named == chosen or bool(scoring.pop("keep_images", False))
+    score_dataset(dataset, metric, chosen, keep_images=keep, **scoring).write_parquet(str(output / PARTS))
     return ray.data.read_parquet(str(output / PARTS))
-
-
-@contextmanager
-def _context(checkpoints: CheckpointConfig | None) -> Iterator[None]:
-    """Ray's settings for datasets that are made in it."""
-    context = ray.data.DataContext.get_current()
-    before = context.checkpoint_config, context.execution_options.preserve_order
-    context.checkpoint_config, context.execution_options.preserve_order = checkpoints, True
-    try:
-        yield
-    finally:
-        context.checkpoint_config, context.execution_options.preserve_order = before
 
 
 def _same_run(output: Path, asked: dict[str, Any]) -> None:
