@@ -183,6 +183,7 @@ def test_tracebacks_are_for_debug_and_for_bugs(monkeypatch, capsys) -> None:
         (["errors", "--mos", "l.csv", "--data", "d", "--checkpoint", "c"], "yaml", "analysis", "analysis.study"),
         (["render", "mini.yaml"], "av", "train", "synthetic.rendering"),
         (["serve"], "fastapi", "serve", "serving.web"),
+        (["demo"], "gradio", "demo", "serving.drop_page"),
     ],
 )
 def test_a_missing_extra_is_said_before_anything_is_imported(monkeypatch, arguments, module, extra, later) -> None:

@@ -15,6 +15,7 @@ import typer
 
 from .. import __version__
 from .benchmark import benchmark
+from .demo import demo
 from .doctor import doctor
 from .download import download, merge
 from .error_analysis import errors
@@ -67,6 +68,7 @@ app.command(no_args_is_help=True)(confusion)
 app.command(no_args_is_help=True)(train)
 app.command(no_args_is_help=True)(render)
 app.command()(serve)
+app.command()(demo)
 app.command()(download)
 app.command(no_args_is_help=True)(merge)
 app.command()(doctor)

@@ -51,9 +51,9 @@ Debug = Annotated[bool, option("show the traceback of an error", "--debug")]
 
 
 def chosen_metric(context: typer.Context) -> tuple[str, dict[str, Any]]:
-    """Metric name and options of a command that has `ScoreMetric` and all of `OPTIONS`, checked without torch."""
+    """Metric name and options of a command that has `ScoreMetric` and some of `OPTIONS`, checked without torch."""
     given = context.params
     metric = given["metric"] or default_metric(given["checkpoint"])
-    options = {name: given[name] for name in OPTIONS}
+    options = {name: given[name] for name in OPTIONS if name in given}
     resolve_metric_options(metric, options)
     return metric, options

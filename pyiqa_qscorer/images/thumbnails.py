@@ -13,7 +13,13 @@ from ..report import data_uri
 
 
 def thumbnail(path: str, side: int) -> str | None:
-    """Data URI of a JPEG of at most `side` pixels; None for a file that is no image any more."""
+    """Data URI of `small_jpeg`."""
+    encoded = small_jpeg(path, side)
+    return None if encoded is None else data_uri(encoded, "jpeg")
+
+
+def small_jpeg(path: str, side: int) -> bytes | None:
+    """A JPEG of at most `side` pixels; None for a file that is no image any more."""
     buffer = io.BytesIO()
     try:
         with Image.open(path) as picture:
@@ -23,7 +29,7 @@ def thumbnail(path: str, side: int) -> str | None:
         small.save(buffer, "JPEG", quality=75)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None
-    return data_uri(buffer.getvalue(), "jpeg")
+    return buffer.getvalue()
 
 
 def address_from(folder: Path, path: str) -> str:

@@ -1,0 +1,57 @@
+"""Command `pyiqa-qscorer demo`: argument parsing and printing only."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from typing import Annotated
+
+import typer
+
+from .console import clean_errors, require, say, say_loading
+from .options import Base, Checkpoint, Debug, Device, Dtype, LocalFilesOnly, Prompt, ScoreMetric, chosen_metric, option
+from .serve import LOOPBACK
+
+
+def demo(
+    context: typer.Context,
+    metric: ScoreMetric = None,
+    host: Annotated[str, option("address to listen on", metavar="ADDRESS")] = LOOPBACK[0],
+    port: Annotated[int, option("0: any that is free", min=0, max=65535, metavar="N")] = 7860,
+    max_bytes: Annotated[int, option("of one picture", min=1, metavar="N")] = 64 * 2**20,
+    device: Device = None,
+    checkpoint: Checkpoint = None,
+    base: Base = None,
+    dtype: Dtype = None,
+    prompt: Prompt = None,
+    local_files_only: LocalFilesOnly = None,
+    debug: Debug = False,
+) -> None:
+    """Open a page to drop photos on: scores, where a picture is bad, two side by side.
+
+    It works without a network, reads nothing but what is dropped on it, and is seen by this computer alone unless
+    --host says otherwise. Ctrl-C ends it.
+
+    [bold]Examples[/bold]
+    $ pyiqa-qscorer demo
+    $ pyiqa-qscorer demo --port 0 --checkpoint runs/mine/checkpoint_qscorer
+    """
+    with clean_errors(debug):
+        require("demo", "gradio")
+        metric, options = chosen_metric(context)
+        say_loading(metric, checkpoint)
+        from ..scorer import Scorer
+        from ..serving.drop_page import create_page, offline_settings, open_port
+
+        page = create_page(Scorer(metric, device, 16, **options))
+        address = page.launch(
+            server_name=host, server_port=open_port(host, port), prevent_thread_lock=True, **offline_settings(max_bytes)
+        )[1]
+        if host not in LOOPBACK:
+            say(("warning: ", "yellow"), f"whoever reaches {host} can use it: there is no login")
+        stop = threading.Event()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: stop.set())
+        say("Open ", (address, "bold"), " in a browser; Ctrl-C ends it")
+        stop.wait()
+        page.close(verbose=False)
