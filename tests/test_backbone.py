@@ -209,10 +209,32 @@ def test_feature_network_can_have_its_own_learning_rate(pictures: Path, tmp_path
     assert changes["own"] < 1e-9 and changes["common"] > 1e-4
 
 
+def test_the_first_stages_can_stay_as_they_are(pictures: Path, tmp_path: Path) -> None:
+    training = {"num_train_epochs": 1, "learning_rate": 1e-3}
+    trainable = {"everything": True, "frozen_stages": 1}
+    content = feature_settings(pictures, tmp_path / "run", trainable=trainable, training=training)
+    trained = load_folder(train(parse_config(content)).folders["qscorer"]).model.model.vision_model.backbone
+    untrained = encoder()
+    load_backbone(untrained, str(pictures / "backbone.pth"))
+    last = untrained.backbone.feature_info[0]["module"]
+    names = [name for name, _ in trained.named_parameters()]
+    frozen = max(number for number, name in enumerate(names) if name.startswith(f"{last}."))
+    for number, name in enumerate(names):
+        same = torch.equal(trained.get_parameter(name), untrained.backbone.get_parameter(name))
+        assert same == (number <= frozen), name
+    content["trainable"]["frozen_stages"] = 9
+    with pytest.raises(TrainingFailedError, match="frozen_stages must be at most"):
+        train(parse_config({**content, "output": str(tmp_path / "other")}))
+
+
 def test_settings_that_contradict_are_refused(pictures: Path, tmp_path: Path) -> None:
     with pytest.raises(TrainingConfigError, match="cache_statistics needs"):
         changes = {"data": {"cache_statistics": True}, "trainable": {"everything": True}}
         parse_config(feature_settings(pictures, tmp_path / "run", **changes))
-    for changes in ({"trainable": {"vision_backbone": False}}, {"training": {"vision_backbone_learning_rate": 1e-5}}):
+    for changes in (
+        {"trainable": {"frozen_stages": 1}},
+        {"trainable": {"vision_backbone": False}},
+        {"training": {"vision_backbone_learning_rate": 1e-5}},
+    ):
         with pytest.raises(TrainingFailedError, match="kind: features"):
             train(parse_config(settings(pictures, tmp_path / "run", **changes)))

@@ -200,7 +200,7 @@ def test_killed_and_interrupted_runs_resume_to_the_same_table(quick_metrics: Non
     arguments = ["-m", "brightness", "-m", "darkness", "-d", str(table), "--images", "data/images"]
     assert benchmark(*arguments, "-o", "expected").code == 0
     command, log = [*PROGRAM, "benchmark", *arguments, "--workers", "2"], Path("log.txt")
-    slow = program(FAKE_SECONDS_PER_IMAGE=0.2, FAKE_LOG=log)
+    slow = program(FAKE_SECONDS_PER_IMAGE=0.1, FAKE_LOG=log)
     partial = Path("benchmark/scores/opinions/brightness.csv.partial.jsonl")
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, **slow)
     wait_for_lines(partial, 8, process)

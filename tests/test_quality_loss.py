@@ -63,6 +63,7 @@ class Denoiser(nn.Module):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiles(small: QScorer) -> None:
     """Restorer and loss together, traced; the code generator itself is left out, it takes minutes."""
     torch.manual_seed(0)

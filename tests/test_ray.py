@@ -71,7 +71,7 @@ def test_bytes_of_a_parquet_file(pictures: Path, tmp_path: Path) -> None:
         score_dataset(dataset, "qscorer-min")
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_second_run_scores_only_what_is_missing(pictures: Path, tmp_path: Path) -> None:
     folder, output = tmp_path / "photos", tmp_path / "scores"
     folder.mkdir()
@@ -92,7 +92,7 @@ def test_second_run_scores_only_what_is_missing(pictures: Path, tmp_path: Path) 
     assert done.exit_code == 2 and "choose another folder" in " ".join(done.output.split()), done.output
 
 
-@pytest.mark.cluster
+@pytest.mark.long
 def test_a_killed_actor_loses_and_repeats_nothing(
     pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -107,6 +107,7 @@ def test_traced_scores_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_scores_are_the_plain_ones() -> None:
     check_compiled(1)
 

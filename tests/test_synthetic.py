@@ -209,14 +209,15 @@ def test_calibration_is_fitted_once_on_the_photos(photos: list[Path], tmp_path: 
 def test_killed_rendering_goes_on(
     photos: list[Path], calibration: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    recipe = Recipe(kind="kadid", count=400, seed=1)
+    recipe = Recipe(kind="kadid", count=400, seed=1, longer_sides=(128, 129))
     program = """
 import sys
 from pathlib import Path
 from pyiqa_qscorer.synthetic.recipe import Recipe
 from pyiqa_qscorer.synthetic.rendering import find_photos, render
 if __name__ == "__main__":
-    render(Recipe(kind="kadid", count=400, seed=1), find_photos([Path(sys.argv[1])]), Path(sys.argv[2]), workers=1)
+    recipe = Recipe(kind="kadid", count=400, seed=1, longer_sides=(128, 129))
+    render(recipe, find_photos([Path(sys.argv[1])]), Path(sys.argv[2]), workers=1)
 """
     script = tmp_path / "program.py"
     script.write_text(program)

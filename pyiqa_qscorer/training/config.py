@@ -174,6 +174,7 @@ class TrainableSettings(Section):
     embed_tokens: bool = Field(False, description="input rows of the vocabulary")
     everything: bool = Field(False, description="full fine-tuning")
     vision_backbone: bool = Field(True, description="false freezes the vision encoder's feature network in any case")
+    frozen_stages: int = Field(0, ge=0, description="of the feature network, from its first, that do not train")
 
 
 class TrainingSettings(Section):

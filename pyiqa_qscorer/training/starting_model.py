@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
+from torch import nn
 
 from ..checkpoints import CheckpointSource
 from ..checkpoints.load import load_tokenizer, quantise
@@ -21,6 +22,8 @@ from .tokenizer import prompt_tokenizer
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from ..model.features import FeatureEncoder
 
 
 def starting_point(config: TrainConfig) -> StartingPoint:
@@ -146,13 +149,32 @@ def choose_trained(model: QScorerForScoring, config: TrainConfig) -> PeftModel |
         if getattr(trainable, name):
             part.requires_grad_(True)
     backbone = getattr(model.model.vision_model, "backbone", None)
-    if backbone is None and not trainable.vision_backbone:
-        raise TrainingFailedError("trainable.vision_backbone: false needs vision_config.kind: features")
-    if backbone is None and config.training.vision_backbone_learning_rate is not None:
-        raise TrainingFailedError("training.vision_backbone_learning_rate needs vision_config.kind: features")
-    if backbone is not None and not trainable.vision_backbone:
-        backbone.requires_grad_(False)
+    given = {
+        "trainable.vision_backbone: false": not trainable.vision_backbone,
+        "trainable.frozen_stages": trainable.frozen_stages > 0,
+        "training.vision_backbone_learning_rate": config.training.vision_backbone_learning_rate is not None,
+    }
+    for setting, is_given in given.items():
+        if is_given and backbone is None:
+            raise TrainingFailedError(f"{setting} needs vision_config.kind: features")
+    if backbone is not None:
+        encoder = cast("FeatureEncoder", model.model.vision_model)
+        stages = trainable.frozen_stages
+        for parameter in _lowest(encoder, stages) if trainable.vision_backbone else backbone.parameters():
+            parameter.requires_grad_(False)
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()  # steps of 2e-5 vanish in 16 bit
     return adapters
+
+
+def _lowest(encoder: FeatureEncoder, stages: int) -> list[nn.Parameter]:
+    """Parameters of the first stages of a feature network, whose modules are registered in the order they compute."""
+    if not stages:
+        return []
+    if stages > (known := encoder.indices[-1] + 1):
+        raise TrainingFailedError(f"trainable.frozen_stages must be at most {known}, as many as are read, got {stages}")
+    last = f"{encoder.backbone.feature_info[stages - 1]['module']}."
+    named = list(encoder.backbone.named_parameters())
+    count = max(index + 1 for index, (name, _) in enumerate(named) if name.startswith(last))
+    return [parameter for _, parameter in named[:count]]
