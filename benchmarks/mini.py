@@ -40,7 +40,7 @@ from pyiqa_qscorer.evaluation.bootstrap import intervals
 from pyiqa_qscorer.evaluation.correlation import correlations
 from pyiqa_qscorer.files import write_bytes, write_text
 from pyiqa_qscorer.images.reading import open_image
-from pyiqa_qscorer.registry import MINI_CHECKPOINT
+from pyiqa_qscorer.registry import METRICS, MINI_CHECKPOINT
 from pyiqa_qscorer.synthetic.distortions import CHAIN_STEPS, KADID_TYPES, apply_chain, single_step
 from pyiqa_qscorer.synthetic.kadid_opinions import kadid_opinion
 from pyiqa_qscorer.synthetic.recipe import Recipe
@@ -418,7 +418,7 @@ def main() -> None:
     parser.add_argument(
         "--photos", type=int, default=4, help="Kodak photos that the other metrics see of the KADID set"
     )
-    parser.add_argument("--only-mini", action="store_true", help="leave the other metrics out, and write nothing")
+    parser.add_argument("--only-mini", action="store_true", help="take the other metrics' rows from the last results")
     arguments = parser.parse_args()
     torch.set_num_threads(os.cpu_count() or 1)
     work = arguments.work or Path(tempfile.mkdtemp())
@@ -483,13 +483,18 @@ def main() -> None:
     if arguments.biq2021:
         own_album = next(test for test in of_people if "ss01" in test.name)
         facts["album"] = album(scorer, own_album, work / "album.png")
+    if arguments.only_mini:
+        last = json.loads((RESULTS / "mini.json").read_text())
+        facts["others"] = last.get("others") or f"as of commit {last['commit']}"
+        for name, methods in last["agreement"].items():
+            results.setdefault(name, {}).update({other: row for other, row in methods.items() if other not in METRICS})
+        results = facts["agreement"] = {name: methods for name, methods in results.items() if "qscorer-mini" in methods}
     show(results)
     out.print(
         {name: facts[name] for name in ("monotonic", "robustness", "crops", "latency_ms", "megabytes", "parameters")}
     )
-    if not arguments.only_mini:
-        plot(sets, scores, results, RESULTS / "mini.png")
-        write_text(RESULTS / "mini.json", json.dumps(facts, indent=2) + "\n")
+    plot(sets, scores, results, RESULTS / "mini.png")
+    write_text(RESULTS / "mini.json", json.dumps(facts, indent=2) + "\n")
 
 
 if __name__ == "__main__":
