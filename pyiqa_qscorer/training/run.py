@@ -14,24 +14,19 @@ from transformers import set_seed
 
 from .. import __version__
 from ..checkpoints.layouts import read_json
-from ..checkpoints.start import StartingPoint
 from ..errors import TrainingConfigError
-from ..images.model_images import ModelImages, SquareImages, WholePictures
+from ..model import QScorerForScoring
 from ..model.attention import enable_gradient_checkpointing
 from .average import mix_in, trained_parameters
-from .batches import Collator
 from .cached_statistics import CachedStatistics, fit_standardisation
 from .config import TrainConfig
 from .dataset import LabelledImages, QualityDataset, read_dataset, refuse_overlap, scale_facts
 from .output import check_targets, opened_output, state_to_resume, write_checkpoints, written_checkpoints
-from .starting_model import choose_trained, starting_point
-from .text import training_text
+from .starting_model import Start, starting_point
 from .trainer import QScorerTrainer, QScorerTrainingArguments
-from .vlm_start import VlmCollator, VlmStart, start_from_backbone
+from .vlm_start import start_from_backbone
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from ..model.features import FeatureEncoder
 
 _DECIDING_PACKAGES = ("torch", "transformers", "peft", "pyiqa", "timm", "pillow", "numpy", "scipy")
@@ -61,39 +56,6 @@ class _Data:
     validation: list[LabelledImages]
 
 
-@dataclass(frozen=True)
-class _Side:
-    """What a run does in one way on the published network, in another on other backbones.
-
-    Attributes:
-        images: how pictures become samples.
-        prompt: for the evaluation.
-        collator: samples -> batch.
-    """
-
-    start: StartingPoint | VlmStart
-    adapters: PeftModel | None
-    images: ModelImages
-    prompt: Any
-    collator: Collator | VlmCollator
-
-
-def _square_side(config: TrainConfig) -> _Side:
-    start = starting_point(config)
-    network = start.model.config
-    tokens = network.score_tokens or [word.removeprefix("▁") for word in network.level_tokens]
-    texts = [training_text(start.tokenizer, prompt, tokens[0]) for prompt in config.model.prompts]
-    adapters = choose_trained(start.model, config)
-    images = SquareImages(network.vision_config.image_size, network.vision_config.image_fit)
-    return _Side(start, adapters, images, texts[0].prompt, Collator(texts, network.quality_token_ids))
-
-
-def _vlm_side(config: TrainConfig) -> _Side:
-    start = start_from_backbone(config)
-    collator = VlmCollator(start.model.encode, start.prompts, start.model.config.quality_token_ids)
-    return _Side(start, start.adapters, WholePictures(), start.prompts[0], collator)
-
-
 def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
     """Train as configured and write the checkpoints into `config.output`.
 
@@ -115,14 +77,13 @@ def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
     data = _read(config)
     arguments = _arguments(config)
     set_seed(config.training.seed)
-    side = _square_side(config) if config.model.backbone is None else _vlm_side(config)
-    start = side.start
+    start = starting_point(config) if config.model.backbone is None else start_from_backbone(config)
     check_targets(config, start)
     share, trained = config.training.start_share, trained_parameters(start.model)
     before = {name: value.detach().clone() for name, value in trained.items()} if share else {}
     with opened_output(config):
         state = state_to_resume(config, resume)  # again: only now nobody else can change it
-        trainer = _trainer(config, arguments, side, data)
+        trainer = _trainer(config, arguments, start, data)
         trainer.train(resume_from_checkpoint=None if state is None else str(state))
         if trainer.state.global_step < trainer.state.max_steps:
             return TrainingResult({}, {}, False)
@@ -133,7 +94,7 @@ def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
         metrics = trainer.evaluate(metric_key_prefix="validation") if data.validation else {}
         folders: dict[str, Path] = {}
         if trainer.is_world_process_zero():
-            folders = write_checkpoints(config, start, side.adapters, _facts(config, trainer, data, metrics))
+            folders = write_checkpoints(config, start, _facts(config, trainer, data, metrics))
         return TrainingResult(folders, metrics, True)
 
 
@@ -173,18 +134,14 @@ def _arguments(config: TrainConfig) -> QScorerTrainingArguments:
         raise TrainingConfigError(f"training: transformers refuses these settings: {error}") from error
 
 
-def _trainer(
-    config: TrainConfig,
-    arguments: QScorerTrainingArguments,
-    side: _Side,
-    parts: _Data,
-) -> QScorerTrainer:
-    start, sample = side.start, side.images.sample
+def _trainer(config: TrainConfig, arguments: QScorerTrainingArguments, start: Start, parts: _Data) -> QScorerTrainer:
+    sample = start.images.sample
     seed, texts = config.training.seed, len(config.model.prompts)
     data: Any = QualityDataset(parts.train, sample, texts, config.data.flip, seed)
     validation: Any = QualityDataset(parts.validation, sample) if parts.validation else None
-    if isinstance(start, StartingPoint) and start.model.config.vision_config.kind == "features":
-        encoder = cast("FeatureEncoder", start.model.model.vision_model).to(arguments.device)
+    model = start.model
+    if isinstance(model, QScorerForScoring) and model.config.vision_config.kind == "features":
+        encoder = cast("FeatureEncoder", model.model.vision_model).to(arguments.device)
         if config.data.cache_statistics:
             folder = config.data.statistics or config.output / "statistics"
             workers = max(1, config.training.dataloader_num_workers)
@@ -195,15 +152,15 @@ def _trainer(
         if start.new_stages:
             fit_standardisation(encoder, data, start.new_stages)
     if config.model.gradient_checkpointing:
-        enable_gradient_checkpointing(start.model)
+        enable_gradient_checkpointing(model)
     return QScorerTrainer(
-        model=start.model,
+        model=model,
         args=arguments,
         train_dataset=data,
         eval_dataset=validation,
-        data_collator=side.collator,
+        data_collator=start.collator,
         objective=config.objective,
-        prompt=side.prompt,
+        prompt=start.prompt,
         validation_names=[part.name for part in parts.validation],
     )
 
