@@ -7,10 +7,11 @@ import logging
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from .. import __version__
 from ..checkpoints.layouts import read_json
@@ -19,11 +20,11 @@ from ..model import QScorerForScoring
 from ..model.attention import enable_gradient_checkpointing
 from .average import mix_in, trained_parameters
 from .cached_statistics import CachedStatistics, fit_standardisation
-from .config import TrainConfig
+from .config import OURS, TrainConfig
 from .dataset import LabelledImages, QualityDataset, read_dataset, refuse_overlap, scale_facts
 from .output import check_targets, opened_output, state_to_resume, write_checkpoints, written_checkpoints
 from .starting_model import Start, starting_point
-from .trainer import QScorerTrainer, QScorerTrainingArguments
+from .trainer import QScorerTrainer
 from .vlm_start import start_from_backbone
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 _DECIDING_PACKAGES = ("torch", "transformers", "peft", "pyiqa", "timm", "pillow", "numpy", "scipy")
 logger = logging.getLogger("pyiqa_qscorer")
+Data = dict[str, list[LabelledImages]]
+"""Datasets of `train` and `validation`."""
 
 
 @dataclass(frozen=True)
@@ -46,14 +49,6 @@ class TrainingResult:
     folders: dict[str, Path]
     metrics: dict[str, float]
     finished: bool
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Training and validation datasets."""
-
-    train: list[LabelledImages]
-    validation: list[LabelledImages]
 
 
 def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
@@ -91,35 +86,35 @@ def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
         mix_in(trained if average is None else average.values, before, share)
         if average is not None:
             average.apply()
-        metrics = trainer.evaluate(metric_key_prefix="validation") if data.validation else {}
+        metrics = trainer.evaluate(metric_key_prefix="validation") if data["validation"] else {}
         folders: dict[str, Path] = {}
         if trainer.is_world_process_zero():
             folders = write_checkpoints(config, start, _facts(config, trainer, data, metrics))
         return TrainingResult(folders, metrics, True)
 
 
-def _read(config: TrainConfig) -> _Data:
+def _read(config: TrainConfig) -> Data:
     needs_std = config.objective.needs_std(config.model.formulation)
-    data = _Data(
-        [read_dataset(part, "train", config.data.on_error, needs_std) for part in config.data.train],
-        [read_dataset(part, "val", config.data.on_error) for part in config.data.validation],
-    )
-    for part in (*data.train, *data.validation):
+    data = {
+        "train": [read_dataset(part, "train", config.data.on_error, needs_std) for part in config.data.train],
+        "validation": [read_dataset(part, "val", config.data.on_error) for part in config.data.validation],
+    }
+    for part in chain(*data.values()):
         for path, reason in part.skipped:
             logger.warning("dataset %s: left out %s: %s", part.name, path, reason)
     if not config.data.allow_overlap:
-        refuse_overlap(data.train, data.validation)
+        refuse_overlap(data["train"], data["validation"])
     return data
 
 
-def _arguments(config: TrainConfig) -> QScorerTrainingArguments:
+def _arguments(config: TrainConfig) -> TrainingArguments:
     validated = bool(config.data.validation)
-    settings = config.training.model_dump(exclude={"start_share"})
+    settings = config.training.model_dump(exclude=OURS)
     settings.setdefault("per_device_eval_batch_size", config.training.per_device_train_batch_size)
     if not validated:
         settings |= {"load_best_model_at_end": False, "metric_for_best_model": None}
     try:
-        return QScorerTrainingArguments(
+        return TrainingArguments(
             **settings,
             output_dir=str(config.output),
             save_strategy="epoch",
@@ -134,11 +129,11 @@ def _arguments(config: TrainConfig) -> QScorerTrainingArguments:
         raise TrainingConfigError(f"training: transformers refuses these settings: {error}") from error
 
 
-def _trainer(config: TrainConfig, arguments: QScorerTrainingArguments, start: Start, parts: _Data) -> QScorerTrainer:
+def _trainer(config: TrainConfig, arguments: TrainingArguments, start: Start, parts: Data) -> QScorerTrainer:
     sample = start.images.sample
     seed, texts = config.training.seed, len(config.model.prompts)
-    data: Any = QualityDataset(parts.train, sample, texts, config.data.flip, seed)
-    validation: Any = QualityDataset(parts.validation, sample) if parts.validation else None
+    data: Any = QualityDataset(parts["train"], sample, texts, config.data.flip, seed)
+    validation: Any = QualityDataset(parts["validation"], sample) if parts["validation"] else None
     model = start.model
     if isinstance(model, QScorerForScoring) and model.config.vision_config.kind == "features":
         encoder = cast("FeatureEncoder", model.model.vision_model).to(arguments.device)
@@ -159,17 +154,17 @@ def _trainer(config: TrainConfig, arguments: QScorerTrainingArguments, start: St
         train_dataset=data,
         eval_dataset=validation,
         data_collator=start.collator,
-        objective=config.objective,
+        config=config,
         prompt=start.prompt,
-        validation_names=[part.name for part in parts.validation],
+        validation_names=[part.name for part in parts["validation"]],
     )
 
 
-def _facts(config: TrainConfig, trainer: QScorerTrainer, data: _Data, metrics: dict[str, float]) -> dict[str, Any]:
+def _facts(config: TrainConfig, trainer: QScorerTrainer, data: Data, metrics: dict[str, float]) -> dict[str, Any]:
     """Content of `training.json`."""
     return {
         "configuration": json.loads(config.model_dump_json()),
-        "data": {"train": scale_facts(data.train), "validation": scale_facts(data.validation)},
+        "data": {role: scale_facts(parts) for role, parts in data.items()},
         "metrics": metrics,
         "best_state": trainer.state.best_model_checkpoint and Path(trainer.state.best_model_checkpoint).name,
         "steps": trainer.state.global_step,
