@@ -22,11 +22,10 @@ class LoraAdapter:
     def __init__(self, folder: Path) -> None:
         settings = read_json(folder / ADAPTER_CONFIG)
         self.file = next(folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists())
+        plain = {"peft_type": "LORA", "bias": "none"}
+        refused = [name for name, value in plain.items() if settings.get(name, value) != value]
         unset = ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
-        refused = [name for name in unset if settings.get(name)]
-        refused += [
-            name for name, value in (("peft_type", "LORA"), ("bias", "none")) if settings.get(name, value) != value
-        ]
+        refused += [name for name in unset if settings.get(name)]
         if refused:
             raise CheckpointError(
                 f"{folder / ADAPTER_CONFIG}: {refused[0]}={settings.get(refused[0])!r} is not supported; merge the "
