@@ -218,7 +218,6 @@ def with_changed_vision(
     pixels. They are not standardised yet: see `fit_standardisation`.
 
     Args:
-        model: with a feature network.
         changes: fields of its `vision_config`.
         backbone_weights: see `load_backbone`; the model's own go over them.
 
@@ -269,23 +268,19 @@ def _choose_trained(model: QScorerForScoring, config: TrainConfig) -> PeftModel 
 
         settings = LoraConfig(**config.lora.model_dump(exclude={"enabled", "quantise_base"}), bias="none")
         adapters = cast("PeftModel", get_peft_model(model, settings))
-    parts = {
-        "vision_model": model.model.vision_model,
-        "visual_abstractor": model.model.visual_abstractor,
-        "embed_tokens": model.model.embed_tokens,
-        "lm_head": model.lm_head,
-        "regressor": model.deepmlp,
-    }
+    inner = model.model
+    parts = {"vision_model": inner.vision_model, "visual_abstractor": inner.visual_abstractor}
+    parts |= {"embed_tokens": inner.embed_tokens, "lm_head": model.lm_head, "regressor": model.deepmlp}
     for name, part in parts.items():
         if getattr(trainable, name):
             part.requires_grad_(True)
     backbone = getattr(model.model.vision_model, "backbone", None)
-    if backbone is None and not trainable.vision_backbone:
-        raise TrainingFailedError("trainable.vision_backbone: false needs vision_config.kind: features")
+    if not trainable.vision_backbone:
+        if backbone is None:
+            raise TrainingFailedError("trainable.vision_backbone: false needs vision_config.kind: features")
+        backbone.requires_grad_(False)
     if backbone is None and config.training.vision_backbone_learning_rate is not None:
         raise TrainingFailedError("training.vision_backbone_learning_rate needs vision_config.kind: features")
-    if backbone is not None and not trainable.vision_backbone:
-        backbone.requires_grad_(False)
     widen_trained(model)
     return adapters
 
