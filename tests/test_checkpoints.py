@@ -15,9 +15,10 @@ from torch import Tensor
 
 from pyiqa_qscorer.checkpoints import LoadedCheckpoint, load_checkpoint, load_folder, recognise
 from pyiqa_qscorer.checkpoints.layouts import Layout
-from pyiqa_qscorer.checkpoints.start import Formulation, start_from_checkpoint
 from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.model import ScoreOutput
+from pyiqa_qscorer.training.config import parse_config
+from pyiqa_qscorer.training.starting_model import from_checkpoint
 
 GOLDEN_LOADS = table("lora_golden/summary")
 NEAR_TIE = IMAGE_NAMES.index("g_rgb_451x333")  # its two best first tokens lie within float16 rounding
@@ -256,8 +257,9 @@ def test_flash_attention_without_its_package_says_what_to_do(folders: tuple[Path
         if start == "model":
             load_folder(folders[2], attn_implementation="flash_attention_2")
         else:
-            formulation = Formulation("score_token", 5, [])
-            start_from_checkpoint(folders[1], None, formulation, torch.float32, "flash_attention_2")
+            model = {"checkpoint": str(folders[1]), "attn_implementation": "flash_attention_2"}
+            data = {"train": [{"csv": "labels.csv", "mos_range": [0, 1]}]}
+            from_checkpoint(parse_config({"output": "out", "model": model, "data": data}), torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pyiqa_qscorer.checkpoints import load_folder, save_folder
-from pyiqa_qscorer.checkpoints.start import Formulation, start_new
 from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.images.preprocessing import MEAN, STD
 from pyiqa_qscorer.model import QScorerForScoring, QScorerVisionConfig
 from pyiqa_qscorer.model.features import FeatureEncoder, fold_batch_norms
 from pyiqa_qscorer.prompt import PromptTokens
 from pyiqa_qscorer.training.cached_statistics import load_backbone
+from pyiqa_qscorer.training.config import ModelConfig
+from pyiqa_qscorer.training.starting_model import new_network
 from pyiqa_qscorer.training.tokenizer import prompt_tokenizer
 
 BACKBONE = "test_efficientnet"  # timm keeps a tiny one for tests
@@ -41,8 +42,8 @@ def pixels(count: int = 2) -> Tensor:
 
 def new_model() -> tuple[QScorerForScoring, object]:
     torch.manual_seed(0)
-    start = start_new(ARCHITECTURE, prompt_tokenizer(), Formulation("score_token", 5, []))
-    return start.model.eval(), start.tokenizer
+    tokenizer = prompt_tokenizer()
+    return new_network(ModelConfig(architecture=ARCHITECTURE), tokenizer).eval(), tokenizer
 
 
 def trained_weights() -> dict[str, Tensor]:

@@ -13,11 +13,12 @@ from tiny_checkpoint import published_folders, scored
 from torch import Tensor, nn
 
 from pyiqa_qscorer.checkpoints import save_folder
-from pyiqa_qscorer.checkpoints.start import Formulation, start_new
 from pyiqa_qscorer.images.preprocessing import pixels_from_tensor
 from pyiqa_qscorer.images.reading import open_image
 from pyiqa_qscorer.loss import QScorerLoss
 from pyiqa_qscorer.metric import QScorer
+from pyiqa_qscorer.training.config import ModelConfig
+from pyiqa_qscorer.training.starting_model import new_network
 from pyiqa_qscorer.training.tokenizer import prompt_tokenizer
 
 TESTS = Path(__file__).resolve().parent
@@ -32,10 +33,11 @@ every_metric = pytest.mark.parametrize("name", NAMES)
 @pytest.fixture(scope="module")
 def create(tmp_path_factory: pytest.TempPathFactory) -> Any:
     torch.manual_seed(0)
-    start = start_new(ARCHITECTURE, prompt_tokenizer(), Formulation("score_token", 5, []))
+    tokenizer = prompt_tokenizer()
+    model = new_network(ModelConfig(architecture=ARCHITECTURE), tokenizer)
     folders = {
         "tiny": published_folders(tmp_path_factory.mktemp("published"), stand_in=True)[2],
-        "features": save_folder(tmp_path_factory.mktemp("features") / "own", start.model, start.tokenizer),
+        "features": save_folder(tmp_path_factory.mktemp("features") / "own", model, tokenizer),
     }
 
     def build(name: str, **more: Any) -> Any:

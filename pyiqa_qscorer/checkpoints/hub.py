@@ -180,10 +180,10 @@ def _plan_from_hub(repo_id: str, revision: str, cache: Path, pauses: Sequence[in
             time.sleep(pause)
     if not re.fullmatch(r"[0-9a-f]{40}", info.sha or ""):
         raise ValueError(f"the listing names no commit (sha: {info.sha!r})")
-    files = {}
-    for entry in info.siblings or ():
-        digest = entry.lfs.sha256 if entry.lfs else entry.blob_id
-        files[entry.rfilename] = HubFile(entry.rfilename, entry.size, digest)
+    files = {
+        entry.rfilename: HubFile(entry.rfilename, entry.size, entry.lfs.sha256 if entry.lfs else entry.blob_id)
+        for entry in info.siblings or ()
+    }
     needed = tuple(files[name] for name in checkpoint_files(list(files)))
     if not needed:
         raise CheckpointError(

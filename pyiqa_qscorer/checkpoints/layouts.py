@@ -41,8 +41,6 @@ class CheckpointFolder:
     """A recognised local checkpoint.
 
     Attributes:
-        layout: which one.
-        path: its folder.
         base: folder of the base model, only for adapters.
         config: parsed config.json of `path`; on another backbone, of its qscorer_config.json.
     """
@@ -106,15 +104,12 @@ def recognise(path: Path, base: Path | None = None) -> CheckpointFolder:
     if not (path / "config.json").exists():
         raise CheckpointError(_unknown(path))
     config = read_json(path / "config.json")
-    model_type = config.get("model_type")
-    if model_type == OUR_MODEL_TYPE:
-        layout = Layout.QSCORER
-    elif model_type == PUBLISHED_MODEL_TYPE:
-        layout = Layout.PUBLISHED_MERGED
-    else:
-        raise CheckpointError(f"{_unknown(path)} config.json says model_type={model_type!r}.")
+    layouts = {OUR_MODEL_TYPE: Layout.QSCORER, PUBLISHED_MODEL_TYPE: Layout.PUBLISHED_MERGED}
+    model_type = str(config.get("model_type"))
+    if model_type not in layouts:
+        raise CheckpointError(f"{_unknown(path)} config.json says model_type={config.get('model_type')!r}.")
     weight_shards(path)
-    return CheckpointFolder(layout, path, None, config)
+    return CheckpointFolder(layouts[model_type], path, None, config)
 
 
 def _recognise_lora(path: Path, base: Path | None) -> CheckpointFolder:
@@ -166,9 +161,7 @@ def weight_shards(path: Path) -> list[Path]:
                     f"{path / index}: weight_map must be a JSON object with the name of a weight file for every tensor"
                 )
             names = sorted(set(weight_map.values()))
-            beside = {
-                entry.name for entry in path.iterdir() if entry.is_file()
-            }  # so "../x" and "/x" are never among it
+            beside = {entry.name for entry in path.iterdir() if entry.is_file()}  # never "../x" or "/x"
             missing = [name for name in names if name not in beside]
             if missing or not names:
                 raise CheckpointError(
@@ -207,10 +200,9 @@ def _stored_weights(names: Sequence[str], stem: str, suffix: str) -> tuple[list[
 
 
 def _unknown(path: Path) -> str:
-    names = sorted(entry.name for entry in path.iterdir())
-    found = ", ".join(names[:12]) + (" ..." if len(names) > 12 else "") or "nothing"
+    found = listed(entry.name for entry in path.iterdir())
     return (
-        f"{path} is none of the known checkpoint layouts. Found: {found}. Expected one of: "
+        f"{path} is none of the known checkpoint layouts. Found: {found or 'nothing'}. Expected one of: "
         f"{ADAPTER_CONFIG} + {ADAPTER_WEIGHTS[1]} + {NON_LORA_WEIGHTS} + config.json (published LoRA, with base=); "
         f"config.json with model_type {PUBLISHED_MODEL_TYPE!r} + weights (published merged); "
         f"config.json with model_type {OUR_MODEL_TYPE!r} + {SAFETENSORS} (pyiqa-qscorer)."

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
-from transformers import BitsAndBytesConfig, LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import CheckpointError
 from ..images.model_images import ModelImages, SquareImages, WholePictures
@@ -23,7 +23,7 @@ from ..prompt import PromptTokens, score_tokens, tokenize_prompt
 from .layouts import CheckpointFolder, Layout, listed, read_json, recognise, weight_shards
 from .published_layout import LoraAdapter, check_image_settings, read_non_lora
 from .source import CheckpointSource, PathOrId
-from .vlm_checkpoint import load_vlm, saved_dtype
+from .vlm_checkpoint import bits_and_bytes, load_vlm, saved_dtype
 from .weights import WeightFiller, read_shard
 
 TOKENIZER_SETTINGS = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -97,10 +97,7 @@ def load_folder(
     attn_implementation: str | None = None,
     device: str | torch.device | None = None,
 ) -> LoadedCheckpoint:
-    """Load a local checkpoint of any layout.
-
-    Weights are read shard by shard into a model without storage, so the peak memory is that of the weights plus one
-    shard's mapped pages.
+    """Load a local checkpoint of any layout; the peak memory is that of the weights plus one shard's mapped pages.
 
     Args:
         path, base: folders; `base` only for the LoRA layout.
@@ -223,10 +220,8 @@ def _torch_dtype(dtype: Precision, folder: CheckpointFolder, device_type: str) -
         return getattr(torch, dtype)
     if dtype == "8bit":
         return torch.float16  # the only type that LLM.int8 computes with
-    if dtype == "4bit":
-        return half_precision(device_type)
     saved = folder.config.get("dtype", folder.config.get("torch_dtype"))
-    if folder.layout is Layout.QSCORER and saved == "float32":
+    if dtype == "auto" and folder.layout is Layout.QSCORER and saved == "float32":
         return torch.float32
     return half_precision(device_type)
 
@@ -250,8 +245,7 @@ def _read_weights(folder: CheckpointFolder, config: QScorerConfig, dtype: torch.
             filler.take(adapter.merge(frozen, dtype))
         filler.take(adapter.merge(trained.items(), dtype))
     else:
-        for shard in weight_shards(folder.path):
-            filler.take(read_shard(shard))
+        filler.take(pair for shard in weight_shards(folder.path) for pair in read_shard(shard))
     filler.finish(folder)
     model.tie_weights()
     return model
@@ -296,17 +290,12 @@ def _fingerprint(model: nn.Module, settings: tuple[Any, ...]) -> str:
 
 def quantise(model: QScorerForScoring, dtype: Precision, device: str | torch.device) -> QScorerForScoring:
     """The same model with a bitsandbytes decoder, on `device` (bitsandbytes quantises there)."""
-    settings: dict[str, Any] = {"llm_int8_skip_modules": UNQUANTISED}
-    if dtype == "8bit":
-        settings["load_in_8bit"] = True
-    else:
-        settings.update(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=model.config.dtype)
     try:
-        quantised = QScorerForScoring.from_pretrained(
+        return QScorerForScoring.from_pretrained(
             None,
             config=model.config,
             state_dict=model.state_dict(),
-            quantization_config=BitsAndBytesConfig(**settings),
+            quantization_config=bits_and_bytes(dtype, model.config.dtype, UNQUANTISED),
             dtype=model.config.dtype,
             attn_implementation=model.config._attn_implementation,
             device_map={"": str(device)},
@@ -315,4 +304,3 @@ def quantise(model: QScorerForScoring, dtype: Precision, device: str | torch.dev
         raise CheckpointError(
             f"dtype={dtype!r} needs bitsandbytes and accelerate: {error}; pip install bitsandbytes accelerate"
         ) from error
-    return quantised

@@ -23,11 +23,7 @@ FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def check_output(output: Path, layout: SavedLayout, tokenizer_source: Path | None, size: int = 0) -> None:
-    """Raise what `save_folder` would, before a long load: bad layout, output in the way, no tokenizer, too little disk.
-
-    Args:
-        size: bytes that are going to be written.
-    """
+    """Raise what `save_folder` would, before a long load: bad layout, output in the way, no room for `size` bytes."""
     if layout not in get_args(SavedLayout):
         raise ValueError(f"layout must be one of {', '.join(get_args(SavedLayout))}, got {layout!r}")
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -22,20 +22,15 @@ class LoraAdapter:
     def __init__(self, folder: Path) -> None:
         settings = read_json(folder / ADAPTER_CONFIG)
         self.file = next(folder / name for name in ADAPTER_WEIGHTS if (folder / name).exists())
-        refused = {
-            "peft_type": settings.get("peft_type", "LORA") == "LORA",
-            "bias": settings.get("bias", "none") == "none",
-            **{
-                name: not settings.get(name)
-                for name in ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
-            },
-        }
-        for name, supported in refused.items():
-            if not supported:
-                raise CheckpointError(
-                    f"{folder / ADAPTER_CONFIG}: {name}={settings.get(name)!r} is not supported; merge the adapter "
-                    "with peft first and load the merged folder"
-                )
+        plain = {"peft_type": "LORA", "bias": "none"}
+        refused = [name for name, value in plain.items() if settings.get(name, value) != value]
+        unset = ("use_dora", "use_rslora", "fan_in_fan_out", "rank_pattern", "alpha_pattern")
+        refused += [name for name in unset if settings.get(name)]
+        if refused:
+            raise CheckpointError(
+                f"{folder / ADAPTER_CONFIG}: {refused[0]}={settings.get(refused[0])!r} is not supported; merge the "
+                "adapter with peft first and load the merged folder"
+            )
         try:
             self.scale = settings["lora_alpha"] / settings["r"]
         except (KeyError, TypeError, ZeroDivisionError) as error:

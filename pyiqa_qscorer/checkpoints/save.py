@@ -36,9 +36,7 @@ def save_folder(
     tokenizer_source: Path | None = None,
     notes: Mapping[str, str] = MappingProxyType({}),
 ) -> Path:
-    """Write a checkpoint that loads by itself.
-
-    The files go to a temporary folder beside `output`, which is renamed when all are complete.
+    """Write a checkpoint that loads by itself; it appears in `output` when all of its files are complete.
 
     Args:
         layout: `qscorer` (ours) or `published` (the merged layout that the published code reads; it needs LLaMA's
@@ -102,7 +100,7 @@ def save_lora_folder(
     Args:
         model: with the adapters inside, not merged.
         adapters: the peft wrapper around it.
-        notes: text files to put beside the weights, by name.
+        notes: see `save_folder`.
 
     Raises:
         CheckpointError: there are no adapters, `output` is not empty, or the disk is full.

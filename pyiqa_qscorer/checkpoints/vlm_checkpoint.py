@@ -43,10 +43,18 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 NOT_IN_ADAPTER = "README.md"  # peft's card, of empty headings; ours stands in its place
-BITS: dict[str, dict[str, Any]] = {
-    "8bit": {"load_in_8bit": True},
-    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-}
+BYTES = {"8bit": 1, "4bit": 0.5}  # per weight
+# Heads and vision encoders, which stay in 16 bit.
+UNQUANTISED_PARTS = ["lm_head", "vision_tower", "visual", "vision_model", "multi_modal_projector"]
+
+
+def bits_and_bytes(bits: str, dtype: Any, kept: list[str]) -> BitsAndBytesConfig:
+    """Quantisation to `8bit` or `4bit`, computed in `dtype`, of all linear layers but those whose names begin so."""
+    if bits == "8bit":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    return BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype, llm_int8_skip_modules=kept
+    )
 
 
 def load_processor(path: Path, settings: Mapping[str, Any] = MappingProxyType({})) -> VlmInputs:
@@ -94,7 +102,7 @@ def load_base(
         )
     stored = sum(shard.stat().st_size for shard in weight_shards(path))
     saved: Any = config.dtype or torch.float32
-    needed = int(stored * (dtype.itemsize if bits is None else {"8bit": 1, "4bit": 0.5}[bits]) / saved.itemsize)
+    needed = int(stored * (dtype.itemsize if bits is None else BYTES[bits]) / saved.itemsize)
     free = torch.cuda.mem_get_info(device)[0] if bits and device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise CheckpointError(
@@ -103,9 +111,7 @@ def load_base(
         )
     extra: dict[str, Any] = {}
     if bits is not None:
-        compute: dict[str, Any] = {"bnb_4bit_compute_dtype": dtype} if bits == "4bit" else {}
-        skipped = ["lm_head", "vision_tower", "visual", "vision_model", "multi_modal_projector"]
-        quantised = BitsAndBytesConfig(**BITS[bits], **compute, llm_int8_skip_modules=skipped)
+        quantised = bits_and_bytes(bits, dtype, UNQUANTISED_PARTS)
         extra = {"quantization_config": quantised, "device_map": {"": str(device)}}
     try:
         model: PreTrainedModel = AutoModelForImageTextToText.from_pretrained(

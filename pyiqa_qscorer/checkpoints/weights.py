@@ -41,10 +41,9 @@ def read_shard(path: Path) -> Iterator[tuple[str, Tensor]]:
 
 def _check_values(path: Path, name: str, tensor: Tensor) -> None:
     """Refuse what a cast to the model's precision would hide, or would make every score NaN."""
-    if tensor.dtype not in FLOATING_POINT or tensor.layout is not torch.strided or tensor.is_meta:
-        kind = (
-            tensor.dtype if tensor.layout is torch.strided and not tensor.is_meta else "a tensor without dense values"
-        )
+    dense = tensor.layout is torch.strided and not tensor.is_meta
+    if tensor.dtype not in FLOATING_POINT or not dense:
+        kind = tensor.dtype if dense else "a tensor without dense values"
         raise CheckpointError(
             f"{path}: {name} must hold floating point numbers, got {kind}; a quantised checkpoint has to be saved in "
             "float16, bfloat16 or float32 first (dtype='8bit' and '4bit' quantise while loading)"
@@ -101,15 +100,12 @@ class WeightFiller:
     def _put(self, name: str, tensor: Tensor) -> None:
         module_name, _, own_name = name.rpartition(".")
         module = self.model.get_submodule(module_name)
-        if own_name in module._buffers:
-            if isinstance(module, CrossAttention):
-                tensor = tensor.float()  # position tables: kept as saved, cast when used
-            elif tensor.is_floating_point():
-                tensor = tensor.to(self.dtype)
-            module._buffers[own_name] = tensor
+        if own_name not in module._buffers:
+            module._parameters[own_name] = nn.Parameter(tensor.to(self.dtype), requires_grad=False)
+        elif isinstance(module, CrossAttention):
+            module._buffers[own_name] = tensor.float()  # position tables: kept as saved, cast when used
         else:
-            parameter = nn.Parameter(tensor.to(self.dtype), requires_grad=False)
-            module._parameters[own_name] = parameter
+            module._buffers[own_name] = tensor.to(self.dtype) if tensor.is_floating_point() else tensor
         self.seen.add(name)
 
     def finish(self, folder: CheckpointFolder, may_lack: str | None = None) -> None:
@@ -125,15 +121,10 @@ class WeightFiller:
                 if module.q_pos_embed.is_meta:
                     # LoRA training saves parameters only; the tables are a formula.
                     module.q_pos_embed, module.k_pos_embed = module.position_tables()
-        wrong = {
-            "missing keys": {
-                name
-                for name in self.expected.keys() - self.seen - tables
-                if may_lack is None or not name.startswith(may_lack)
-            },
-            "unexpected keys": self.unexpected,
-            "wrong shapes": self.misshapen,
-        }
+        missing = self.expected.keys() - self.seen - tables
+        if may_lack is not None:
+            missing = {name for name in missing if not name.startswith(may_lack)}
+        wrong = {"missing keys": missing, "unexpected keys": self.unexpected, "wrong shapes": self.misshapen}
         if any(wrong.values()):
             details = "; ".join(f"{len(w)} {what}: {listed(w)}" for what, w in wrong.items() if w)
             raise CheckpointError(f"{folder.path} ({folder.layout.value}) does not fit Q-Scorer: {details}")

@@ -37,10 +37,7 @@ def distances(values: Mapping[str, float | np.ndarray]) -> np.ndarray:
 class Calibration:
     """opinion = 1 + (best - 1) * sigmoid(bias - weights . distances), weights >= 0, so that worse is never better.
 
-    Attributes:
-        weights: of the `distances`.
-        bias: of the sigmoid.
-        fit: how well it fits, by name: `srcc`, `plcc`, `rmse` over the cells (type, level), and over single pictures.
+    `fit` says how well it fits: `srcc`, `plcc`, `rmse` over the cells (type, level), and over single pictures.
     """
 
     weights: tuple[float, ...]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,11 +108,8 @@ class RecipeFile(Section):
 
     def sets(self) -> dict[str, PhotoRecipe]:
         """Every set by its folder below `output`."""
-        parts: Sequence[tuple[str, Mapping[str, PhotoRecipe]]] = [
-            ("train", self.train),
-            ("validation", self.validation),
-        ]
-        return {f"{phase}/{name}": recipe for phase, recipes in parts for name, recipe in recipes.items()}
+        parts = {"train": self.train, "validation": self.validation}
+        return {f"{phase}/{name}": recipe for phase, recipes in parts.items() for name, recipe in recipes.items()}
 
 
 def read_recipe(path: Path, overrides: Mapping[str, Any] | None = None) -> RecipeFile:

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..checkpoints.layouts import read_json
+from ..checkpoints.layouts import listed, read_json
 from ..data.opinions import read_opinions
 from ..errors import OpinionTableError, SyntheticDataError
 from ..files import ordered_prefetch, write_bytes
@@ -73,11 +73,11 @@ def render_file(
         name: (recipe, find_photos([file.photos / path for path in recipe.photos]))
         for name, recipe in file.sets().items()
     }
-    trained = {
-        os.path.realpath(photo) for name, (_, photos) in sets.items() if name.startswith("train/") for photo in photos
-    }
-    validated = {photo for name, (_, photos) in sets.items() if name.startswith("validation/") for photo in photos}
-    shared = sorted(str(photo) for photo in validated if os.path.realpath(photo) in trained)
+    trained, validated = (
+        {os.path.realpath(photo) for name, (_, photos) in sets.items() if name.startswith(phase) for photo in photos}
+        for phase in ("train/", "validation/")
+    )
+    shared = sorted(trained & validated)
     if shared and not file.allow_overlap:
         raise SyntheticDataError(
             f"{len(shared)} photos are in both training and validation sets, e.g. {shared[0]}: give the sets other "
@@ -232,29 +232,24 @@ def _photo_opinions(table: Path, photos: Sequence[Path]) -> dict[str, float]:
             f"writes it: {error}"
         ) from error
     found = {Path(row.path).name: row.mos for row in rows}
-    lacking = [photo.name for photo in photos if not 1 <= found.get(photo.name, 0.0) <= 5]
-    if lacking:
+    if lacking := [photo.name for photo in photos if not 1 <= found.get(photo.name, 0.0) <= 5]:
         raise SyntheticDataError(
-            f"photo_opinions: {table} must score every photo from 1 to 5; not so: {', '.join(lacking[:5])}"
-            + (f" and {len(lacking) - 5} more" if len(lacking) > 5 else "")
+            f"photo_opinions: {table} must score every photo from 1 to 5; not so: {listed(lacking)}"
         )
     return found
 
 
 def tone_of(steps: Sequence[Step]) -> list[Step]:
-    """The changes of tone in a chain: exposure, contrast, gamma, saturation.
+    """The changes of tone in a chain.
 
     They are applied to the reference too, so that a label does not blame them: the same tone comes with good photos
     taken at dusk or in fog, and a network cannot tell which it was.
     """
-    toned = []
-    for step in steps:
-        if step.kind == "tone":
-            toned.append(step)
-        elif step.kind == "low_light":
-            neutral = {"contrast": 1.0, "gamma": 1.0, "saturation": 1.0}
-            toned.append(Step("tone", {"exposure": step.parameters["exposure"], **neutral}))
-    return toned
+    return [
+        step if step.kind == "tone" else Step("tone", {"exposure": step.parameters["exposure"]})
+        for step in steps
+        if step.kind in ("tone", "low_light")
+    ]
 
 
 def _part(photo: np.ndarray, recipe: Recipe, rng: np.random.Generator) -> np.ndarray:

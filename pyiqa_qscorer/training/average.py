@@ -65,7 +65,7 @@ class WeightAverage(TrainerCallback):
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The model has the averaged weights inside of it."""
+        """Inside, the model has the averaged weights."""
         weights = {name: value.detach().clone() for name, value in self.parameters.items()}
         self.apply()
         try:

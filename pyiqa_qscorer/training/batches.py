@@ -47,26 +47,17 @@ class MixedSampler(Sampler[tuple[int, int]]):
 
 @dataclass
 class Collator:
-    """Samples -> batch: pads texts around the image, labels the quality token.
-
-    Attributes:
-        texts: question variants.
-        quality_ids: ids of the score (or level) tokens, lowest quality first.
-    """
+    """Samples -> batch: pads texts (question variants) around the image, labels the quality token."""
 
     texts: Sequence[TrainingText]
     quality_ids: Sequence[int]
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         opinions, levels = batched_opinions(samples, len(self.quality_ids))
-        batch = pad_texts(
-            [
-                self.texts[sample["text"]].with_quality(self.quality_ids[level])
-                for sample, level in zip(samples, levels, strict=True)
-            ]
-        )
+        questions = [self.texts[sample["text"]] for sample in samples]
+        answered = [text.with_quality(self.quality_ids[level]) for text, level in zip(questions, levels, strict=True)]
         pixel_values = torch.stack([sample["pixel_values"] for sample in samples])
-        return {**batch, "pixel_values": pixel_values, **opinions}
+        return {**pad_texts(answered), "pixel_values": pixel_values, **opinions}
 
 
 def batched_opinions(samples: Sequence[dict[str, Any]], levels: int) -> tuple[dict[str, Tensor], list[int]]:

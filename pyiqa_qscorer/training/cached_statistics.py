@@ -129,13 +129,7 @@ class CachedStatistics(Dataset[dict[str, Any]]):
     `pixel_values` of an item are the statistics, (1 + cells, channels) float32; they are kept as float16, one file for
     each of the datasets, that is computed once, and again where images or network have changed. Of an image that is to
     be mirrored the cells change places: nearly the statistics of the mirrored image, whose filters are not symmetric.
-    A dataset with random squares keeps one square of each image.
-
-    Args:
-        data: the images.
-        encoder: frozen.
-        folder: of the files.
-        workers: threads that read images.
+    A dataset with random squares keeps one square of each image. `workers` threads read images.
 
     Raises:
         TrainingDataError: a file of statistics is damaged.

@@ -244,6 +244,8 @@ class TrainingSettings(Section):
         return "bfloat16" if self.bf16 else "float16" if self.fp16 else "float32"
 
 
+OURS = {"average_decay", "start_share", "vision_backbone_learning_rate", "save_steps"}
+"""Settings that `TrainingArguments` does not have, or has with another meaning."""
 SET_BY_US = {
     *("output_dir", "do_train", "do_eval", "do_predict", "eval_strategy", "eval_steps", "save_strategy", "label_names"),
     *("remove_unused_columns", "greater_is_better", "gradient_checkpointing", "activation_checkpointing"),

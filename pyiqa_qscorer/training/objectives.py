@@ -1,10 +1,9 @@
 """Training objectives: pure functions of tensors, each one unweighted scalar, lower is better; and their weighted sum.
 
-The published objective is `next_token_cross_entropy` + `score_regression`; the others can be added to it. Conventions,
-unless a docstring says otherwise:
+The published objective is `next_token_cross_entropy` + `score_regression`; the others can be added to it. Conventions:
 
-* `predictions` and `targets` are (N,), N the scored images of a batch, higher = better quality. Only `predictions`
-  (or `logits`) are meant to be differentiated.
+* `predictions` and `targets` are (N,), N the scored images of a batch, higher = better quality. Other shapes, and
+  numbers outside their range, are a `ValueError`. Only `predictions` (or `logits`) are meant to be differentiated.
 * float16 and bfloat16 inputs are computed in float32, and the result is float32; float64 stays float64.
 * N = 0, and N = 1 where the objective compares images: 0, connected to the graph, gradient 0. Equal predictions, equal
   targets: defined, with a finite gradient. A non-finite input shows as a non-finite loss.
@@ -44,16 +43,8 @@ def score_regression(
     The clamp stops the gradient of predictions outside the range, not of those on its ends, where bfloat16 often lands.
 
     Args:
-        predictions: (N,) raw regressor outputs at the score positions.
-        targets: (N,) MOS of the row of each position.
         num_rows: B >= 1, rows of the batch, with and without score tokens.
         clamp: range of the scores; None: no clamp.
-
-    Returns:
-        Scalar >= 0.
-
-    Raises:
-        ValueError: shapes that differ or are not (N,), or num_rows < 1.
     """
     predictions, targets = _wide(predictions=predictions, targets=targets)
     if num_rows < 1:
@@ -80,9 +71,6 @@ def soft_label_kl(logits: Tensor, soft: Tensor, level_ids: Sequence[int] | None 
     Returns:
         Scalar, >= 0 for rows of `soft` that sum to 1 and 0 where p equals them. For a row of another sum S (clipped
         labels of [2]) the minimum is at soft / S, and is S log S.
-
-    Raises:
-        ValueError: shapes that do not fit.
     """
     levels = logits.shape[-1] if level_ids is None else len(level_ids)
     if logits.ndim != 2 or soft.shape != (logits.shape[0], levels):
@@ -95,34 +83,21 @@ def soft_label_kl(logits: Tensor, soft: Tensor, level_ids: Sequence[int] | None 
     return F.kl_div(log_probabilities, soft, reduction="sum") / max(len(soft), 1)
 
 
-def fidelity(predictions: Tensor, mos: Tensor, std: Tensor, prediction_std: Tensor | None = None) -> Tensor:
-    """Fidelity loss [3] between predicted and human preferences, averaged over all pairs i < j.
+def fidelity(predictions: Tensor, mos: Tensor, std: Tensor) -> Tensor:
+    """Fidelity loss [3] between predicted and human preferences, averaged over all pairs i < j; in [0, 1].
 
     Thurstone's model, independent opinions: image i is preferred to j with probability
 
         human:     g_ij = Phi((mos_i - mos_j) / sqrt(std_i^2 + std_j^2))
-        predicted: p_ij = Phi((q_i - q_j) / sqrt(s_i^2 + s_j^2)),  s = prediction_std, 1 where not given (as [2] trains)
+        predicted: p_ij = Phi((q_i - q_j) / sqrt(2)), as [2] trains
 
         loss = mean_ij [1 - sqrt(p_ij g_ij) - sqrt((1 - p_ij) (1 - g_ij))]
 
-    Symmetric in (predictions, prediction_std) and (mos, std). The square roots are taken through log Phi, whose
-    gradient is finite also at probabilities of 0 and 1; [2] and UNIQUE add 1e-8 under each root instead (difference
-    at most 2e-4). A sum of two variances counts as at least 1e-8, as in [2]: a std of 0 means that any difference of
-    MOS decides.
-
-    Args:
-        predictions, mos, std, prediction_std: (N,). Detach `prediction_std` to train the scores only.
-
-    Returns:
-        Scalar in [0, 1]; 0 for equal preferences.
-
-    Raises:
-        ValueError: shapes that differ or are not (N,).
+    The square roots are taken through log Phi, whose gradient is finite also at probabilities of 0 and 1; [2] and
+    UNIQUE add 1e-8 under each root instead (difference at most 2e-4). A sum of two variances counts as at least 1e-8,
+    as in [2]: a std of 0 means that any difference of MOS decides.
     """
-    prediction_std = torch.ones_like(predictions) if prediction_std is None else prediction_std
-    predictions, mos, std, prediction_std = _wide(
-        predictions=predictions, mos=mos, std=std, prediction_std=prediction_std
-    )
+    predictions, mos, std = _wide(predictions=predictions, mos=mos, std=std)
     first, second = torch.triu_indices(len(predictions), len(predictions), offset=1, device=predictions.device)
 
     def advantage(scores: Tensor, spread: Tensor) -> Tensor:
@@ -130,62 +105,41 @@ def fidelity(predictions: Tensor, mos: Tensor, std: Tensor, prediction_std: Tens
         # Phi(-40) is 0 in any dtype; the clamp keeps the square of z from overflowing.
         return ((scores[first] - scores[second]) / variance.sqrt()).clamp(-40.0, 40.0)
 
-    predicted, human = advantage(predictions, prediction_std), advantage(mos, std)
+    predicted, human = advantage(predictions, torch.ones_like(predictions)), advantage(mos, std)
     log_phi = torch.special.log_ndtr
     prefer_first = (0.5 * (log_phi(predicted) + log_phi(human))).exp()
     prefer_second = (0.5 * (log_phi(-predicted) + log_phi(-human))).exp()
     return (1.0 - prefer_first - prefer_second).sum() / max(len(first), 1)
 
 
-def norm_in_norm(predictions: Tensor, targets: Tensor, p: float = 1.0, q: float = 2.0) -> Tensor:
-    """Norm-in-Norm loss [4]: distance of the two score vectors after centring and scaling them to q-norm 1.
+def norm_in_norm(predictions: Tensor, targets: Tensor) -> Tensor:
+    """Norm-in-Norm loss [4]: distance of the two score vectors after centring and scaling them to length 1; in [0, 1].
 
-        a = (x - mean x) / |x - mean x|_q for predictions and targets,     loss = (|a_pred - a_targets|_p / c)^p
+        a = (x - mean x) / |x - mean x|_2 for predictions and targets,     loss = |a_pred - a_targets|_1 / (2 sqrt N)
 
-    with c = 2 N^max(0, 1/p - 1/q), the largest possible distance. Defaults as [4] trains (p 1, q 2, without its
-    monotonicity term). Invariant to affine maps with positive slope of either argument. p = q = 2 is `plcc`.
+    i.e. a share of the largest possible distance, with the norms that [4] trains, without its monotonicity term.
+    Invariant to affine maps with positive slope of either argument.
 
     Constant predictions or targets (up to rounding, batch of one) have no direction: they count as the zero vector and
     the gradient is 0. [4] divides by 1e-8 there, a gradient that would drown every other.
-
-    Args:
-        predictions, targets: (N,).
-        p, q: norms, >= 1.
-
-    Returns:
-        Scalar in [0, 1]; 0 for predictions that are an increasing affine map of the targets.
-
-    Raises:
-        ValueError: shapes that differ or are not (N,), or a norm below 1.
     """
-    if not (p >= 1 and q >= 1):
-        raise ValueError(f"p and q must be at least 1, got {p} and {q}")
     predictions, targets = _wide(predictions=predictions, targets=targets)
     if not len(predictions):
         return predictions.sum()
-    difference = _direction(predictions, targets, q) - _direction(targets, predictions, q)
-    return (difference.abs() / (2.0 * len(predictions) ** max(0.0, 1 / p - 1 / q))).pow(p).sum()
+    difference = _direction(predictions, targets) - _direction(targets, predictions)
+    return (difference.abs() / (2.0 * len(predictions) ** 0.5)).sum()
 
 
 def plcc(predictions: Tensor, targets: Tensor) -> Tensor:
-    """(1 - r) / 2 with Pearson's correlation r of predictions and targets.
+    """(1 - r) / 2 with Pearson's correlation r of predictions and targets: in [0, 1] up to rounding.
 
     Invariant to affine maps with positive slope of either argument. Where r is undefined (constant predictions or
     targets up to rounding, batch of one) it counts as 0, with gradient 0.
-
-    Args:
-        predictions, targets: (N,).
-
-    Returns:
-        Scalar in [0, 1] up to rounding; 0 for an increasing, 1 for a decreasing affine relation, 0.5 for r undefined.
-
-    Raises:
-        ValueError: shapes that differ or are not (N,).
     """
     predictions, targets = _wide(predictions=predictions, targets=targets)
     if not len(predictions):
         return predictions.sum()
-    correlation = (_direction(predictions, targets, 2.0) * _direction(targets, predictions, 2.0)).sum()
+    correlation = (_direction(predictions, targets) * _direction(targets, predictions)).sum()
     return (1.0 - correlation) / 2.0
 
 
@@ -195,14 +149,7 @@ def pairwise_ranking(predictions: Tensor, targets: Tensor, margin: float) -> Ten
     Pairs with equal targets are left out. With margin 0 constant predictions are a minimum; use a positive one.
 
     Args:
-        predictions, targets: (N,).
         margin: by how much the better image must lead, in units of the scores, >= 0.
-
-    Returns:
-        Scalar >= 0; 0 if every better image leads by the margin.
-
-    Raises:
-        ValueError: shapes that differ or are not (N,), or a negative margin.
     """
     if not margin >= 0:
         raise ValueError(f"margin must be >= 0, got {margin}")
@@ -222,14 +169,7 @@ def listwise_ranking(predictions: Tensor, targets: Tensor) -> Tensor:
     constant added to the predictions. Equal targets: each is drawn among all of them, so the loss does not depend on
     the order of the batch (usual implementations break ties at random).
 
-    Args:
-        predictions, targets: (N,); a difference of 1 in the predictions is a log odds of 1.
-
-    Returns:
-        Scalar >= 0. Without ties it nears 0 as the right order's gaps grow; tied images are best predicted equal.
-
-    Raises:
-        ValueError: shapes that differ or are not (N,).
+    Without ties the loss nears 0 as the right order's gaps grow; tied images are best predicted equal.
     """
     predictions, targets = _wide(predictions=predictions, targets=targets)
     if not len(predictions):
@@ -293,14 +233,14 @@ def total_objective(
     return total, {name: part.detach() for name, part in parts.items()}
 
 
-def _direction(values: Tensor, other: Tensor, q: float) -> Tensor:
-    """(values - mean) / q-norm of that; zeros where `values` are constant; without gradient where `other` are."""
+def _direction(values: Tensor, other: Tensor) -> Tensor:
+    """(values - mean) / length of that; zeros where `values` are constant; without gradient where `other` are."""
     constant = _constant(values)
     # Dividing by the spread first changes nothing but keeps powers in range.
     spread = torch.where(constant, 1.0, (values.max() - values.min()).detach())
     # The norm has no gradient at 0, so it never sees the zeros.
     scaled = torch.where(constant, 1.0, (values - values.mean()) / spread)
-    direction = torch.where(constant, 0.0, scaled / torch.linalg.vector_norm(scaled, ord=q))
+    direction = torch.where(constant, 0.0, scaled / torch.linalg.vector_norm(scaled))
     return torch.where(_constant(other), direction.detach(), direction)
 
 

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -17,23 +17,19 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from ..checkpoints import SavedLayout, save_folder, save_lora_folder
+from ..checkpoints import save_folder, save_lora_folder
 from ..checkpoints.layouts import read_json
 from ..checkpoints.new_folder import check_output as check_folder
 from ..checkpoints.new_folder import disk_is_full
-from ..checkpoints.start import StartingPoint
 from ..checkpoints.vlm_checkpoint import save_vlm_folder
 from ..errors import TrainingFailedError
 from ..files import write_text
 from ..model import QScorerForScoring
+from ..model.vlm import VlmQScorer
 from .config import TrainConfig
 from .model_card import model_card
-from .starting_model import from_checkpoint
+from .starting_model import Start, from_checkpoint
 from .trainer import last_complete_state, refuse_lost_best, set_damaged_aside
-from .vlm_start import VlmStart
-
-if TYPE_CHECKING:
-    from peft import PeftModel
 
 CONFIGURATION_FILE = "configuration.json"
 LOCK_FILE = ".lock"
@@ -161,52 +157,42 @@ def _deciding_settings(content: dict[str, Any], place: str = "") -> dict[str, An
 # --- checkpoints ----------------------------------------------------------------------------------------------------
 
 
-def write_checkpoints(
-    config: TrainConfig, start: StartingPoint | VlmStart, adapters: PeftModel | None, facts: dict[str, Any]
-) -> dict[str, Path]:
+def write_checkpoints(config: TrainConfig, start: Start, facts: dict[str, Any]) -> dict[str, Path]:
     """Write the asked-for layouts, each with `training.json` and a model card; those that are there already stay."""
-    start.model.config.training_data = facts["data"]
+    model = start.model
+    model.config.training_data = facts["data"]
     folders = written_checkpoints(config)
-    missing = [layout for layout in config.layouts if layout not in folders]
-    history = json.dumps(facts, indent=2) + "\n"
-    if isinstance(start, VlmStart):
-        about = {"training.json": history, "README.md": model_card(facts, "adapter of peft, score tokens, regressor")}
-        saved = {
-            layout: save_vlm_folder(_target(config.output, layout), start.model, adapters, about) for layout in missing
-        }
-        return folders | saved
-    notes = {layout: {"training.json": history, "README.md": model_card(facts, layout)} for layout in missing}
-    if "published_lora" in missing:
-        target = _target(config.output, "published_lora")
-        folders["published_lora"] = save_lora_folder(target, start.model, adapters, notes["published_lora"])
-    others = tuple(layout for layout in get_args(SavedLayout) if layout in missing)
-    if others:
-        model = _merged(config, start.model)
-        for layout in others:
+    merged: QScorerForScoring | None = None
+    for layout in [layout for layout in config.layouts if layout not in folders]:
+        target = _target(config.output, layout)
+        kind = "adapter of peft, score tokens, regressor" if isinstance(model, VlmQScorer) else layout
+        notes = {"training.json": json.dumps(facts, indent=2) + "\n", "README.md": model_card(facts, kind)}
+        if isinstance(model, VlmQScorer):
+            folders[layout] = save_vlm_folder(target, model, start.adapters, notes)
+        elif layout == "published_lora":
+            folders[layout] = save_lora_folder(target, model, start.adapters, notes)
+        else:
+            merged = merged or _merged(config, model)
+            source = _tokenizer_folder(start.tokenizer)
             folders[layout] = save_folder(
-                _target(config.output, layout),
-                model,
-                start.tokenizer,
-                layout=layout,
-                tokenizer_source=_tokenizer_folder(start.tokenizer),
-                notes=notes[layout],
+                target, merged, start.tokenizer, layout=layout, tokenizer_source=source, notes=notes
             )
     return folders
 
 
-def check_targets(config: TrainConfig, start: StartingPoint | VlmStart) -> None:
+def check_targets(config: TrainConfig, start: Start) -> None:
     """Raise what `write_checkpoints` would, before the training that it would lose.
 
     Raises:
         CheckpointError: a layout that this network cannot have, a folder in the way, or no `tokenizer.model`.
     """
-    written = written_checkpoints(config)
+    written, model = written_checkpoints(config), start.model
     for layout in config.layouts:
         published = layout == "published"
-        if layout != "qscorer" and isinstance(start, StartingPoint) and start.model.config.vision_config.kind != "vit":
-            start.model.config.to_published()
+        if layout != "qscorer" and isinstance(model, QScorerForScoring) and model.config.vision_config.kind != "vit":
+            model.config.to_published()
         if layout not in written:
-            source = _tokenizer_folder(start.tokenizer) if published and isinstance(start, StartingPoint) else None
+            source = _tokenizer_folder(start.tokenizer) if published else None
             check_folder(_target(config.output, layout), "published" if published else "qscorer", source)
 
 
@@ -227,7 +213,7 @@ def _merged(config: TrainConfig, trained: QScorerForScoring) -> QScorerForScorin
         return nn.Module.to(trained, dtype)
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    model = from_checkpoint(config, dtype).model
+    model, _ = from_checkpoint(config, dtype)
     model.config.prompt, model.config.training_data = trained.config.prompt, trained.config.training_data
     new_rows = -len(model.config.score_token_ids)
     with torch.no_grad():

@@ -7,35 +7,33 @@ import logging
 import platform
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from transformers import set_seed
+from transformers import TrainingArguments, set_seed
 
 from .. import __version__
 from ..checkpoints.layouts import read_json
-from ..checkpoints.start import StartingPoint
 from ..errors import TrainingConfigError
-from ..images.model_images import ModelImages, SquareImages, WholePictures
+from ..model import QScorerForScoring
 from ..model.attention import enable_gradient_checkpointing
 from .average import mix_in, trained_parameters
-from .batches import Collator
 from .cached_statistics import CachedStatistics, fit_standardisation
-from .config import TrainConfig
+from .config import OURS, TrainConfig
 from .dataset import LabelledImages, QualityDataset, read_dataset, refuse_overlap, scale_facts
 from .output import check_targets, opened_output, state_to_resume, write_checkpoints, written_checkpoints
-from .starting_model import choose_trained, starting_point
-from .text import training_text
-from .trainer import QScorerTrainer, QScorerTrainingArguments
-from .vlm_start import VlmCollator, VlmStart, start_from_backbone
+from .starting_model import Start, starting_point
+from .trainer import QScorerTrainer
+from .vlm_start import start_from_backbone
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
     from ..model.features import FeatureEncoder
 
 _DECIDING_PACKAGES = ("torch", "transformers", "peft", "pyiqa", "timm", "pillow", "numpy", "scipy")
 logger = logging.getLogger("pyiqa_qscorer")
+Data = dict[str, list[LabelledImages]]
+"""Datasets of `train` and `validation`."""
 
 
 @dataclass(frozen=True)
@@ -51,47 +49,6 @@ class TrainingResult:
     folders: dict[str, Path]
     metrics: dict[str, float]
     finished: bool
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Training and validation datasets."""
-
-    train: list[LabelledImages]
-    validation: list[LabelledImages]
-
-
-@dataclass(frozen=True)
-class _Side:
-    """What a run does in one way on the published network, in another on other backbones.
-
-    Attributes:
-        images: how pictures become samples.
-        prompt: for the evaluation.
-        collator: samples -> batch.
-    """
-
-    start: StartingPoint | VlmStart
-    adapters: PeftModel | None
-    images: ModelImages
-    prompt: Any
-    collator: Collator | VlmCollator
-
-
-def _square_side(config: TrainConfig) -> _Side:
-    start = starting_point(config)
-    network = start.model.config
-    tokens = network.score_tokens or [word.removeprefix("▁") for word in network.level_tokens]
-    texts = [training_text(start.tokenizer, prompt, tokens[0]) for prompt in config.model.prompts]
-    adapters = choose_trained(start.model, config)
-    images = SquareImages(network.vision_config.image_size, network.vision_config.image_fit)
-    return _Side(start, adapters, images, texts[0].prompt, Collator(texts, network.quality_token_ids))
-
-
-def _vlm_side(config: TrainConfig) -> _Side:
-    start = start_from_backbone(config)
-    collator = VlmCollator(start.model.encode, start.prompts, start.model.config.quality_token_ids)
-    return _Side(start, start.adapters, WholePictures(), start.prompts[0], collator)
 
 
 def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
@@ -115,14 +72,13 @@ def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
     data = _read(config)
     arguments = _arguments(config)
     set_seed(config.training.seed)
-    side = _square_side(config) if config.model.backbone is None else _vlm_side(config)
-    start = side.start
+    start = starting_point(config) if config.model.backbone is None else start_from_backbone(config)
     check_targets(config, start)
     share, trained = config.training.start_share, trained_parameters(start.model)
     before = {name: value.detach().clone() for name, value in trained.items()} if share else {}
     with opened_output(config):
         state = state_to_resume(config, resume)  # again: only now nobody else can change it
-        trainer = _trainer(config, arguments, side, data)
+        trainer = _trainer(config, arguments, start, data)
         trainer.train(resume_from_checkpoint=None if state is None else str(state))
         if trainer.state.global_step < trainer.state.max_steps:
             return TrainingResult({}, {}, False)
@@ -130,35 +86,35 @@ def train(config: TrainConfig, resume: bool = True) -> TrainingResult:
         mix_in(trained if average is None else average.values, before, share)
         if average is not None:
             average.apply()
-        metrics = trainer.evaluate(metric_key_prefix="validation") if data.validation else {}
+        metrics = trainer.evaluate(metric_key_prefix="validation") if data["validation"] else {}
         folders: dict[str, Path] = {}
         if trainer.is_world_process_zero():
-            folders = write_checkpoints(config, start, side.adapters, _facts(config, trainer, data, metrics))
+            folders = write_checkpoints(config, start, _facts(config, trainer, data, metrics))
         return TrainingResult(folders, metrics, True)
 
 
-def _read(config: TrainConfig) -> _Data:
+def _read(config: TrainConfig) -> Data:
     needs_std = config.objective.needs_std(config.model.formulation)
-    data = _Data(
-        [read_dataset(part, "train", config.data.on_error, needs_std) for part in config.data.train],
-        [read_dataset(part, "val", config.data.on_error) for part in config.data.validation],
-    )
-    for part in (*data.train, *data.validation):
+    data = {
+        "train": [read_dataset(part, "train", config.data.on_error, needs_std) for part in config.data.train],
+        "validation": [read_dataset(part, "val", config.data.on_error) for part in config.data.validation],
+    }
+    for part in chain(*data.values()):
         for path, reason in part.skipped:
             logger.warning("dataset %s: left out %s: %s", part.name, path, reason)
     if not config.data.allow_overlap:
-        refuse_overlap(data.train, data.validation)
+        refuse_overlap(data["train"], data["validation"])
     return data
 
 
-def _arguments(config: TrainConfig) -> QScorerTrainingArguments:
+def _arguments(config: TrainConfig) -> TrainingArguments:
     validated = bool(config.data.validation)
-    settings = config.training.model_dump(exclude={"start_share"})
+    settings = config.training.model_dump(exclude=OURS)
     settings.setdefault("per_device_eval_batch_size", config.training.per_device_train_batch_size)
     if not validated:
         settings |= {"load_best_model_at_end": False, "metric_for_best_model": None}
     try:
-        return QScorerTrainingArguments(
+        return TrainingArguments(
             **settings,
             output_dir=str(config.output),
             save_strategy="epoch",
@@ -173,18 +129,14 @@ def _arguments(config: TrainConfig) -> QScorerTrainingArguments:
         raise TrainingConfigError(f"training: transformers refuses these settings: {error}") from error
 
 
-def _trainer(
-    config: TrainConfig,
-    arguments: QScorerTrainingArguments,
-    side: _Side,
-    parts: _Data,
-) -> QScorerTrainer:
-    start, sample = side.start, side.images.sample
+def _trainer(config: TrainConfig, arguments: TrainingArguments, start: Start, parts: Data) -> QScorerTrainer:
+    sample = start.images.sample
     seed, texts = config.training.seed, len(config.model.prompts)
-    data: Any = QualityDataset(parts.train, sample, texts, config.data.flip, seed)
-    validation: Any = QualityDataset(parts.validation, sample) if parts.validation else None
-    if isinstance(start, StartingPoint) and start.model.config.vision_config.kind == "features":
-        encoder = cast("FeatureEncoder", start.model.model.vision_model).to(arguments.device)
+    data: Any = QualityDataset(parts["train"], sample, texts, config.data.flip, seed)
+    validation: Any = QualityDataset(parts["validation"], sample) if parts["validation"] else None
+    model = start.model
+    if isinstance(model, QScorerForScoring) and model.config.vision_config.kind == "features":
+        encoder = cast("FeatureEncoder", model.model.vision_model).to(arguments.device)
         if config.data.cache_statistics:
             folder = config.data.statistics or config.output / "statistics"
             workers = max(1, config.training.dataloader_num_workers)
@@ -195,24 +147,24 @@ def _trainer(
         if start.new_stages:
             fit_standardisation(encoder, data, start.new_stages)
     if config.model.gradient_checkpointing:
-        enable_gradient_checkpointing(start.model)
+        enable_gradient_checkpointing(model)
     return QScorerTrainer(
-        model=start.model,
+        model=model,
         args=arguments,
         train_dataset=data,
         eval_dataset=validation,
-        data_collator=side.collator,
-        objective=config.objective,
-        prompt=side.prompt,
-        validation_names=[part.name for part in parts.validation],
+        data_collator=start.collator,
+        config=config,
+        prompt=start.prompt,
+        validation_names=[part.name for part in parts["validation"]],
     )
 
 
-def _facts(config: TrainConfig, trainer: QScorerTrainer, data: _Data, metrics: dict[str, float]) -> dict[str, Any]:
+def _facts(config: TrainConfig, trainer: QScorerTrainer, data: Data, metrics: dict[str, float]) -> dict[str, Any]:
     """Content of `training.json`."""
     return {
         "configuration": json.loads(config.model_dump_json()),
-        "data": {"train": scale_facts(data.train), "validation": scale_facts(data.validation)},
+        "data": {role: scale_facts(parts) for role, parts in data.items()},
         "metrics": metrics,
         "best_state": trainer.state.best_model_checkpoint and Path(trainer.state.best_model_checkpoint).name,
         "steps": trainer.state.global_step,

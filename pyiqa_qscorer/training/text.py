@@ -45,7 +45,7 @@ def training_text(tokenizer: PreTrainedTokenizerBase, prompt: str, quality_token
         quality_token: any token that can stand as QUALITY: a score token, or a level word.
 
     Raises:
-        ValueError: a prompt that does not end in the beginning of the answer.
+        ValueError: another ending of the prompt, or no such token.
         CheckpointError: see `tokenize_prompt`.
     """
     tokens = tokenize_prompt(tokenizer, prompt)

@@ -9,7 +9,6 @@ import shutil
 import zipfile
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -19,7 +18,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer, TrainingArguments
+from transformers import EvalPrediction, PrinterCallback, ProgressCallback, Trainer
 from transformers.trainer_pt_utils import safe_globals
 
 from ..errors import CheckpointError, TrainingFailedError
@@ -31,7 +30,7 @@ from .average import WeightAverage, save_values, set_parameters, trained_paramet
 from .batches import MixedSampler
 from .cached_statistics import CachedStatistics
 from .callbacks import EpochsAndStates, ShowParts, StopOnSignal
-from .config import ObjectiveConfig
+from .config import TrainConfig
 from .dataset import LabelledImages, QualityDataset
 from .objectives import total_objective
 
@@ -42,64 +41,45 @@ REMEDY = "lower training.learning_rate, or set training.fp16: false (bf16: true,
 STATE_FILE = "trainer_state.json"  # transformers writes it last, so a folder with a whole one is complete
 
 
-@dataclass
-class QScorerTrainingArguments(TrainingArguments):
-    """`TrainingArguments` with what is ours: see `TrainingSettings`.
-
-    Attributes:
-        vision_backbone_learning_rate: of the feature network inside the vision encoder, where it is another.
-        average_decay: of `WeightAverage`, which is evaluated and kept then; None: the weights themselves are.
-        save_steps: write a resumable state every so many steps, besides the one of every epoch; None: do not.
-    """
-
-    vision_backbone_learning_rate: float | None = None
-    average_decay: float | None = None
-    save_steps: int | None = None  # type: ignore[assignment]
-
-
 class QScorerTrainer(Trainer):
     """`Trainer` for a `ScoringNetwork`.
 
     Only trained parameters go into the resumable states; the frozen base is read again from where it came from.
 
     Args:
-        objective: parts and weights.
+        config: its objective, and those of its training settings that transformers does not know.
         prompt: prompt that the evaluation scores with, of the network's kind.
         validation_names: of the datasets of `eval_dataset`.
     """
 
     model: QScorerForScoring | VlmQScorer
-    args: QScorerTrainingArguments
 
     def __init__(
-        self, *, objective: ObjectiveConfig, prompt: Any, validation_names: Sequence[str] = (), **kwargs: Any
+        self, *, config: TrainConfig, prompt: Any, validation_names: Sequence[str] = (), **kwargs: Any
     ) -> None:
         super().__init__(compute_metrics=partial(evaluation_metrics, validation_names), **kwargs)
-        self.objective: ObjectiveConfig = objective
-        self.prompt = prompt
+        self.config, self.prompt = config, prompt
         self._parts: dict[str, list[Tensor]] = {}
         self._scores: list[tuple[Tensor, Tensor]] = []
         dataset = self.train_dataset
         assert isinstance(dataset, (QualityDataset, CachedStatistics))
         parts: list[LabelledImages] = dataset.parts
         self.sampler = MixedSampler(parts, self.args.seed)
-        decay = self.args.average_decay
+        decay = config.training.average_decay
         self.average = None if decay is None else WeightAverage(self.model, decay)
         if self.average is not None:
             self.add_callback(self.average)
         self.remove_callback(ProgressCallback)
         self.remove_callback(PrinterCallback)
-        for callback in (ShowParts(), EpochsAndStates(self.sampler, self.args.save_steps), StopOnSignal()):
+        for callback in (ShowParts(), EpochsAndStates(self.sampler, config.training.save_steps), StopOnSignal()):
             self.add_callback(callback)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """As transformers makes it, with the feature network in groups of their own if its learning rate is another."""
         optimizer = super().create_optimizer(model)
-        rate = self.args.vision_backbone_learning_rate
+        rate = self.config.training.vision_backbone_learning_rate
         if rate is not None:
-            backbone = {
-                id(parameter) for parameter in self.model.get_submodule("model.vision_model.backbone").parameters()
-            }
+            backbone = set(map(id, self.model.get_submodule("model.vision_model.backbone").parameters()))
             for group in list(optimizer.param_groups):
                 slow = [parameter for parameter in group["params"] if id(parameter) in backbone]
                 group["params"] = [parameter for parameter in group["params"] if id(parameter) not in backbone]
@@ -117,7 +97,7 @@ class QScorerTrainer(Trainer):
         """Total objective of a batch; keeps its parts and scores for the log."""
         mos = inputs["mos"]
         output = model(**_of_the_network(inputs))
-        settings, network = self.objective, cast(QualityConfig, self.model.config)
+        settings, network = self.config.objective, cast(QualityConfig, self.model.config)
         total, parts = total_objective(
             settings.weights(network.formulation),
             network,

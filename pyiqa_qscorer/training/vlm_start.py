@@ -14,27 +14,20 @@ from ..checkpoints import CheckpointSource
 from ..checkpoints.vlm_checkpoint import base_fingerprint, load_base, load_processor, make_room, peft_quiet
 from ..data.opinions import HIGH, LOW
 from ..errors import CheckpointError, TrainingFailedError
+from ..images.model_images import WholePictures
 from ..model.vlm import VlmConfig, VlmQScorer
 from ..model.vlm_inputs import ChatPrompt, VlmInputs
 from ..prompt import score_tokens
 from ..registry import BACKBONES
 from .batches import batched_opinions
 from .config import TrainConfig
+from .starting_model import Start, refuse_quantising_on_cpu, widen_trained
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 
-@dataclass
-class VlmStart:
-    """A network to train, with adapters inside, and the questions it is asked."""
-
-    model: VlmQScorer
-    adapters: PeftModel
-    prompts: list[ChatPrompt]
-
-
-def start_from_backbone(config: TrainConfig) -> VlmStart:
+def start_from_backbone(config: TrainConfig) -> Start:
     """The network of `model.backbone`: what is not an adapter, a new token or the regressor stays frozen.
 
     New input rows are N(0, 0.02), new output rows the mean of the old ones, the regressor's weights N(0, 0.02) with
@@ -57,8 +50,8 @@ def start_from_backbone(config: TrainConfig) -> VlmStart:
         tokens = [f" {word}" for word in model.level_words]
     prompts = [encode.prompt(prompt, tokens) for prompt in model.prompts]
     bits = config.lora.quantise_base
-    if bits and (config.training.use_cpu or not torch.cuda.is_available()):
-        raise TrainingFailedError("lora.quantise_base needs a CUDA GPU; remove it")
+    if bits:
+        refuse_quantising_on_cpu(config)
     dtype = getattr(torch, config.training.precision) if half else torch.float32
     base = load_base(path, dtype, model.attn_implementation, torch.device("cuda" if bits else "cpu"), bits)
     settings = VlmConfig(
@@ -87,10 +80,9 @@ def start_from_backbone(config: TrainConfig) -> VlmStart:
     nn.init.constant_(network.deepmlp.last_layer.bias, (LOW + HIGH) / 2)
     adapters = _with_adapters(network, config)
     network.deepmlp.requires_grad_(config.trainable.regressor and model.formulation == "score_token")
-    for parameter in network.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()  # steps of 2e-5 vanish in 16 bit
-    return VlmStart(network, adapters, prompts)
+    widen_trained(network)
+    collator = VlmCollator(encode, prompts, settings.quality_token_ids)
+    return Start(network, tokenizer, adapters, WholePictures(), prompts[0], collator)
 
 
 @torch.no_grad()

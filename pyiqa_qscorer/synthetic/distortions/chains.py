@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .damage_kinds import STEP_KINDS
+from .damage_kinds import STEP_KINDS, StepKind
 from .pictures import Picture, check_picture
 
 CHAIN_STEPS: tuple[str, ...] = tuple(STEP_KINDS)
@@ -46,9 +46,10 @@ def _check_strength(strength: float) -> None:
         raise ValueError(f"strength must be in [0, 1], got {strength!r}")
 
 
-def _check_kind(kind: str) -> None:
-    if kind not in STEP_KINDS:
-        raise ValueError(f"kind must be one of {', '.join(CHAIN_STEPS)}, got {kind!r}")
+def _kind(name: str) -> StepKind:
+    if name not in STEP_KINDS:
+        raise ValueError(f"kind must be one of {', '.join(CHAIN_STEPS)}, got {name!r}")
+    return STEP_KINDS[name]
 
 
 def _random_kinds(rng: np.random.Generator) -> list[str]:
@@ -86,10 +87,8 @@ def random_chain(seed: int, strength: float | None = None) -> list[Step]:
     kinds = _random_kinds(rng)
     shares = rng.uniform(0, 1, len(kinds))
     shares[rng.integers(len(kinds))] = 1 if len(kinds) == 1 else rng.uniform(0.7, 1)
-    return [
-        Step(kind, STEP_KINDS[kind].draw(strength * float(share), rng))
-        for kind, share in zip(kinds, shares, strict=True)
-    ]
+    drawn_strengths = zip(kinds, strength * shares, strict=True)
+    return [Step(kind, STEP_KINDS[kind].draw(float(own), rng)) for kind, own in drawn_strengths]
 
 
 def single_step(kind: str, strength: float) -> Step:
@@ -98,9 +97,8 @@ def single_step(kind: str, strength: float) -> Step:
     Raises:
         ValueError: no such kind, or strength outside [0, 1].
     """
-    _check_kind(kind)
     _check_strength(strength)
-    return Step(kind, STEP_KINDS[kind].draw(strength, np.random.default_rng(_FIXED_SEED)))
+    return Step(kind, _kind(kind).draw(strength, np.random.default_rng(_FIXED_SEED)))
 
 
 def apply_chain(image: Picture, steps: Sequence[Step], seed: int) -> Picture:
@@ -120,6 +118,5 @@ def apply_chain(image: Picture, steps: Sequence[Step], seed: int) -> Picture:
     check_picture(image)
     result = image.copy()
     for position, step in enumerate(steps):
-        _check_kind(step.kind)
-        result = STEP_KINDS[step.kind].apply(result, step.parameters, np.random.default_rng((seed, position)))
+        result = _kind(step.kind).apply(result, step.parameters, np.random.default_rng((seed, position)))
     return np.ascontiguousarray(result)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import av
@@ -13,10 +14,8 @@ from PIL import Image, features
 
 from .pictures import Picture, padded
 
-STILL_CODECS = ("jpeg", "webp", "avif")
-VIDEO_CODECS = {"h264": "libx264", "mpeg4": "mpeg4", "mpeg2": "mpeg2video"}
-"""Name -> FFmpeg's encoder; its decoder has FFmpeg's name of the format."""
-_DECODERS = {"h264": "h264", "mpeg4": "mpeg4", "mpeg2": "mpeg2video"}
+VIDEO_CODECS = {"h264": ("libx264", "h264"), "mpeg4": ("mpeg4", "mpeg4"), "mpeg2": ("mpeg2video", "mpeg2video")}
+"""Name -> FFmpeg's encoder and decoder."""
 _MACROBLOCK = 16
 
 
@@ -51,30 +50,21 @@ def avif(image: Picture, quality: int) -> Picture:
 def jpeg2000(image: Picture, ratio: float) -> Picture:
     """Irreversible wavelet coding to 1 / `ratio` of the raw size, `ratio` >= 1."""
     resolutions = min(6, 1 + int(math.log2(min(image.shape[:2]))))
-    return _through(
-        image,
-        "JPEG2000",
-        quality_mode="rates",
-        quality_layers=[ratio],
-        irreversible=True,
-        mct=1,
-        num_resolutions=resolutions,
-        no_jp2=True,
-    )
+    options = {"quality_mode": "rates", "quality_layers": [ratio], "num_resolutions": resolutions}
+    return _through(image, "JPEG2000", **options, irreversible=True, mct=1, no_jp2=True)
+
+
+STILL_CODECS: dict[str, Callable[[Picture, int], Picture]] = {"jpeg": jpeg, "webp": webp, "avif": avif}
 
 
 def still(image: Picture, codec: str, quality: int) -> Picture:
     """One of `STILL_CODECS`."""
-    if codec == "jpeg":
-        return jpeg(image, quality)
-    if codec == "webp":
-        return webp(image, quality)
-    if codec == "avif":
-        return avif(image, quality)
-    raise ValueError(f"codec must be one of {', '.join(STILL_CODECS)}, got {codec!r}")
+    if codec not in STILL_CODECS:
+        raise ValueError(f"codec must be one of {', '.join(STILL_CODECS)}, got {codec!r}")
+    return STILL_CODECS[codec](image, quality)
 
 
-def video(image: Picture, codec: str, quantiser: int, motion: tuple[int, int] | None = None) -> Picture:
+def video(image: Picture, codec: str, quantiser: int, motion: Sequence[int] | None = None) -> Picture:
     """A frame of a video at a fixed quantiser.
 
     Args:
@@ -87,12 +77,13 @@ def video(image: Picture, codec: str, quantiser: int, motion: tuple[int, int] | 
         raise ValueError(f"codec must be one of {', '.join(VIDEO_CODECS)}, got {codec!r}")
     height, width, _ = image.shape
     frame = padded(image, 0, -height % _MACROBLOCK, 0, -width % _MACROBLOCK)
-    frames = [frame] if motion is None else [np.roll(frame, motion, (0, 1)), frame]
+    frames = [frame] if motion is None else [np.roll(frame, tuple(motion), (0, 1)), frame]
     return np.ascontiguousarray(_video_frames(frames, codec, quantiser)[-1][:height, :width])
 
 
 def _video_frames(frames: list[Picture], codec: str, quantiser: int) -> list[Picture]:
-    encoder: Any = av.CodecContext.create(VIDEO_CODECS[codec], "w")
+    encoder_name, decoder_name = VIDEO_CODECS[codec]
+    encoder: Any = av.CodecContext.create(encoder_name, "w")
     encoder.height, encoder.width = frames[0].shape[:2]
     encoder.pix_fmt = "yuv420p"
     encoder.framerate = 25
@@ -108,7 +99,7 @@ def _video_frames(frames: list[Picture], codec: str, quantiser: int) -> list[Pic
         picture.pts = index
         packets += encoder.encode(picture)
     packets += encoder.encode(None)
-    decoder: Any = av.CodecContext.create(_DECODERS[codec], "r")
+    decoder: Any = av.CodecContext.create(decoder_name, "r")
     decoder.thread_count = 1
     if encoder.extradata:
         decoder.extradata = encoder.extradata

@@ -58,15 +58,9 @@ def _uniform(rng: Random, low: float, high: float) -> float:
     return round(float(rng.uniform(low, high)), 2)
 
 
-# Optics
-
-
 def _draw_motion(strength: float, rng: Random) -> Parameters:
     bend = _uniform(rng, -120, 120) if rng.random() < 0.5 else 0.0
     return {"length": _between(1.5, 24, strength, 1.5), "angle": _uniform(rng, 0, 180), "bend": bend}
-
-
-# Sensor
 
 
 def _draw_noise(strength: float, rng: Random) -> Parameters:
@@ -93,20 +87,11 @@ def _low_light(image: Picture, parameters: Parameters, rng: Random) -> Picture:
     return tone.tone(sensor_noise(image, **sensor, rng=rng), exposure=parameters["exposure"])
 
 
-# Tone
-
-
 def _draw_tone(strength: float, rng: Random) -> Parameters:
-    share = rng.uniform(-1, 1, 4) * strength
-    return {
-        "exposure": round(float(share[0]), 3),
-        "contrast": round(2 ** (0.6 * float(share[1])), 3),
-        "gamma": round(2 ** (0.6 * float(share[2])), 3),
-        "saturation": round(2 ** (0.8 * float(share[3])), 3),
-    }
-
-
-# Resampling
+    stops, *shares = (float(share) for share in rng.uniform(-1, 1, 4) * strength)
+    factors = {"contrast": 0.6, "gamma": 0.6, "saturation": 0.8}
+    drawn = {name: round(2 ** (most * share), 3) for (name, most), share in zip(factors.items(), shares, strict=True)}
+    return {"exposure": round(stops, 3), **drawn}
 
 
 def _draw_resample(strength: float, rng: Random) -> Parameters:
@@ -127,9 +112,6 @@ def _upscaler(image: Picture, parameters: Parameters, rng: Random) -> Picture:
     result = resample(image, parameters["factor"], parameters["down"], "lanczos")
     result = denoise(result, "bilateral", parameters["smooth"])
     return sharpen(result, parameters["amount"], 0.5 * parameters["factor"])
-
-
-# Codecs
 
 
 _QUALITIES = {"jpeg": (96, 4, 0.6), "webp": (95, 0, 0.7), "avif": (85, 8, 0.7)}
@@ -164,11 +146,8 @@ def _shifted(image: Picture, shift: list[int], code: Callable[[Picture], Picture
 
 
 def _video(image: Picture, parameters: Parameters, rng: Random) -> Picture:
-    def code(picture: Picture) -> Picture:
-        motion = parameters["motion"]
-        return codecs.video(picture, parameters["codec"], parameters["quantiser"], motion and (motion[0], motion[1]))
-
-    return _shifted(image, parameters["shift"], code)
+    coding = {name: value for name, value in parameters.items() if name != "shift"}
+    return _shifted(image, parameters["shift"], lambda picture: codecs.video(picture, **coding))
 
 
 def _draw_still(strength: float, rng: Random) -> Parameters:

@@ -11,8 +11,7 @@ a tool of its own the result is close, not equal; each such function says so.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -188,8 +187,7 @@ def _contrast(image: Picture, amount: float, rng: Random) -> Picture:
     return to_levels(values + amount * distance * (1 - 4 * distance**2 if amount > 0 else 1))
 
 
-@dataclass(frozen=True)
-class _Kind:
+class _Kind(NamedTuple):
     name: str
     parameters: tuple[float, ...]
     apply: Callable[[Picture, Any, Random], Picture]

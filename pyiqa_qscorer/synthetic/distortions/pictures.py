@@ -14,21 +14,10 @@ Values = NDArray[Any]
 """float32, [0, 1] unless said otherwise."""
 
 _LINEAR_STEPS = 1 << 16
-
-
-def _linear_of_srgb() -> Values:
-    values = np.arange(256, dtype=np.float64) / 255
-    return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4).astype(np.float32)
-
-
-def _srgb_of_linear() -> Picture:
-    values = np.arange(_LINEAR_STEPS, dtype=np.float64) / (_LINEAR_STEPS - 1)
-    curve = np.where(values <= 0.0031308, values * 12.92, 1.055 * values ** (1 / 2.4) - 0.055)
-    return np.round(curve * 255).astype(np.uint8)
-
-
-_TO_LINEAR = _linear_of_srgb()
-_FROM_LINEAR = _srgb_of_linear()
+_LEVELS, _LIGHT = np.linspace(0, 1, 256), np.linspace(0, 1, _LINEAR_STEPS)
+_TO_LINEAR = np.where(_LEVELS <= 0.04045, _LEVELS / 12.92, ((_LEVELS + 0.055) / 1.055) ** 2.4).astype(np.float32)
+_CURVE = np.where(_LIGHT <= 0.0031308, _LIGHT * 12.92, 1.055 * _LIGHT ** (1 / 2.4) - 0.055)
+_FROM_LINEAR = np.round(_CURVE * 255).astype(np.uint8)
 
 
 def check_picture(image: Picture) -> None:
