@@ -153,11 +153,7 @@ def figure(found: Sequence[Confusion]) -> Figure:
 def write_report(folder: Path, found: Sequence[Confusion], base: str) -> Path:
     """Write confusion.json (everything), confusion.png and confusion.html; each appears whole or not at all.
 
-    Returns:
-        the HTML page.
-
-    Raises:
-        OutputError: the folder cannot be written.
+    Returns the path of the page. Raises `OutputError`: the folder cannot be written.
     """
     drawn = png(figure(found))
     caption = "Bars: means; lines: 95 % intervals over texts, reviews or pictures."
