@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,7 +10,7 @@ from . import console as cli_output
 from .console import checkpoint_name, clean_errors, printable, require, say
 from .options import Debug, Device, option
 
-PICTURES = {"rich_help_panel": "Pictures of unlike quality"}
+of_pictures = partial(option, rich_help_panel="Pictures of unlike quality")
 
 
 def confusion(
@@ -17,12 +18,10 @@ def confusion(
     base: Annotated[
         str | None, option("the model before; default: the one that the first adapter names", metavar="ID|DIR")
     ] = None,
-    mos: Annotated[
-        Path | None, option("table: file name, MOS, higher is better", metavar="FILE.csv", **PICTURES)
-    ] = None,
-    data: Annotated[Path | None, option("folder of its images", metavar="DIR", **PICTURES)] = None,
-    mos_column: Annotated[str | None, option("default: the second", metavar="NAME", **PICTURES)] = None,
-    limit: Annotated[int, option("so many of them, drawn at random", min=10, metavar="N", **PICTURES)] = 200,
+    mos: Annotated[Path | None, of_pictures("CSV file: file name, MOS, higher is better", metavar="FILE.csv")] = None,
+    data: Annotated[Path | None, of_pictures("folder of its images", metavar="DIR")] = None,
+    mos_column: Annotated[str | None, of_pictures("default: the second", metavar="NAME")] = None,
+    limit: Annotated[int, of_pictures("so many of them, drawn at random", min=10, metavar="N")] = 200,
     output: Annotated[
         Path | None, option("folder for confusion.html, .json and .png", "--output", "-o", metavar="DIR")
     ] = None,
