@@ -183,13 +183,7 @@ def _bar(part: float, style: str) -> Text:
 
 
 def print_summary(rows: Sequence[ScoreRow], made: int, seconds: float, output: Path | None) -> None:
-    """Failed images with their reasons, figures, and where the table is.
-
-    Args:
-        rows: Of all images asked for.
-        made: How many of their scores this run made, in `seconds`.
-        output: The table on disk, if any.
-    """
+    """Failed images with their reasons, figures, and where the table is; this run `made` so many in `seconds`."""
     failed = [row for row in rows if row.score is None]
     listed = failed[: MAX_LISTED_FAILURES if output or err.is_terminal else None]
     for row in listed:
@@ -228,8 +222,7 @@ def print_plan(plan: Sequence[Path | DownloadPlan]) -> None:
         if isinstance(part, Path):
             say((str(part), "bold"), ": a local folder")
             continue
-        total, missing = sum(file.size or 0 for file in part.files), part.missing_bytes
-        size = readable_size(total)
+        size, missing = readable_size(sum(file.size or 0 for file in part.files)), part.missing_bytes
         state = f"{readable_size(missing)} of {size} to download" if missing else f"complete, {size}"
         say((part.repo_id, "bold"), f": {state}")
 

@@ -55,14 +55,13 @@ class OpenDataset:
         source: What it was read from, as the user named it: pyiqa's name or the CSV file.
         rows: Each image once, with a MOS.
         transform: What pyiqa's options ask to do to its pictures; None: nothing.
-        facts: Plain values for the report, `lower_better` among them.
+        facts: Plain values for the report, with `lower_better`: small numbers mean good quality.
         notes: What a reader of the results should know.
     """
 
     label: str
     source: str
     rows: list[OpinionRow]
-    lower_better: bool
     transform: Transform | None
     facts: dict[str, Any]
     notes: list[str]
@@ -105,7 +104,7 @@ def open_dataset(spec: DatasetSpec, data_root: Path = Path("datasets")) -> OpenD
     notes = [] if transform is None else [f"pictures changed by pyiqa's options {facts['augment']}"]
     rows, left_out = _usable(spec.label, rows)
     facts |= {"lower_better": lower_better, "images": len(rows), "left_out": left_out}
-    return OpenDataset(spec.label, spec.name or str(spec.csv), rows, lower_better, transform, facts, notes + left_out)
+    return OpenDataset(spec.label, spec.name or str(spec.csv), rows, transform, facts, notes + left_out)
 
 
 def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from ..report import (
     NONE,
@@ -40,12 +40,8 @@ LEGEND = (
 def write_reports(board: Leaderboard, output: Path, thumbnails: bool = True) -> list[Path]:
     """Write `leaderboard.csv`, `.md`, `.json` and `report.html` into the output folder.
 
-    Args:
-        thumbnails: embed small copies of the images that metric and people disagree on most. Leave them out where
-            the images must not be passed on.
-
-    Raises:
-        OutputError: a file cannot be written; the old one then stays.
+    `thumbnails` embeds small copies of images; leave them out where the images must not be passed on. Raises
+    `OutputError`: a file cannot be written; the old one then stays.
     """
     plain = [_overview(board), *(_section(board, dataset) for dataset in board.datasets), _method(board)]
     drawn = [_section(board, dataset, _pictures(board, dataset, output, thumbnails)) for dataset in board.datasets]
@@ -61,15 +57,10 @@ def write_reports(board: Leaderboard, output: Path, thumbnails: bool = True) -> 
 
 
 def pyiqa_csv(board: Leaderboard) -> str:
-    """The table in the form of pyiqa's benchmark script: a row per metric, `PLCC/SRCC/KRCC` cells, raw PLCC.
-
-    A cell is empty where there is no result.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["Metric name", *(f"{dataset}(PLCC/SRCC/KRCC)" for dataset in board.datasets)])
-    writer.writerows((metric, *map(_pyiqa_cell, entries)) for metric, entries in _by_metric(board))
-    return text.getvalue()
+    """The table in the form of pyiqa's benchmark script: a row per metric, cells empty where there is no result."""
+    columns = ["Metric name", *(f"{dataset}(PLCC/SRCC/KRCC)" for dataset in board.datasets)]
+    rows = [(metric, *map(_pyiqa_cell, entries)) for metric, entries in _by_metric(board)]
+    return pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
 
 
 def _pyiqa_cell(entry: Entry | None) -> str:
