@@ -11,20 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from ..report import (
-    NONE,
-    Cell,
-    Picture,
-    Section,
-    Table,
-    data_uri,
-    html_page,
-    markdown,
-    number,
-    png,
-    size,
-    write_output,
-)
+from ..report import NONE, Cell, Picture, Section, Table, data_uri, html_page, markdown, number, png, size, write_output
 from .bootstrap import LEVEL
 from .plots import accuracy_against_cost, scatter, worst_disagreements
 from .published import SOURCE, published_results
