@@ -45,7 +45,6 @@ class ErrorRow:
         levels: K; None for a score token.
         images: how many the row is computed from.
         mae_standard_error: of drawing these images from the dataset; 0 where they are all of it.
-        bias: mean of restored - MOS.
         label_part, restoration_part, cross_term: parts of `mse`, see `conversion_error.decompose`.
         srcc, plcc, krcc: of restored scores with the MOS: the ceiling for a network that predicts every label exactly;
             None where one side is constant.

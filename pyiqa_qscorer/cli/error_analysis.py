@@ -79,7 +79,11 @@ def errors(
         if bool(checkpoint) != (data is not None):
             raise ValueError("--checkpoint and --data go together: a network, and the folder of its images")
         wanted = _levels(levels)
-        votes = _votes(vote_columns, more_vote_columns)
+        if more_vote_columns and vote_columns is None:
+            raise ValueError(
+                f"errors takes options only, got {' '.join(more_vote_columns)!r}; the table goes with --mos"
+            )
+        votes = () if vote_columns is None else (vote_columns, *(more_vote_columns or ()))
         columns = OpinionColumns(mos_column, std_column, votes, range_, std_range, lower_better, skip_rows)
         if data is not None and (votes or skip_rows):
             raise ValueError("--vote-columns and --skip-rows do not go with --checkpoint: give a table with a MOS")
@@ -90,10 +94,8 @@ def errors(
         opinions = read_opinion_table(mos, columns)
         labelled = None if data is None else _labelled(data, file_column, columns, opinions)
         found = study(opinions, wanted, detail, seed)
-        measured = []
-        if labelled is not None:
-            options = {"base": base} if base else {}
-            measured = _measure(checkpoint or [], options, labelled, device, batch_size)
+        options = {"base": base} if base else {}
+        measured = _measure(checkpoint or [], options, labelled, device, batch_size) if labelled else []
 
         from ..analysis.error_report import conclusions, facts, tables, write_report
         from ..report import print_tables
@@ -147,12 +149,6 @@ def _measure(
         if measured[-1].failed:
             say((f"{measured[-1].failed:,} images could not be scored and are left out", "yellow"))
     return measured
-
-
-def _votes(first: str | None, more: list[str] | None) -> tuple[str, ...]:
-    if more and first is None:
-        raise ValueError(f"errors takes options only, got {' '.join(more)!r}; the table goes with --mos")
-    return () if first is None else (first, *(more or ()))
 
 
 def _levels(text: str) -> list[int]:

@@ -132,15 +132,9 @@ def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
 
 
 def refuse_scores(table: Path, mos_column: str | None, option: str) -> None:
-    """Refuse the score of a metric as a human opinion: a correlation of scores with themselves would be 1.
+    """Raise `OpinionTableError` where the opinions (None: the second column) are scores that this package wrote.
 
-    Args:
-        table: a CSV file.
-        mos_column: the column that is to be the opinion; None: the second one.
-        option: how the user names another column, for the message.
-
-    Raises:
-        OpinionTableError: it is the column `score` of a table that `pyiqa-qscorer score` or `benchmark` wrote.
+    A correlation of scores with themselves would be 1. `option` is how the user names another column.
     """
     header = _header(table)
     column = mos_column or next(iter(header[1:2]), None)
