@@ -173,7 +173,5 @@ def _readings(probabilities: Floats, open_set: Floats, mos: Floats) -> dict[str,
 
 def _right_answers(probabilities: Floats, label: Floats, score: Floats, target: Floats, mos: Floats) -> RightAnswers:
     right = probabilities.argmax(axis=1) == label.argmax(axis=1)
-    if not right.any():
-        return RightAnswers(0.0, None, None)
-    found, predicted = np.abs(score - mos)[right], np.abs(target - mos)[right]
-    return RightAnswers(float(right.mean()), float(found.mean()), float(predicted.mean()))
+    found, predicted = (float(np.abs(of - mos)[right].mean()) if right.any() else None for of in (score, target))
+    return RightAnswers(float(right.mean()), found, predicted)

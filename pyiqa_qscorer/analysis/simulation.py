@@ -67,11 +67,8 @@ def noisy_levels(
 ) -> NoiseError:
     """A network that knows every label, read through logits with independent noise; `integers` values.
 
-    Args:
-        name: label, one of `conversion_error.LABELS`.
-        mos, std: (N,), on 1..5.
-        noise: standard deviation on each of the K logits.
-        draws: noisy readings per image, at least 2.
+    Arguments as for `make_label`; `noise` is the standard deviation on each of the K logits, `draws` >= 2 the noisy
+    readings per image.
     """
     y, values = np.asarray(mos, dtype=np.float64), level_centers(levels)
     logits = certain_logits(make_label(name, y, std, levels))

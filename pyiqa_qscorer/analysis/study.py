@@ -122,16 +122,12 @@ class Study:
 
 
 def study(opinions: Opinions, levels: Sequence[int] = range(2, 21), detail: int = 5, seed: int = 0) -> Study:
-    """Measure every formulation for every number of levels.
+    """Measure every formulation for every number of levels; Gaussian labels where there are spreads.
 
     Args:
-        opinions: the dataset; Gaussian labels need spreads.
-        levels: numbers of levels, each at least 2.
+        levels: numbers of levels, each at least 2, else `ValueError`.
         detail: number of levels that leaks, noise and pictures are computed for; added to `levels`.
         seed: of samples and simulations.
-
-    Raises:
-        ValueError: a number of levels below 2.
     """
     wanted = sorted({*levels, detail})
     if wanted[0] < 2:
