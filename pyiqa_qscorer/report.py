@@ -161,11 +161,7 @@ def _escaped(text: str) -> str:
 
 
 def html_page(title: str, lead: Sequence[str], sections: Sequence[Section]) -> str:
-    """A report as one HTML page.
-
-    Args:
-        lead: paragraphs under the title.
-    """
+    """A report as one HTML page, with the paragraphs `lead` under its title."""
     return render_template("page.html.j2", title=title, lead=lead, sections=sections)
 
 

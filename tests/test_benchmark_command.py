@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from tiny_checkpoint import published_folders
 
-from pyiqa_qscorer.cli.benchmark import dataset_specs, metric_specs, with_split
+from pyiqa_qscorer.cli.benchmark import dataset_specs, metric_specs
 from pyiqa_qscorer.data.score_rows import ScoreRow, read_rows, write_rows
 from pyiqa_qscorer.errors import InputError, QScorerError
 from pyiqa_qscorer.evaluation import leaderboard_report, runner
@@ -83,14 +83,14 @@ def test_labels_and_settings() -> None:
 
 
 def test_split_and_phase_say_which_datasets_they_are_not_for(capsys: pytest.CaptureFixture[str]) -> None:
-    own, named = with_split(dataset_specs(["my.csv", "koniq10k"], None, None, [], False), "3", "val", False)
+    own, named = dataset_specs(["my.csv", "koniq10k"], None, None, [], False, "3", "val")
     assert (named.split, named.phase, own.phase) == (3, "val", None)
     said = capsys.readouterr().err
     assert "--phase val is not used for my: it needs --columns split=COLUMN\n" in said
     assert "--split 3 is not used for my: it is for pyiqa's datasets" in said and "koniq10k" not in said
-    specs = dataset_specs(["my.csv", "koniq10k"], None, None, ["split=part"], False)
-    assert [spec.phase for spec in with_split(specs, None, "val", False)] == ["val", "val"]
-    assert with_split(specs[:1], None, "val", False)[0].phase == "val" and capsys.readouterr().err == ""
+    given = (None, None, ["split=part"], False, None, "val")
+    assert [spec.phase for spec in dataset_specs(["my.csv", "koniq10k"], *given)] == ["val", "val"]
+    assert dataset_specs(["my.csv"], *given)[0].phase == "val" and capsys.readouterr().err == ""
 
 
 def test_a_run_and_its_reports(quick_metrics: None, table: Path) -> None:

@@ -15,7 +15,7 @@ from tiny_training import make_pictures
 from torch import Tensor
 from typer.testing import CliRunner
 
-from pyiqa_qscorer.analysis.confusion import KINDS, _divergence, compare, compare_all, texts
+from pyiqa_qscorer.analysis.confusion import KINDS, Confusion, _divergence, compare_all, texts
 from pyiqa_qscorer.analysis.language_model import LEVEL_WORDS, LanguageModel, backbone_of
 from pyiqa_qscorer.cli.app import app
 from pyiqa_qscorer.errors import CheckpointError
@@ -32,6 +32,11 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_base("llava", tmp_path_factory.mktemp("llava") / "base")
+
+
+def compare(base: LanguageModel, tuned: LanguageModel, *pictures_and_mos: Sequence) -> Confusion:
+    [found] = compare_all(base, [tuned], *pictures_and_mos)
+    return found
 
 
 def test_texts_are_as_the_measurement_needs_them() -> None:
@@ -139,8 +144,11 @@ def test_bad_input(base: Path, pictures: Path, tmp_path: Path) -> None:
     for words, message in (
         (["--tuned", base], "--base must be given"),
         (["--tuned", base, "--mos", pictures / "labels.csv"], "--mos and --data go together"),
-        (["--tuned", base, "--mos", pictures / "00.png", "--data", pictures], "cannot be read as a CSV"),
-        (["--tuned", base, "--mos", pictures / "labels.csv", "--data", pictures, "--mos-column", "x"], "no column 'x'"),
+        (["--tuned", base, "--mos", pictures / "00.png", "--data", pictures], "00.png cannot be read"),
+        (
+            ["--tuned", base, "--mos", pictures / "labels.csv", "--data", pictures, "--mos-column", "x"],
+            "mos_column 'x' is not in",
+        ),
     ):
         done = CliRunner().invoke(app, ["confusion", *map(str, words)])
         assert done.exit_code == 2 and message in " ".join(done.output.split()), done.output

@@ -13,9 +13,9 @@ from pyiqa_qscorer.analysis.conversion_error import (
     SIGNIFICANT_BITS,
     best_possible,
     decompose,
-    level_values,
     make_label,
     named_score,
+    optimal_values,
     round_to,
     uniform_errors,
     uniform_rounding_errors,
@@ -44,21 +44,21 @@ def test_named_scores_and_optimal_values() -> None:
     assert narrow.sum() == 0 and named_score("gaussian_pdf_raw", narrow).tolist() == [3.0]
     mos = MOS[(MOS <= 2.6) | (MOS > 3.4)]  # nothing in the middle level
     label = make_label("one_hot", mos, None, 5)
-    values, index = level_values("optimal", label, mos), level_index(mos, 5)
+    values, index = optimal_values(label, mos), level_index(mos, 5)
     for level in (0, 1, 3, 4):
         assert values[level] == pytest.approx(mos[index == level].mean())
     assert values[2] == pytest.approx(3.0)  # keeps the middle of its interval
     label = make_label("one_hot", MOS, None, 5)
-    named = restore(label, level_values("optimal", label, MOS))
+    named = restore(label, optimal_values(label, MOS))
     parts = decompose(MOS, named, restore(label, level_centers(5)))
-    assert abs(parts.cross) < 1e-12 and parts.label > 0.01
-    assert parts.restoration > 0.01
+    assert abs(parts.cross_term) < 1e-12 and parts.label_part > 0.01
+    assert parts.restoration_part > 0.01
 
 
 @pytest.mark.parametrize("name", LABELS)
 def test_no_values_beat_the_optimal_ones(name: str) -> None:
     label = make_label(name, MOS, STD, 5)
-    values = level_values("optimal", label, MOS)
+    values = optimal_values(label, MOS)
     best = np.mean((restore(label, values) - MOS) ** 2)
     # The gradient vanishes, and any step makes it worse.
     assert np.abs(label.T @ (restore(label, values) - MOS)).max() / len(MOS) < 1e-9
@@ -66,12 +66,14 @@ def test_no_values_beat_the_optimal_ones(name: str) -> None:
         step = RNG.normal(0, 0.05, 5)
         assert np.mean((restore(label, values + step) - MOS) ** 2) >= best
     for kind in ("integers", "interval_centers"):
-        assert np.mean((restore(label, level_values(kind, label, MOS)) - MOS) ** 2) >= best - 1e-12
-    for kind in ("integers", "interval_centers", "optimal"):  # the parts add up
-        restored = restore(label, level_values(kind, label, MOS))
+        assert np.mean((restore(label, level_centers(5, kind=kind)) - MOS) ** 2) >= best - 1e-12
+    for tried in (level_centers(5), level_centers(5, kind="interval_centers"), values):  # the parts add up
+        restored = restore(label, tried)
         parts = decompose(MOS, named_score(name, label), restored)
-        assert parts.total == pytest.approx(np.mean((restored - MOS) ** 2), rel=1e-12)
-        assert parts.label + parts.restoration + parts.cross == pytest.approx(parts.total, rel=1e-9, abs=1e-15)
+        assert parts.mse == pytest.approx(np.mean((restored - MOS) ** 2), rel=1e-12)
+        assert parts.label_part + parts.restoration_part + parts.cross_term == pytest.approx(
+            parts.mse, rel=1e-9, abs=1e-15
+        )
 
 
 @pytest.mark.parametrize("levels", range(2, 21))
@@ -123,7 +125,6 @@ def test_no_split_into_levels_ranks_better_than_the_bound(levels: int) -> None:
     [
         (lambda: make_label("hot", MOS, STD, 5), r"name must be one of one_hot, linear, .* got 'hot'"),
         (lambda: make_label("gaussian_pdf", MOS, None, 5), "made of the spread of opinions"),
-        (lambda: level_values("best", np.eye(5), np.arange(1.0, 6.0)), "kind must be one of integers"),
         (lambda: round_to(MOS, "int8"), "dtype must be one of float32"),
     ],
 )

@@ -246,4 +246,4 @@ def test_duplicates_columns_and_splits(table: Path, tmp_path: Path) -> None:
     assert [(Path(row.path).name, row.mos, Path(row.reference or "").name) for row in dataset.rows] == [
         ("0001.png", 2.0, "0003.png")
     ]
-    assert dataset.lower_better and dataset.missing_references() is None
+    assert dataset.facts["lower_better"] and dataset.missing_references() is None

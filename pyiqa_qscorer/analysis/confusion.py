@@ -7,7 +7,7 @@ questions about pictures of unlike quality.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from numpy.typing import ArrayLike
 from scipy import stats
+from scipy.special import softmax
 from torch import Tensor
 
 from ..data.labels import Floats
@@ -95,7 +97,6 @@ class Confusion:
     Attributes:
         drift: KL(base || tuned) of next-token distributions in nats, mean over places, by kind of text. Over the
             tokens that both know, score tokens left out.
-        base_sentiment, sentiment: of both models.
         accuracy_change, order_change: of the calibrated accuracy and of the order: tuned - base, paired by review.
         leaks: empty without pictures.
         score_token_mass: probability of all score tokens together, outside of the prompt that asks for quality: mean
@@ -127,38 +128,23 @@ class _Answers:
     at_pictures: Floats  # (questions, pictures)
 
 
-def compare(
-    base: LanguageModel,
-    tuned: Callable[[], LanguageModel] | LanguageModel,
-    pictures: Sequence[Path] = (),
-    mos: Sequence[float] = (),
-) -> Confusion:
-    """Measure how a tuned model's language differs from its base's.
+def compare_all(
+    base: LanguageModel, tuned: Iterable[LanguageModel], pictures: Sequence[Path] = (), mos: Sequence[float] = ()
+) -> list[Confusion]:
+    """Measure how the language of tuned models differs from their base's.
 
     Args:
-        base: the model before.
-        tuned: the model after, of the same tokenizer.
+        tuned: of the base's tokenizer; taken one by one, so that a generator can load each when it is its turn.
         pictures, mos: of unlike quality; without, leakage is not measured.
 
     Raises:
-        ValueError: the two read the same text as different tokens, or not as many pictures as opinions.
+        ValueError: two models read the same text as different tokens, or not as many pictures as opinions.
     """
-    return compare_all(base, [tuned], pictures, mos)[0]
-
-
-def compare_all(
-    base: LanguageModel,
-    tuned: Sequence[Callable[[], LanguageModel] | LanguageModel],
-    pictures: Sequence[Path] = (),
-    mos: Sequence[float] = (),
-) -> list[Confusion]:
-    """The same of several, each loaded when it is its turn, given a function that loads it."""
     if len(pictures) != len(mos):
         raise ValueError(f"pictures and mos must be equally many, got {len(pictures)} and {len(mos)}")
     before, rows = _answers(base, pictures), base.output_rows
     found = []
-    for one in tuned:
-        model = one if isinstance(one, LanguageModel) else one()
+    for model in tuned:
         for text in texts()["neutral"]:
             if model.ids(text) != base.ids(text):
                 raise ValueError(f"{model.name} reads {text!r} as other tokens than {base.name}: it is not its base")
@@ -185,17 +171,18 @@ def _reviews() -> tuple[list[tuple[str, str]], np.ndarray]:
 
 def _answers(model: LanguageModel, pictures: Sequence[Path]) -> _Answers:
     after = {kind: [model.after_text(text) for text in _texts_of(kind)] for kind in KINDS}
-    reviews = [
-        [model.after_text(frame.format(text=text, thing=thing))[-1, model.levels] for thing, text in _reviews()[0]]
+    told = [
+        [
+            model.after_text(frame.format(text=text, thing=thing))[-1, model.levels].numpy()
+            for thing, text in _reviews()[0]
+        ]
         for frame in texts()["sentiment_frames"]
     ]
-    asked = texts()["leakage"] if pictures else []
     at_pictures = [
         _expected(model.after_picture(pictures, one["question"], one["answer"])[:, model.levels].numpy())
-        for one in asked
+        for one in (texts()["leakage"] if pictures else [])
     ]
-    told = np.array([[one.numpy() for one in frame] for frame in reviews], np.float64)
-    return _Answers(after, told, np.array(at_pictures, np.float64))
+    return _Answers(after, np.array(told, np.float64), np.array(at_pictures, np.float64))
 
 
 def _compared(
@@ -210,9 +197,12 @@ def _compared(
     labels = _reviews()[1]
     gained = _calibrated_hits(after.reviews, labels) - _calibrated_hits(before.reviews, labels)
     order = _orders(after.reviews, labels) - _orders(before.reviews, labels)
+    asked = [one["question"] for one in texts()["leakage"]]
     leaks = [
-        Leak(one["question"], *(_correlation(answers.at_pictures[index], mos) for answers in (before, after)))
-        for index, one in enumerate(texts()["leakage"] if len(mos) else [])
+        Leak(question, *(_estimate(srcc(one, mos), resampled("srcc", one, mos)) for one in levels))
+        for question, *levels in zip(
+            asked, before.at_pictures, after.at_pictures, strict=False
+        )  # none without pictures
     ]
     every = [one for kind in KINDS for one in after.after[kind]]
     masses = [_mass(one, model.score_ids) for one in every] if model.score_ids else None
@@ -222,8 +212,8 @@ def _compared(
         words=_word_changes(base, model, before, after, rows),
         base_sentiment=_sentiment(labels, before.reviews),
         sentiment=_sentiment(labels, after.reviews),
-        accuracy_change=_mean(gained),
-        order_change=_of_draws(order),
+        accuracy_change=_mean_of_texts(gained[:, None]),
+        order_change=_estimate(order[0], order[1:]),
         leaks=leaks,
         score_token_mass=None if masses is None else _mean_of_texts(masses),
         largest_score_token_mass=None if masses is None else float(max(one.max() for one in masses)),
@@ -282,8 +272,7 @@ def _neighbours(rows: Tensor, token: int) -> set[int]:
 
 def _expected(log_probabilities: Floats) -> Floats:
     """(..., 5) -> expected level 0..4 of the level words alone."""
-    shares = np.exp(log_probabilities - log_probabilities.max(axis=-1, keepdims=True))
-    found: Floats = (shares @ np.arange(shares.shape[-1])) / shares.sum(axis=-1)
+    found: Floats = softmax(log_probabilities, axis=-1) @ np.arange(len(LEVEL_WORDS))
     return found
 
 
@@ -305,27 +294,19 @@ def _orders(told: Floats, labels: np.ndarray) -> Floats:
 
 
 def _sentiment(labels: np.ndarray, told: Floats) -> Sentiment:
-    accuracy, calibrated = (_mean(hits(told, labels)) for hits in (_hits, _calibrated_hits))
-    return Sentiment(accuracy, calibrated, _of_draws(_orders(told, labels)))
+    accuracy, calibrated = (_mean_of_texts(hits(told, labels)[:, None]) for hits in (_hits, _calibrated_hits))
+    order = _orders(told, labels)
+    return Sentiment(accuracy, calibrated, _estimate(order[0], order[1:]))
 
 
-def _of_draws(values: Floats) -> Estimate:
-    low, high = interval(values[1:]) or (None, None)
-    return Estimate(float(values[0]), low, high)
+def _estimate(value: float, draws: Floats) -> Estimate:
+    low, high = interval(draws) or (None, None)
+    return Estimate(float(value), low, high)
 
 
-def _mean(values: Floats) -> Estimate:
-    return _mean_of_texts(torch.from_numpy(values).reshape(-1, 1))
-
-
-def _correlation(values: Floats, mos: Floats) -> Estimate:
-    low, high = interval(resampled("srcc", values, mos)) or (None, None)
-    return Estimate(srcc(values, mos), low, high)
-
-
-def _mean_of_texts(values: Any) -> Estimate:
+def _mean_of_texts(values: Iterable[ArrayLike]) -> Estimate:
     """Mean over places, each text drawn as a whole."""
-    texts_ = [one.numpy() for one in values]
+    texts_ = [np.asarray(one) for one in values]
     sums, counts = np.array([one.sum() for one in texts_]), np.array([len(one) for one in texts_])
     found = stats.bootstrap(
         (sums, counts),

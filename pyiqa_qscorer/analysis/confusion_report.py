@@ -37,31 +37,25 @@ LEAD = (
 
 def tables(found: Sequence[Confusion]) -> list[Table]:
     """The tables for the terminal; numbers in brackets are 95 % intervals over texts, reviews or pictures."""
+    drifts = (f"KL, {KIND_NAMES[kind]}" for kind in KINDS)
     language = Table(
         "Language",
-        (
-            "model",
-            *(f"KL, {KIND_NAMES[kind]}" for kind in KINDS),
-            "score tokens' probability",
-            "level words', base",
-            "level words'",
-        ),
+        ("model", *drifts, "score tokens' probability", "level words', base", "level words'"),
         [
             (
                 one.name,
-                *(_shown(one.drift[kind]) for kind in KINDS),
-                _shown(one.score_token_mass),
-                _shown(one.base_level_word_mass),
-                _shown(one.level_word_mass),
+                *_cells(*(one.drift[kind] for kind in KINDS)),
+                *_cells(one.score_token_mass, one.base_level_word_mass, one.level_word_mass),
             )
             for one in found
         ],
     )
-    answered: list[list[Cell | str]] = [["base", *_sentiment(found[0], "base_sentiment"), "", ""]]
+    before = found[0].base_sentiment
+    answered: list[Sequence[Cell | str]] = [("base", *_cells(before.accuracy, before.calibrated, before.order), "", "")]
     for one in found:
-        answered.append(
-            [one.name, *_sentiment(one, "sentiment"), _shown(one.accuracy_change), _shown(one.order_change)]
-        )
+        told = one.sentiment
+        changes = one.accuracy_change, one.order_change
+        answered.append((one.name, *_cells(told.accuracy, told.calibrated, told.order, *changes)))
     columns = ("model", "accuracy", "calibrated", "SRCC", "calibrated - base's", "SRCC - base's")
     reviews = Table("100 reviews, answered with level words (chance 0.2)", columns, answered)
     words = Table(
@@ -69,7 +63,8 @@ def tables(found: Sequence[Confusion]) -> list[Table]:
         ("model", "word", "where a text has it", "elsewhere", "base's rank", "rank", "neighbours kept"),
         [
             (
-                *(one.name, word.word, _shown(word.where_right), _shown(word.elsewhere)),
+                *(one.name, word.word),
+                *_cells(word.where_right, word.elsewhere),
                 *(f"{word.base_rank:g}", f"{word.rank:g}", f"{word.neighbours_kept:.0%}"),
             )
             for one in found
@@ -80,22 +75,18 @@ def tables(found: Sequence[Confusion]) -> list[Table]:
     leaks = Table(
         "Unrelated questions: SRCC of the answer's level and the picture's quality",
         ("model", "question", "base", "tuned"),
-        [(one.name, leak.question, _shown(leak.base), _shown(leak.tuned)) for one in found for leak in one.leaks],
+        [(one.name, leak.question, *_cells(leak.base, leak.tuned)) for one in found for leak in one.leaks],
         words=2,
     )
     return [language, reviews, words, *([leaks] if leaks.rows else [])]
 
 
-def _sentiment(found: Confusion, name: str) -> list[Cell]:
-    measured = getattr(found, name)
-    return [_shown(measured.accuracy), _shown(measured.calibrated), _shown(measured.order)]
-
-
-def _shown(estimate: Estimate | None) -> Cell:
-    if estimate is None:
-        return Cell(number(None), "")
-    ends = "" if estimate.low is None else f" [{number(estimate.low)}, {number(estimate.high)}]"
-    return Cell(number(estimate.value) + ends, estimate.value)
+def _cells(*estimates: Estimate | None) -> list[Cell]:
+    cells = []
+    for one in estimates:
+        ends = "" if one is None or one.low is None else f" [{number(one.low)}, {number(one.high)}]"
+        cells.append(Cell(number(None), "") if one is None else Cell(number(one.value) + ends, one.value))
+    return cells
 
 
 def conclusions(found: Sequence[Confusion]) -> list[str]:
@@ -138,10 +129,8 @@ def figure(found: Sequence[Confusion]) -> Figure:
         for index, (model, estimates) in enumerate(zip(found, bars, strict=True)):
             places = np.arange(len(names)) + (index - (len(found) - 1) / 2) * width
             values = np.array([one.value for one in estimates])
-            ends = np.array(
-                [[one.low or 0, one.high or 0] if one.low is not None else [one.value] * 2 for one in estimates]
-            )
-            errors = np.abs(ends.T - values)
+            ends = np.array([(one.low, one.high) for one in estimates], np.float64).T  # NaN: no line is drawn
+            errors = np.abs(ends - values)
             axis.bar(places, values, width, yerr=errors, capsize=2, label=model.name, error_kw={"linewidth": 0.8})
         axis.axhline(0, color="black", linewidth=0.6)
         axis.set_xticks(range(len(names)), names, fontsize=8)
@@ -153,11 +142,7 @@ def figure(found: Sequence[Confusion]) -> Figure:
 def write_report(folder: Path, found: Sequence[Confusion], base: str) -> Path:
     """Write confusion.json (everything), confusion.png and confusion.html; each appears whole or not at all.
 
-    Returns:
-        the HTML page.
-
-    Raises:
-        OutputError: the folder cannot be written.
+    Returns the path of the page. Raises `OutputError`: the folder cannot be written.
     """
     drawn = png(figure(found))
     caption = "Bars: means; lines: 95 % intervals over texts, reviews or pictures."
@@ -166,9 +151,9 @@ def write_report(folder: Path, found: Sequence[Confusion], base: str) -> Path:
         Section("Picture", pictures=[Picture(data_uri(drawn), "drift, reviews and leakage by model", caption)]),
         Section("Tables", tables=tables(found)),
     ]
+    numbers = {"base": base, "models": [dataclasses.asdict(one) for one in found]}
     content: dict[str, str | bytes] = {
-        "confusion.json": json.dumps({"base": base, "models": [dataclasses.asdict(one) for one in found]}, indent=1)
-        + "\n",
+        "confusion.json": json.dumps(numbers, indent=1) + "\n",
         "confusion.png": drawn,
         "confusion.html": html_page("Semantic confusion", [LEAD, f"Base: {base}."], sections),
     }

@@ -16,7 +16,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -24,8 +23,6 @@ from numpy.typing import ArrayLike
 from ..data.labels import Floats, gaussian_soft_label, level_centers, linear_soft_label, one_hot, restore
 from ..data.opinions import HIGH, LOW
 from ..evaluation.correlation import correlations
-
-Values = Literal["integers", "interval_centers", "optimal"]
 
 _gaussian_pdf, _gaussian_cdf = (partial(gaussian_soft_label, variant=variant) for variant in ("pdf", "cdf"))
 
@@ -47,15 +44,7 @@ SIGNIFICANT_BITS = {"float32": 24, "float16": 11, "bfloat16": 8}
 
 
 def make_label(name: str, mos: ArrayLike, std: ArrayLike | None, levels: int) -> Floats:
-    """Label of a MOS on 1..5 by the name of its kind.
-
-    Args:
-        name: one of `LABELS`.
-        mos: (N,), within [1, 5].
-        std: (N,), spread of single opinions on the same scale; the Gaussian labels need it.
-
-    Returns:
-        (N, K)
+    """Label (N, K) of MOS on 1..5 by the name of its kind, one of `LABELS`; the Gaussian ones need `std`. Both (N,).
 
     Raises:
         ValueError: another name, a Gaussian label without `std`; besides, as `pyiqa_qscorer.data.labels`.
@@ -70,17 +59,11 @@ def make_label(name: str, mos: ArrayLike, std: ArrayLike | None, levels: int) ->
 
 
 def named_score(name: str, label: Floats) -> Floats:
-    """The score that a label names, before any choice of restoration: where label approximation ends.
+    """The scores (N,) that labels (N, K) name, before any choice of restoration: where label approximation ends.
 
     A one-hot level names the middle of its interval; a soft label, divided by its sum, the mean of its distribution
     over the `integers` values. A row of zeros (a raw density so narrow that it is 0 at every centre) names nothing:
     the middle of the scale then stands for it.
-
-    Args:
-        label: (N, K)
-
-    Returns:
-        (N,)
     """
     levels = label.shape[1]
     if name == "one_hot":
@@ -89,27 +72,15 @@ def named_score(name: str, label: Floats) -> Floats:
     return np.divide(restore(label, centers), total, out=np.full(len(label), centers.mean()), where=total > 0)
 
 
-def level_values(kind: Values, label: Floats, mos: ArrayLike) -> Floats:
-    """Values that the levels stand for: those of `level_centers`, or `optimal` ones.
+def optimal_values(label: Floats, mos: ArrayLike) -> Floats:
+    """Values (K,) of the levels with the least squared error on the dataset of these labels (N, K) and MOS (N,).
 
-    Optimal values have the least squared error on this dataset: argmin over v of E (sum_i p_i v_i - y)^2, in closed
-    form v = E[p p^T]^-1 E[p y]. For one-hot labels v_i is the mean MOS of level i. A level that no image uses (more
-    generally, what the data leave open) keeps its integer, for one-hot labels the centre of its interval.
-
-    Args:
-        label: (N, K)
-        mos: (N,)
-
-    Returns:
-        (K,)
+    They are argmin over v of E (sum_i p_i v_i - y)^2, in closed form v = E[p p^T]^-1 E[p y]. For one-hot labels v_i is
+    the mean MOS of level i. A level that no image uses (more generally, what the data leave open) keeps its integer,
+    for one-hot labels the centre of its interval.
     """
-    if kind not in get_args(Values):
-        raise ValueError(f"kind must be one of {', '.join(get_args(Values))}, got {kind!r}")
-    levels = label.shape[1]
-    if kind != "optimal":
-        return level_centers(levels, kind=kind)
     is_one_hot = bool((label.max(axis=1) == 1.0).all())
-    values = level_centers(levels, kind="interval_centers" if is_one_hot else "integers")
+    values = level_centers(label.shape[1], kind="interval_centers" if is_one_hot else "integers")
     gram, gap = label.T @ label, label.T @ (np.asarray(mos, dtype=np.float64) - label @ values)
     # Least norm of the step, so that directions without data stay where they start.
     return values + np.linalg.lstsq(gram, gap, rcond=1e-12)[0]
@@ -117,7 +88,7 @@ def level_values(kind: Values, label: Floats, mos: ArrayLike) -> Floats:
 
 @dataclass(frozen=True)
 class ErrorAgainstMos:
-    """Error of N scores on the 1..5 scale; correlations are None where one side is constant."""
+    """Error score - MOS of N scores on the 1..5 scale; correlations are None where one side is constant."""
 
     mae: float
     rmse: float
@@ -136,32 +107,25 @@ def error_against(scores: Floats, mos: Floats, decimals: int | None = None) -> E
     error = scores - mos
     pair = (scores, mos) if decimals is None else (np.round(scores, decimals), np.round(mos, decimals))
     found = correlations(*pair, fit=False)
-    return ErrorAgainstMos(
-        mae=float(np.mean(np.abs(error))),
-        rmse=math.sqrt(float(np.mean(error**2))),
-        bias=float(np.mean(error)),
-        srcc=found.srcc,
-        plcc=found.plcc,
-        krcc=found.krcc,
-    )
+    mae, rmse, bias = float(np.mean(np.abs(error))), math.sqrt(float(np.mean(error**2))), float(np.mean(error))
+    return ErrorAgainstMos(mae, rmse, bias, found.srcc, found.plcc, found.krcc)
 
 
 @dataclass(frozen=True)
 class ErrorParts:
-    """E[eps^2] = label + restoration + cross, for eps = (named - y) + (restored - named).
+    """E[eps^2] = label part + restoration part + cross term, for eps = (named - y) + (restored - named).
 
     Attributes:
-        total: E[eps^2].
-        label: E[(named - y)^2], what the label forgets of the MOS.
-        restoration: E[(restored - named)^2], what reading it back adds.
-        cross: 2 E[(named - y)(restored - named)]. 0 where `named` is the mean MOS of each label, for then the first
-            error averages to 0 within every label.
+        mse: E[eps^2].
+        label_part: E[(named - y)^2], what the label forgets of the MOS.
+        restoration_part: E[(restored - named)^2], what reading it back adds.
+        cross_term: 2 E[(named - y)(restored - named)]; 0 where `named` is the mean MOS of each label.
     """
 
-    total: float
-    label: float
-    restoration: float
-    cross: float
+    mse: float
+    label_part: float
+    restoration_part: float
+    cross_term: float
 
 
 def decompose(mos: ArrayLike, named: ArrayLike, restored: ArrayLike) -> ErrorParts:
@@ -184,16 +148,12 @@ def uniform_errors(values: ArrayLike) -> tuple[float, float]:
         E eps^2 = d^2 / 12 + mean_i b_i^2
         E |eps| = mean_i (d / 4 + b_i^2 / d where |b_i| <= d / 2, else |b_i|)
 
-    For the `integers` values this is E eps^2 = 16 / (6 K (K - 1)) and E |eps| = 4 (2 K - 1) / (6 K (K - 1)): 0.1333 and
-    0.3 for five levels.
-
-    Args:
-        values: (K,)
+    >>> [round(error, 4) for error in uniform_errors([1, 2, 3, 4, 5])]
+    [0.1333, 0.3]
     """
     restored = np.asarray(values, dtype=np.float64)
-    levels = len(restored)
-    width = (HIGH - LOW) / levels
-    bias = np.abs(restored - level_centers(levels, kind="interval_centers"))
+    width = (HIGH - LOW) / len(restored)
+    bias = np.abs(restored - level_centers(len(restored), kind="interval_centers"))
     absolute = np.where(bias <= width / 2, width / 4 + bias**2 / width, bias)
     return float(width**2 / 12 + np.mean(bias**2)), float(np.mean(absolute))
 
@@ -201,14 +161,9 @@ def uniform_errors(values: ArrayLike) -> tuple[float, float]:
 def best_possible(levels: int, tie_counts: ArrayLike | None = None) -> tuple[float, float]:
     """SRCC and KRCC with the MOS that no split into K levels exceeds, ties included; at most 1.
 
-    Whatever is restored from a level is one number for all its MOS, so their order is lost. With n_k of N images in
-    level k and t_j images in each group of equal MOS, the algebra of mid-ranks (M. G. Kendall, Rank Correlation
-    Methods) gives the correlations of levels that follow the order of the MOS:
-
-        SRCC^2 = (N^3 - sum n_k^3) / (N^3 - sum t_j^3)
-        KRCC^2 = (N^2 - sum n_k^2) / (N^2 - sum t_j^2)         tau-b: pairs in one level are tied, all others concordant
-
-    Equally filled levels make both largest (power means): sqrt(1 - 1/K^2) and sqrt(1 - 1/K) for a continuous MOS.
+    The formulas of README.md, "Ranks", for equally filled levels, which make both largest (power means). They are the
+    algebra of mid-ranks (M. G. Kendall, Rank Correlation Methods); in tau-b, pairs of one level are tied, all others
+    concordant.
 
     Args:
         levels: K >= 1.
@@ -228,13 +183,12 @@ def round_to(scores: ArrayLike, dtype: str) -> Floats:
 
     Args:
         scores: any shape; normal numbers of the format.
-        dtype: `float32`, `float16` or `bfloat16`.
-
-    Raises:
-        ValueError: another format.
+        dtype: one of `SIGNIFICANT_BITS`, else `ValueError`.
     """
+    if dtype not in SIGNIFICANT_BITS:
+        raise ValueError(f"dtype must be one of {', '.join(SIGNIFICANT_BITS)}, got {dtype!r}")
     fraction, exponent = np.frexp(np.asarray(scores, dtype=np.float64))
-    scale = 2.0 ** _significant_bits(dtype)
+    scale = 2.0 ** SIGNIFICANT_BITS[dtype]
     return np.ldexp(np.rint(fraction * scale) / scale, exponent)
 
 
@@ -243,16 +197,10 @@ def uniform_rounding_errors(dtype: str) -> tuple[float, float]:
 
     Between two powers of two numbers are equally spaced by s = 2^(e + 1 - bits): s^2 / 12 and s / 4 there.
     """
-    bits, squared, absolute = _significant_bits(dtype), 0.0, 0.0
+    bits, squared, absolute = SIGNIFICANT_BITS[dtype], 0.0, 0.0
     for exponent in (0, 1, 2):  # 1..2, 2..4, and the first quarter of 4..8
         share = (min(HIGH, 2.0 ** (exponent + 1)) - 2.0**exponent) / (HIGH - LOW)
         spacing = 2.0 ** (exponent + 1 - bits)
         squared += share * spacing**2 / 12
         absolute += share * spacing / 4
     return squared, absolute
-
-
-def _significant_bits(dtype: str) -> int:
-    if dtype not in SIGNIFICANT_BITS:
-        raise ValueError(f"dtype must be one of {', '.join(SIGNIFICANT_BITS)}, got {dtype!r}")
-    return SIGNIFICANT_BITS[dtype]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from .. import __version__
 from ..report import Picture, Section, Table, data_uri, html_page, number, png, write_output
 from .figures import all_figures
-from .study import ErrorRow, Study
+from .study import Study
 
 if TYPE_CHECKING:
     from .measured import MeasuredModel
@@ -67,11 +67,10 @@ def conclusions(study: Study, measured: Sequence[MeasuredModel] = ()) -> list[st
         + f", a score token with regression {mae('score_token', 'float16', None)} (rounding to float16)."
     )
     enough = [row.levels for row in one_hot if row.srcc is not None and row.srcc >= GOOD_CEILING]
-    tried = [row.levels or 0 for row in one_hot]
     if enough:
         found.append(f"Of the numbers of levels tried, {enough[0]} is the first that allows an SRCC of {GOOD_CEILING}.")
     else:
-        found.append(f"No number of levels tried (up to {max(tried)}) allows an SRCC of {GOOD_CEILING}.")
+        found.append(f"No number of levels tried (up to {one_hot[-1].levels}) allows an SRCC of {GOOD_CEILING}.")
     for model in measured:
         share = model.conversion_part / model.error.rmse**2 if model.error.rmse else 0.0
         found.append(
@@ -83,18 +82,19 @@ def conclusions(study: Study, measured: Sequence[MeasuredModel] = ()) -> list[st
 
 def tables(study: Study, measured: Sequence[MeasuredModel] = ()) -> list[Table]:
     """The tables for the terminal, the measured ones last."""
-    rows = [row for row in study.rows if row.levels in (study.detail, None)]
+    shown = (row for row in study.rows if row.levels in (study.detail, None))
+    rows = [((_spaced(row.label), _spaced(row.values)), row) for row in shown]
     return [
         Table(
             f"Conversion error, {study.detail} levels",
             ("label", "values", "MAE", "RMSE", "bias", "largest", "SRCC", "PLCC", "KRCC"),
-            [(*_words(row), *_numbers(row, "mae rmse bias max_error srcc plcc krcc")) for row in rows],
+            [(*name, *_numbers(row, "mae rmse bias max_error srcc plcc krcc")) for name, row in rows],
             words=2,
         ),
         Table(
             f"Parts of the squared error, {study.detail} levels",
             ("label", "values", "E eps^2", "label", "restoration", "cross"),
-            [(*_words(row), *_numbers(row, "mse label_part restoration_part cross_term")) for row in rows],
+            [(*name, *_numbers(row, "mse label_part restoration_part cross_term")) for name, row in rows],
             words=2,
         ),
         _by_levels(study),
@@ -146,8 +146,6 @@ def _by_levels(study: Study) -> Table:
 
 
 def _measured_tables(measured: Sequence[MeasuredModel]) -> list[Table]:
-    if not measured:
-        return []
     named = [(model, (model.name, _spaced(model.formulation))) for model in measured]
     found = [
         Table(
@@ -172,11 +170,6 @@ def _measured_tables(measured: Sequence[MeasuredModel]) -> list[Table]:
             ],
             words=2,
         ),
-    ]
-    if not any(model.right for model in measured):
-        return found
-    return [
-        *found,
         Table(
             "Images whose most likely level is right: measured error beside predicted conversion error",
             ("checkpoint", "share", "MAE", "pr. MAE", "peak probability", "leaked mass"),
@@ -197,6 +190,7 @@ def _measured_tables(measured: Sequence[MeasuredModel]) -> list[Table]:
             words=2,
         ),
     ]
+    return [table for table in found if table.rows]
 
 
 def as_json(study: Study, measured: Sequence[MeasuredModel] = ()) -> dict[str, Any]:
@@ -229,19 +223,9 @@ def as_json(study: Study, measured: Sequence[MeasuredModel] = ()) -> dict[str, A
 def write_report(folder: Path, study: Study, measured: Sequence[MeasuredModel] = ()) -> Path:
     """Write errors.csv (one row per formulation), errors.json (everything), errors.html and the pictures as PNG.
 
-    Each file appears whole or not at all; those of an earlier report are replaced.
-
-    Returns:
-        the HTML page.
-
-    Raises:
-        OutputError: the folder cannot be written.
+    Each file appears whole or not at all. Returns the path of the page. Raises `OutputError`: it cannot be written.
     """
     drawn = {name: (png(figure), caption) for name, (figure, caption) in all_figures(study, measured).items()}
-    table = io.StringIO()
-    writer = csv.DictWriter(table, [field.name for field in dataclasses.fields(ErrorRow)], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(dataclasses.asdict(row) for row in study.rows)
     pictures = [Picture(data_uri(data), name.replace("_", " "), caption) for name, (data, caption) in drawn.items()]
     sections = [
         Section("What follows", items=conclusions(study, measured)),
@@ -254,7 +238,7 @@ def write_report(folder: Path, study: Study, measured: Sequence[MeasuredModel] =
         "number beside a score token: the error that remains when a network predicts every label exactly."
     ]
     content: dict[str, str | bytes] = {
-        "errors.csv": table.getvalue(),
+        "errors.csv": pd.DataFrame(study.rows, dtype=object).to_csv(index=False, lineterminator="\n"),
         "errors.json": json.dumps(as_json(study, measured), indent=1, allow_nan=False) + "\n",
         **{f"{name}.png": data for name, (data, _) in drawn.items()},
         "errors.html": html_page(TITLE, lead, sections),
@@ -267,10 +251,6 @@ def write_report(folder: Path, study: Study, measured: Sequence[MeasuredModel] =
 def _spaced(name: str) -> str:
     """A name of the program as words, which a narrow table can break."""
     return name.replace("_", " ")
-
-
-def _words(row: ErrorRow) -> tuple[str, str]:
-    return _spaced(row.label), _spaced(row.values)
 
 
 def _numbers(row: Any, names: str) -> tuple[str, ...]:

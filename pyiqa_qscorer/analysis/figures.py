@@ -34,7 +34,7 @@ STYLES = {
 
 
 def all_figures(study: Study, measured: Sequence[MeasuredModel] = ()) -> dict[str, tuple[Figure, str]]:
-    """Every picture with its caption, by file name without ending."""
+    """Every picture with its caption, which says what it shows, by file name without ending."""
     figures = {
         "error_against_levels": (
             error_against_levels(study),
@@ -139,7 +139,6 @@ def label_histograms(study: Study) -> Figure:
 
 
 def rank_ceilings(study: Study) -> Figure:
-    """SRCC and KRCC that remain when every label is predicted exactly."""
     figure, axes = new_axes(2, (5.2, 5.6), sharex=True)
     for number, (axis, measure) in enumerate(zip(axes, ("srcc", "krcc"), strict=True)):
         levels, found = _series(study, "one_hot integers", measure)
@@ -158,7 +157,6 @@ def rank_ceilings(study: Study) -> Figure:
 
 
 def noise(study: Study) -> Figure:
-    """Error and SRCC of a network that knows every label, with noise on the numbers it emits."""
     figure, axes = new_axes(2, (5.2, 5.8), sharex=True)
     for name in dict.fromkeys(item.formulation for item in study.noise):
         items = [item for item in study.noise if item.formulation == name]
@@ -177,7 +175,6 @@ def noise(study: Study) -> Figure:
 
 
 def measured_errors(measured: Sequence[MeasuredModel]) -> Figure:
-    """Predicted conversion error beside what trained networks do on labelled pictures."""
     figure, (axis,) = new_axes(size=(5.2, 1.6 + 1.1 * len(measured)))
     places = np.arange(len(measured))
     bars = (

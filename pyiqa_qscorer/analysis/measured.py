@@ -17,7 +17,7 @@ from ..metric import QScorer
 from ..registry import SCORE_RANGE
 from ..scorer import Scorer
 from ..training.dataset import LabelledImages
-from .conversion_error import ErrorAgainstMos, decompose, error_against, level_values, make_label, round_to
+from .conversion_error import ErrorAgainstMos, decompose, error_against, make_label, optimal_values, round_to
 
 LABEL_OF = {"level_onehot": "one_hot", "level_soft": "gaussian_pdf_normalised"}
 """Label that each level formulation teaches: what its softmax can learn of it."""
@@ -29,8 +29,7 @@ class RightAnswers:
 
     Attributes:
         share: of all images.
-        mae: measured on them; None if there are none.
-        predicted_mae: conversion error of an exact network on the same images.
+        mae, predicted_mae: measured on them, and of an exact network; None if there are none.
     """
 
     share: float
@@ -46,19 +45,15 @@ class MeasuredModel:
     label exactly: fitting E[(score - t)^2], conversion E[(t - y)^2], cross 2 E[(score - t)(t - y)].
 
     Attributes:
-        name: of the checkpoint.
-        formulation: `score_token`, `level_onehot` or `level_soft`.
         levels: number of score or level tokens.
         dtype: number format of the weights.
         images, failed: scored, and left out because they could not be.
         error: of the scores as the network gives them.
         predicted: of t, the conversion error.
-        fitting_part, conversion_part, cross_term: see above.
         readings: the same probabilities restored in other ways, by name; of the level formulations. `optimal` values
             are fitted to these very images, so they flatter.
-        right: None for score tokens.
-        leaked_mass: mean probability of words that are no level; None for score tokens.
-        peak: mean probability of the most likely level; None for score tokens.
+        right, leaked_mass, peak: None for score tokens; the last two are the mean probability of words that are no
+            level, and of the most likely level.
     """
 
     name: str
@@ -107,13 +102,7 @@ def measure(
     batch_size: int = 16,
     workers: int | None = None,
 ) -> MeasuredModel:
-    """Score labelled pictures and split the error.
-
-    Args:
-        name: of the checkpoint, for reports.
-        metric: the network, of any formulation.
-        data: pictures with MOS on 1..5; `level_soft` needs their spreads.
-        device: where it runs; None: where it is.
+    """Score labelled pictures, for `level_soft` with spreads, and split the error.
 
     Raises:
         QScorerError: no picture can be scored, or a spread is missing for `level_soft`.
@@ -146,17 +135,12 @@ def measure(
         target = round_to(mos, dtype)
     parts = decompose(mos, target, score)
     return MeasuredModel(
-        name=name,
-        formulation=config.formulation,
-        levels=levels,
-        dtype=dtype,
-        images=len(score),
-        failed=int((~scored).sum()),
+        *(name, config.formulation, levels, dtype, len(score), int((~scored).sum())),
         error=error_against(score, mos),
         predicted=error_against(target, mos),
-        fitting_part=parts.restoration,
-        conversion_part=parts.label,
-        cross_term=parts.cross,
+        fitting_part=parts.restoration_part,
+        conversion_part=parts.label_part,
+        cross_term=parts.cross_term,
         readings=readings,
         right=right,
         leaked_mass=leaked,
@@ -181,7 +165,7 @@ def _readings(probabilities: Floats, open_set: Floats, mos: Floats) -> dict[str,
     return {
         "integers": restore(probabilities, integers),
         "interval_centers": restore(probabilities, level_centers(len(integers), kind="interval_centers")),
-        "optimal": restore(probabilities, level_values("optimal", probabilities, mos)),
+        "optimal": restore(probabilities, optimal_values(probabilities, mos)),
         "most likely level": integers[probabilities.argmax(axis=1)],
         "open set": restore(open_set, integers),
     }
@@ -189,7 +173,5 @@ def _readings(probabilities: Floats, open_set: Floats, mos: Floats) -> dict[str,
 
 def _right_answers(probabilities: Floats, label: Floats, score: Floats, target: Floats, mos: Floats) -> RightAnswers:
     right = probabilities.argmax(axis=1) == label.argmax(axis=1)
-    if not right.any():
-        return RightAnswers(0.0, None, None)
-    found, predicted = np.abs(score - mos)[right], np.abs(target - mos)[right]
-    return RightAnswers(float(right.mean()), float(found.mean()), float(predicted.mean()))
+    found, predicted = (float(np.abs(of - mos)[right].mean()) if right.any() else None for of in (score, target))
+    return RightAnswers(float(right.mean()), found, predicted)

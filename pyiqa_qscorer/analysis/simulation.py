@@ -36,13 +36,10 @@ class NoiseError:
 
 
 def certain_logits(label: Floats) -> Floats:
-    """Logits whose softmax is the label, as far as logits can be finite.
+    """Logits whose softmax is the label (N, K), rows >= 0 with a positive sum, as far as logits can be finite.
 
     Each row is divided by its sum and mixed with a uniform share of 1 - `CERTAINTY`, for a one-hot label would need an
     infinite logit. The mixture alone draws the restored score to the middle: the error without noise shows it.
-
-    Args:
-        label: (N, K), rows >= 0 with a positive sum.
     """
     share = label / label.sum(axis=1, keepdims=True)
     return np.log(CERTAINTY * share + (1 - CERTAINTY) / label.shape[1])
@@ -56,11 +53,7 @@ def small_noise_error(logits: Floats, values: Floats, mos: Floats, noise: float)
 
         E (f - y)^2 = (f - y + s^2/2 sum_i p_i (1 - 2 p_i)(v_i - f))^2 + s^2 sum_i p_i^2 (v_i - f)^2.
 
-    Args:
-        logits: (N, K)
-        values: (K,)
-        mos: (N,)
-        noise: s.
+    Shapes: logits (N, K), values (K,), mos (N,).
     """
     p = softmax(logits, axis=-1)
     restored = p @ values
@@ -74,11 +67,8 @@ def noisy_levels(
 ) -> NoiseError:
     """A network that knows every label, read through logits with independent noise; `integers` values.
 
-    Args:
-        name: label, one of `conversion_error.LABELS`.
-        mos, std: (N,), on 1..5.
-        noise: standard deviation on each of the K logits.
-        draws: noisy readings per image, at least 2.
+    Arguments as for `make_label`; `noise` is the standard deviation on each of the K logits, `draws` >= 2 the noisy
+    readings per image.
     """
     y, values = np.asarray(mos, dtype=np.float64), level_centers(levels)
     logits = certain_logits(make_label(name, y, std, levels))

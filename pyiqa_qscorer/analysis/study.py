@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..data.labels import Centers, Floats, level_centers, level_index, restore
+from ..data.labels import Floats, level_centers, level_index, restore
 from ..data.opinions import HIGH, LOW, Opinions
 from .conversion_error import (
     SIGNIFICANT_BITS,
     WITH_STD,
-    Values,
     best_possible,
     decompose,
     error_against,
-    level_values,
     make_label,
     named_score,
+    optimal_values,
     round_to,
     uniform_errors,
     uniform_rounding_errors,
@@ -34,8 +33,6 @@ DECIMALS = 9
 NOISE_IMAGES = 2000
 NOISES = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 LEAKS = (0.0, 0.01, 0.05, 0.1)
-ONE_HOT_VALUES: tuple[Values, ...] = ("integers", "interval_centers", "optimal")
-SOFT_VALUES: tuple[Values, ...] = ("integers", "optimal")
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,6 @@ class ErrorRow:
         levels: K; None for a score token.
         images: how many the row is computed from.
         mae_standard_error: of drawing these images from the dataset; 0 where they are all of it.
-        bias: mean of restored - MOS.
         label_part, restoration_part, cross_term: parts of `mse`, see `conversion_error.decompose`.
         srcc, plcc, krcc: of restored scores with the MOS: the ceiling for a network that predicts every label exactly;
             None where one side is constant.
@@ -95,7 +91,6 @@ class Study:
     """All that `study` finds.
 
     Attributes:
-        opinions: the dataset.
         detail: K of the tables and pictures for one number of levels.
         histogram: (64,) images per equal part of 1..5.
         bounds: by number of levels, the SRCC and KRCC that no split of this dataset into so many levels exceeds.
@@ -127,16 +122,12 @@ class Study:
 
 
 def study(opinions: Opinions, levels: Sequence[int] = range(2, 21), detail: int = 5, seed: int = 0) -> Study:
-    """Measure every formulation for every number of levels.
+    """Measure every formulation for every number of levels; Gaussian labels where there are spreads.
 
     Args:
-        opinions: the dataset; Gaussian labels need spreads.
-        levels: numbers of levels, each at least 2.
+        levels: numbers of levels, each at least 2, else `ValueError`.
         detail: number of levels that leaks, noise and pictures are computed for; added to `levels`.
         seed: of samples and simulations.
-
-    Raises:
-        ValueError: a number of levels below 2.
     """
     wanted = sorted({*levels, detail})
     if wanted[0] < 2:
@@ -151,7 +142,8 @@ def study(opinions: Opinions, levels: Sequence[int] = range(2, 21), detail: int 
         if opinions.has_std:
             rows += [row for name in WITH_STD for row in _soft_rows(name, mos_with_std, only_std, count, known)]
     for dtype in SIGNIFICANT_BITS:
-        rows.append(error_row("score_token", dtype, None, mos, mos, round_to(mos, dtype), opinions.images))
+        rounded = round_to(mos, dtype), opinions.images, uniform_rounding_errors(dtype)
+        rows.append(_row("score_token", dtype, None, mos, mos, *rounded))
     soft = {
         name: label.mean(axis=0) / label.mean(axis=0).sum()
         for name in WITH_STD
@@ -174,44 +166,30 @@ def study(opinions: Opinions, levels: Sequence[int] = range(2, 21), detail: int 
     )
 
 
-def error_row(
-    label: str, values: str, levels: int | None, mos: Floats, named: Floats, restored: Floats, of: int
+def _row(
+    label: str,
+    values: str,
+    levels: int | None,
+    mos: Floats,
+    named: Floats,
+    restored: Floats,
+    of: int,
+    uniform: tuple[float, float] | tuple[None, None] = (None, None),
 ) -> ErrorRow:
-    """Error of N restored scores.
-
-    Args:
-        mos, named, restored: (N,), as `conversion_error.decompose`.
-        of: size of the dataset that the N images were drawn from.
-    """
-    error, parts = np.abs(restored - mos), decompose(mos, named, restored)
+    """Error of restored scores, arguments as for `decompose`, from a dataset of size `of`; and its closed form."""
+    error = np.abs(restored - mos)
     return ErrorRow(
         label=label,
         values=values,
         levels=levels,
         images=len(mos),
         mae_standard_error=0.0 if len(mos) == of else float(error.std()) / math.sqrt(len(mos)),
-        mse=parts.total,
         max_error=float(error.max()),
-        label_part=parts.label,
-        restoration_part=parts.restoration,
-        cross_term=parts.cross,
-        **asdict(error_against(restored, mos, DECIMALS)),
-        **_uniform(label, values, levels),
+        **vars(decompose(mos, named, restored)),
+        **vars(error_against(restored, mos, DECIMALS)),
+        uniform_mae=uniform[1],
+        uniform_mse=uniform[0],
     )
-
-
-def _uniform(label: str, values: str, levels: int | None) -> dict[str, float]:
-    """Closed form for a uniform MOS, where there is one."""
-    if label == "score_token":
-        mse, mae = uniform_rounding_errors(values)
-    elif label == "one_hot" and levels is not None and values != "optimal":
-        kind: Centers = "integers" if values == "integers" else "interval_centers"
-        mse, mae = uniform_errors(level_centers(levels, kind=kind))
-    elif label == "linear":
-        mse = mae = 0.0
-    else:
-        return {}
-    return {"uniform_mae": mae, "uniform_mse": mse}
 
 
 def _level_means(mos: Floats, levels: int) -> Floats:
@@ -223,21 +201,25 @@ def _level_means(mos: Floats, levels: int) -> Floats:
 
 
 def _one_hot_rows(mos: Floats, levels: int) -> list[ErrorRow]:
-    index = level_index(mos, levels)
-    named = level_centers(levels, kind="interval_centers")[index]
+    index, middles = level_index(mos, levels), level_centers(levels, kind="interval_centers")
+    kinds = {"integers": level_centers(levels), "interval_centers": middles, "optimal": _level_means(mos, levels)}
     rows = []
-    for kind in ONE_HOT_VALUES:
-        values = _level_means(mos, levels) if kind == "optimal" else level_centers(levels, kind=kind)
-        rows.append(error_row("one_hot", kind, levels, mos, named, values[index], len(mos)))
+    for kind, values in kinds.items():
+        uniform = (None, None) if kind == "optimal" else uniform_errors(values)
+        rows.append(_row("one_hot", kind, levels, mos, middles[index], values[index], len(mos), uniform))
     return rows
 
 
 def _soft_rows(name: str, mos: Floats, std: Floats | None, levels: int, of: int) -> list[ErrorRow]:
     label = make_label(name, mos, std, levels)
     named = named_score(name, label)
+    restored = restore(label, level_centers(levels))
+    if name == "linear":
+        return [_row(name, "integers", levels, mos, named, restored, of, (0.0, 0.0))]
+    best = restore(label, optimal_values(label, mos))
     return [
-        error_row(name, kind, levels, mos, named, restore(label, level_values(kind, label, mos)), of)
-        for kind in (("integers",) if name == "linear" else SOFT_VALUES)
+        _row(name, "integers", levels, mos, named, restored, of),
+        _row(name, "optimal", levels, mos, named, best, of),
     ]
 
 

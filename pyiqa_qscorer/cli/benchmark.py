@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -21,39 +22,34 @@ if TYPE_CHECKING:
     from ..evaluation.results import Leaderboard
     from ..evaluation.runner import MetricSpec, Problem
 
-MODEL, DATA = {"rich_help_panel": "Metrics"}, {"rich_help_panel": "Data"}
+model, data = (partial(option, rich_help_panel=panel) for panel in ("Metrics", "Data"))
 
 
 def benchmark(
     metrics: Annotated[
-        list[str] | None,
-        option("of pyiqa; repeatable; LABEL=NAME renames it", "--metric", "-m", metavar="NAME", **MODEL),
+        list[str] | None, model("of pyiqa; repeatable; LABEL=NAME renames it", "--metric", "-m", metavar="NAME")
     ] = None,
     datasets: Annotated[
         list[str] | None,
-        option("dataset of pyiqa or CSV file; repeatable; LABEL=NAME", "--dataset", "-d", metavar="NAME|CSV", **DATA),
+        data("dataset of pyiqa or CSV file; repeatable; LABEL=NAME", "--dataset", "-d", metavar="NAME|CSV"),
     ] = None,
     settings: Annotated[
-        list[str] | None,
-        option("e.g. qscorer.checkpoint=DIR; repeatable", "--set", metavar="METRIC.OPTION=VALUE", **MODEL),
+        list[str] | None, model("e.g. qscorer.checkpoint=DIR; repeatable", "--set", metavar="METRIC.OPTION=VALUE")
     ] = None,
     output: Annotated[
         Path, option("scores and reports; a later run goes on with it", "--output", "-o", metavar="DIR")
     ] = Path("benchmark"),
-    data_root: Annotated[Path, option("folder of pyiqa's datasets", metavar="DIR", **DATA)] = Path("datasets"),
-    images: Annotated[Path | None, option("images of the CSV files; else beside them", metavar="DIR", **DATA)] = None,
-    references: Annotated[Path | None, option("reference images; default as --images", metavar="DIR", **DATA)] = None,
+    data_root: Annotated[Path, data("folder of pyiqa's datasets", metavar="DIR")] = Path("datasets"),
+    images: Annotated[Path | None, data("images of the CSV files; else beside them", metavar="DIR")] = None,
+    references: Annotated[Path | None, data("reference images; default as --images", metavar="DIR")] = None,
     columns: Annotated[
-        list[str] | None,
-        option("column of a CSV file for file, mos, std, reference or split", metavar="ROLE=COLUMN", **DATA),
+        list[str] | None, data("column of a CSV file for file, mos, std, reference or split", metavar="ROLE=COLUMN")
     ] = None,
-    dmos: Annotated[bool, option("opinions in the CSV files: lower is better", "--dmos", **DATA)] = False,
-    split: Annotated[
-        str | None, option("split of pyiqa's datasets by name or number", metavar="NAME|N", **DATA)
-    ] = None,
-    phase: Annotated[str | None, option("part of the split: test, val, train", metavar="NAME", **DATA)] = None,
+    dmos: Annotated[bool, data("opinions in the CSV files: lower is better", "--dmos")] = False,
+    split: Annotated[str | None, data("split of pyiqa's datasets by name or number", metavar="NAME|N")] = None,
+    phase: Annotated[str | None, data("part of the split: test, val, train", metavar="NAME")] = None,
     original_size: Annotated[
-        bool, option("leave out the resizing of pyiqa's dataset options (spaq to 448)", "--original-size", **DATA)
+        bool, data("leave out the resizing of pyiqa's dataset options (spaq to 448)", "--original-size")
     ] = False,
     device: Device = None,
     batch_size: Annotated[int, option("images per pass, of our metrics only", min=1, metavar="N")] = 1,
@@ -90,8 +86,8 @@ def benchmark(
         problems: list[Problem] = []
         if not report_only:
             specs = metric_specs(metrics or [], settings or [])
-            wanted = dataset_specs(datasets or [], images, references, columns or [], dmos)
-            wanted = with_split(wanted, split, phase, original_size)
+            of_tables = images, references, columns or [], dmos
+            wanted = dataset_specs(datasets or [], *of_tables, split, phase, original_size)
             how = {"device": device, "batch_size": batch_size, "workers": workers, "overwrite": overwrite}
             problems = score(specs, wanted, output, data_root, **how)
         board = read_leaderboard(output)
@@ -204,9 +200,20 @@ def metric_specs(names: Sequence[str], settings: Sequence[str]) -> list[MetricSp
 
 
 def dataset_specs(
-    names: Sequence[str], images: Path | None, references: Path | None, columns: Sequence[str], dmos: bool
+    names: Sequence[str],
+    images: Path | None,
+    references: Path | None,
+    columns: Sequence[str],
+    dmos: bool,
+    split: str | None = None,
+    phase: str | None = None,
+    original_size: bool = False,
 ) -> list[DatasetSpec]:
-    """`[LABEL=]NAME` or `[LABEL=]FILE.csv` as datasets; the folders and columns are for the CSV files."""
+    """`[LABEL=]NAME` or `[LABEL=]FILE.csv` as datasets; the folders, columns and `dmos` are for the CSV files.
+
+    To these `split` says nothing, and `phase` only with a split column. That is an error where all datasets are CSV
+    files, and said where others can use it.
+    """
     from ..evaluation.datasets import DatasetSpec
 
     if not names:
@@ -217,47 +224,30 @@ def dataset_specs(
         if not equals:
             raise InputError(f"--columns takes ROLE=COLUMN, got {column!r}")
         roles[role] = name
-    specs = []
-    for label, name in map(_labelled, names):
-        if name.lower().endswith(".csv"):
-            label = Path(name).stem if label == name else label
-            specs.append(
-                DatasetSpec(
-                    label, csv=Path(name), images=images, references=references, columns=roles, lower_better=dmos
-                )
-            )
-        else:
-            specs.append(DatasetSpec(label, name=name))
-    if (images or references or roles or dmos) and not any(spec.csv for spec in specs):
+    unused = (
+        {}
+        if split is None
+        else {f"--split {split}": "is for pyiqa's datasets: give --columns split=COLUMN and --phase NAME"}
+    )
+    own_phase = phase if "split" in roles else None
+    if phase != own_phase:
+        unused[f"--phase {phase}"] = "needs --columns split=COLUMN"
+    own = [name.lower().endswith(".csv") for name in names]
+    if (images or references or roles or dmos) and not any(own):
         raise InputError("--images, --references, --columns and --dmos are for CSV files, but -d names none")
-    return specs
-
-
-def with_split(
-    specs: Sequence[DatasetSpec], split: str | None, phase: str | None, original_size: bool
-) -> list[DatasetSpec]:
-    """The datasets with what the common options say of them.
-
-    To a CSV file `split` says nothing, and `phase` only with a split column. That is an error where all datasets are
-    CSV files, and said where others can use it.
-    """
-    from dataclasses import replace
-
-    number = int(split) if split is not None and split.isdigit() else split
-    found = []
-    for spec in specs:
-        unused = {}
-        if spec.csv is not None and split is not None:
-            unused[f"--split {split}"] = "is for pyiqa's datasets: give --columns split=COLUMN and --phase NAME"
-        if spec.csv is not None and phase is not None and "split" not in spec.columns:
-            unused[f"--phase {phase}"] = "needs --columns split=COLUMN"
+    specs = []
+    for (label, name), is_table in zip(map(_labelled, names), own, strict=True):
+        if not is_table:
+            number = int(split) if split is not None and split.isdigit() else split
+            specs.append(DatasetSpec(label, name, split=number, phase=phase, original_size=original_size))
+            continue
+        label = Path(name).stem if label == name else label
         for flag, reason in unused.items():
-            if all(other.csv is not None for other in specs):
-                raise InputError(f"{flag} {reason} for {spec.csv}")
-            say(("warning: ", "yellow"), printable(f"{flag} is not used for {spec.label}: it {reason}"))
-        own_phase = None if f"--phase {phase}" in unused else phase
-        found.append(replace(spec, split=number, phase=own_phase, original_size=original_size))
-    return found
+            if all(own):
+                raise InputError(f"{flag} {reason} for {name}")
+            say(("warning: ", "yellow"), printable(f"{flag} is not used for {label}: it {reason}"))
+        specs.append(DatasetSpec(label, None, Path(name), images, references, roles, dmos, phase=own_phase))
+    return specs
 
 
 def _labelled(text: str) -> tuple[str, str]:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -165,31 +166,19 @@ def print_scores(rows: Sequence[ScoreRow], worst: int | None = None) -> None:
     table.add_column("size", justify="right", no_wrap=True, style="dim")
     table.add_column("image", overflow="fold")
     for score, row in scored:
-        part = min(max((score - low) / (high - low), 0.0), 1.0)
+        part = (score - low) / (high - low)
         style = "green" if part >= 0.6 else "yellow" if part >= 0.4 else "red"
         size, path = f"{row.width}x{row.height}", Text(printable(row.path))
-        table.add_row(Text(f"{score:.3f}", style=f"bold {style}"), _bar(part, style), size, path)
+        bar = ProgressBar(1, part, BAR_WIDTH, complete_style=style, finished_style=style)
+        table.add_row(Text(f"{score:.3f}", style=f"bold {style}"), bar, size, path)
     if scored:
         out.print(table)
     if len(scored) > LONG_TABLE:
         say("--worst N shows the lowest scores only", style="dim")
 
 
-def _bar(part: float, style: str) -> Text:
-    halves = round(2 * BAR_WIDTH * part)
-    full, half, rest = "━╾─" if out.encoding.startswith("utf") else "=- "
-    filled = full * (halves // 2) + half * (halves % 2)
-    return Text.assemble((filled, style), (rest * (BAR_WIDTH - len(filled)), "bright_black"))
-
-
 def print_summary(rows: Sequence[ScoreRow], made: int, seconds: float, output: Path | None) -> None:
-    """Failed images with their reasons, figures, and where the table is.
-
-    Args:
-        rows: Of all images asked for.
-        made: How many of their scores this run made, in `seconds`.
-        output: The table on disk, if any.
-    """
+    """Failed images with their reasons, figures, and where the table is; this run `made` so many in `seconds`."""
     failed = [row for row in rows if row.score is None]
     listed = failed[: MAX_LISTED_FAILURES if output or err.is_terminal else None]
     for row in listed:
@@ -228,8 +217,7 @@ def print_plan(plan: Sequence[Path | DownloadPlan]) -> None:
         if isinstance(part, Path):
             say((str(part), "bold"), ": a local folder")
             continue
-        total, missing = sum(file.size or 0 for file in part.files), part.missing_bytes
-        size = readable_size(total)
+        size, missing = readable_size(sum(file.size or 0 for file in part.files)), part.missing_bytes
         state = f"{readable_size(missing)} of {size} to download" if missing else f"complete, {size}"
         say((part.repo_id, "bold"), f": {state}")
 

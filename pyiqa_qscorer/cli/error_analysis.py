@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,11 +18,11 @@ if TYPE_CHECKING:
     from ..training.dataset import LabelledImages
 
 LISTED_ROWS = 3  # of those left out
-NETWORKS = {"rich_help_panel": "Networks"}
+network = partial(option, rich_help_panel="Networks")
 
 
 def errors(
-    mos: Annotated[Path, option("CSV file with one image per row", "--mos", metavar="FILE.csv")],
+    mos: Annotated[Path, option("CSV file with one image per row", metavar="FILE.csv")],
     mos_column: Annotated[str | None, option("column of the MOS; default: the one named MOS", metavar="NAME")] = None,
     std_column: Annotated[
         str | None, option("spread of single opinions; soft labels are made of it", metavar="NAME")
@@ -42,31 +43,21 @@ def errors(
         tuple[float, float] | None, option("range that the spreads are on, where it is another", metavar="LOW HIGH")
     ] = None,
     lower_better: Annotated[bool, option("small MOS mean good quality (DMOS)", "--lower-better")] = False,
-    skip_rows: Annotated[int, option("leave out the first N rows", min=0, metavar="N", show_default=False)] = 0,
-    levels: Annotated[
-        str, option("numbers of levels: 2..20 (default), 5,10,20", metavar="K", show_default=False)
-    ] = "2..20",
-    detail: Annotated[
-        int,
-        option("number of levels that is shown in detail (default 5)", min=2, max=100, metavar="K", show_default=False),
-    ] = 5,
-    seed: Annotated[int, option("of samples and simulations", min=0, metavar="N", show_default=False)] = 0,
+    skip_rows: Annotated[int, option("leave out the first N rows", min=0, metavar="N")] = 0,
+    levels: Annotated[str, option("numbers of levels, such as 2..20 or 5,10,20", metavar="K")] = "2..20",
+    detail: Annotated[int, option("number of levels that is shown in detail", min=2, max=100, metavar="K")] = 5,
+    seed: Annotated[int, option("of samples and simulations", min=0, metavar="N")] = 0,
     output: Annotated[
         Path | None, option("folder for errors.html, .csv, .json and pictures", "--output", "-o", metavar="DIR")
     ] = None,
     checkpoint: Annotated[
-        list[str] | None,
-        option("measure this trained network too; repeatable", "--checkpoint", metavar="ID|DIR", **NETWORKS),
+        list[str] | None, network("measure this trained network too; repeatable", metavar="ID|DIR")
     ] = None,
-    data: Annotated[
-        Path | None, option("folder of the images that the table names", "--data", metavar="DIR", **NETWORKS)
-    ] = None,
-    file_column: Annotated[
-        str | None, option("column of the file names; default: the first", metavar="NAME", **NETWORKS)
-    ] = None,
-    base: Annotated[str | None, option("model under a LoRA checkpoint", metavar="ID|DIR", **NETWORKS)] = None,
-    device: Annotated[str | None, option("cpu, cuda, ...", metavar="DEVICE", **NETWORKS)] = None,
-    batch_size: Annotated[int, option("images per pass", min=1, metavar="N", show_default=False, **NETWORKS)] = 16,
+    data: Annotated[Path | None, network("folder of the images that the table names", metavar="DIR")] = None,
+    file_column: Annotated[str | None, network("column of the file names; default: the first", metavar="NAME")] = None,
+    base: Annotated[str | None, network("model under a LoRA checkpoint", metavar="ID|DIR")] = None,
+    device: Annotated[str | None, network("cpu, cuda, ...", metavar="DEVICE")] = None,
+    batch_size: Annotated[int, network("images per pass", min=1, metavar="N")] = 16,
     debug: Debug = False,
 ) -> None:
     """Show what telling a MOS by words or tokens costs on your dataset.
@@ -88,7 +79,11 @@ def errors(
         if bool(checkpoint) != (data is not None):
             raise ValueError("--checkpoint and --data go together: a network, and the folder of its images")
         wanted = _levels(levels)
-        votes = _votes(vote_columns, more_vote_columns)
+        if more_vote_columns and vote_columns is None:
+            raise ValueError(
+                f"errors takes options only, got {' '.join(more_vote_columns)!r}; the table goes with --mos"
+            )
+        votes = () if vote_columns is None else (vote_columns, *(more_vote_columns or ()))
         columns = OpinionColumns(mos_column, std_column, votes, range_, std_range, lower_better, skip_rows)
         if data is not None and (votes or skip_rows):
             raise ValueError("--vote-columns and --skip-rows do not go with --checkpoint: give a table with a MOS")
@@ -99,10 +94,8 @@ def errors(
         opinions = read_opinion_table(mos, columns)
         labelled = None if data is None else _labelled(data, file_column, columns, opinions)
         found = study(opinions, wanted, detail, seed)
-        measured = []
-        if labelled is not None:
-            options = {"base": base} if base else {}
-            measured = _measure(checkpoint or [], options, labelled, device, batch_size)
+        options = {"base": base} if base else {}
+        measured = _measure(checkpoint or [], options, labelled, device, batch_size) if labelled else []
 
         from ..analysis.error_report import conclusions, facts, tables, write_report
         from ..report import print_tables
@@ -156,12 +149,6 @@ def _measure(
         if measured[-1].failed:
             say((f"{measured[-1].failed:,} images could not be scored and are left out", "yellow"))
     return measured
-
-
-def _votes(first: str | None, more: list[str] | None) -> tuple[str, ...]:
-    if more and first is None:
-        raise ValueError(f"errors takes options only, got {' '.join(more)!r}; the table goes with --mos")
-    return () if first is None else (first, *(more or ()))
 
 
 def _levels(text: str) -> list[int]:

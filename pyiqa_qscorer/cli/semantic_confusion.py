@@ -10,7 +10,7 @@ from . import console as cli_output
 from .console import checkpoint_name, clean_errors, printable, require, say
 from .options import Debug, Device, option
 
-PICTURES = {"rich_help_panel": "Pictures of unlike quality"}
+of_pictures = partial(option, rich_help_panel="Pictures of unlike quality")
 
 
 def confusion(
@@ -18,12 +18,10 @@ def confusion(
     base: Annotated[
         str | None, option("the model before; default: the one that the first adapter names", metavar="ID|DIR")
     ] = None,
-    mos: Annotated[
-        Path | None, option("CSV file: file name, MOS, higher is better", "--mos", metavar="FILE.csv", **PICTURES)
-    ] = None,
-    data: Annotated[Path | None, option("folder of its images", metavar="DIR", **PICTURES)] = None,
-    mos_column: Annotated[str | None, option("default: the second", metavar="NAME", **PICTURES)] = None,
-    limit: Annotated[int, option("so many of them, drawn at random", min=10, metavar="N", **PICTURES)] = 200,
+    mos: Annotated[Path | None, of_pictures("CSV file: file name, MOS, higher is better", metavar="FILE.csv")] = None,
+    data: Annotated[Path | None, of_pictures("folder of its images", metavar="DIR")] = None,
+    mos_column: Annotated[str | None, of_pictures("default: the second", metavar="NAME")] = None,
+    limit: Annotated[int, of_pictures("so many of them, drawn at random", min=10, metavar="N")] = 200,
     output: Annotated[
         Path | None, option("folder for confusion.html, .json and .png", "--output", "-o", metavar="DIR")
     ] = None,
@@ -62,7 +60,7 @@ def confusion(
             model.name = checkpoint_name(checkpoint)
             return model
 
-        found = compare_all(load(place), [partial(load, one) for one in tuned], pictures, opinions)
+        found = compare_all(load(place), map(load, tuned), pictures, opinions)
         print_tables(tables(found), cli_output.out)
         for sentence in conclusions(found):
             say(printable(sentence))
@@ -73,19 +71,12 @@ def confusion(
 def _pictures(table: Path, folder: Path, column: str | None, limit: int) -> tuple[list[Path], list[float]]:
     """Paths and MOS of rows drawn at random."""
     import numpy as np
-    import pandas as pd
 
+    from ..data.opinions import read_opinions
     from ..errors import OpinionTableError
 
-    try:
-        rows = pd.read_csv(table)
-    except (OSError, ValueError) as error:
-        raise OpinionTableError(f"{table} cannot be read as a CSV file: {error}") from error
-    if (column is not None and column not in rows) or len(rows.columns) < 2:
-        raise OpinionTableError(f"{table} has no column {column or 'of a MOS'!r}; its columns are {', '.join(rows)}")
-    values = pd.to_numeric(rows[column or rows.columns[1]], errors="coerce")
-    usable = rows[rows.columns[0]][values.notna()]
-    if len(usable) < 10:
-        raise OpinionTableError(f"{table} must have at least 10 rows with a number as MOS, has {len(usable)}")
-    order = np.random.default_rng(0).permutation(len(usable))[:limit]
-    return [folder / str(usable.iloc[i]) for i in order], [float(values[usable.index[i]]) for i in order]
+    rows = [row for row in read_opinions(table, folder, mos_column=column) if np.isfinite(row.mos)]
+    if len(rows) < 10:
+        raise OpinionTableError(f"{table} must have at least 10 rows with a number as MOS, has {len(rows)}")
+    drawn = [rows[i] for i in np.random.default_rng(0).permutation(len(rows))[:limit]]
+    return [Path(row.path) for row in drawn], [row.mos for row in drawn]

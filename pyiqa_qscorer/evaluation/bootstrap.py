@@ -78,25 +78,18 @@ def intervals(
     """
     scores, mos = checked(scores, mos)
     found: dict[str, tuple[float, float] | None] = dict.fromkeys(("srcc", "plcc", "krcc", "plcc_fitted"))
-    if undefined(scores, mos):
-        return found
-    found["srcc"] = interval(resampled("srcc", scores, mos, resamples, seed))
-    found["plcc"] = interval(resampled("plcc", scores, mos, resamples, seed))
-    if len(scores) <= KENDALL_LIMIT:
-        found["krcc"] = interval(resampled("krcc", scores, mos, resamples, seed))
-    if fitted is not None:
-        found["plcc_fitted"] = interval(resampled("plcc", fitted, mos, resamples, seed))
+    if undefined(scores, mos) is None:
+        measures: tuple[Measure, ...] = ("srcc", "plcc", "krcc") if len(scores) <= KENDALL_LIMIT else ("srcc", "plcc")
+        found |= {name: interval(resampled(name, scores, mos, resamples, seed)) for name in measures}
+        if fitted is not None:
+            found["plcc_fitted"] = interval(resampled("plcc", fitted, mos, resamples, seed))
     return found
 
 
 def resampled_srcc(
     scores: ArrayLike, mos: ArrayLike, resamples: int = RESAMPLES, seed: int = 0
 ) -> ResampledSrcc | None:
-    """What `compare` takes of a metric.
-
-    Returns:
-        None where its SRCC is not defined or there are fewer than `MINIMUM_IMAGES_FOR_COMPARISON` images.
-    """
+    """What `compare` takes of a metric; None: no SRCC, or fewer than `MINIMUM_IMAGES_FOR_COMPARISON` images."""
     pair = checked(scores, mos)
     if len(pair[0]) < MINIMUM_IMAGES_FOR_COMPARISON or undefined(*pair):
         return None

@@ -55,14 +55,13 @@ class OpenDataset:
         source: What it was read from, as the user named it: pyiqa's name or the CSV file.
         rows: Each image once, with a MOS.
         transform: What pyiqa's options ask to do to its pictures; None: nothing.
-        facts: Plain values for the report, `lower_better` among them.
+        facts: Plain values for the report, with `lower_better`: small numbers mean good quality.
         notes: What a reader of the results should know.
     """
 
     label: str
     source: str
     rows: list[OpinionRow]
-    lower_better: bool
     transform: Transform | None
     facts: dict[str, Any]
     notes: list[str]
@@ -105,7 +104,7 @@ def open_dataset(spec: DatasetSpec, data_root: Path = Path("datasets")) -> OpenD
     notes = [] if transform is None else [f"pictures changed by pyiqa's options {facts['augment']}"]
     rows, left_out = _usable(spec.label, rows)
     facts |= {"lower_better": lower_better, "images": len(rows), "left_out": left_out}
-    return OpenDataset(spec.label, spec.name or str(spec.csv), rows, lower_better, transform, facts, notes + left_out)
+    return OpenDataset(spec.label, spec.name or str(spec.csv), rows, transform, facts, notes + left_out)
 
 
 def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
@@ -133,15 +132,9 @@ def _own_rows(spec: DatasetSpec) -> list[OpinionRow]:
 
 
 def refuse_scores(table: Path, mos_column: str | None, option: str) -> None:
-    """Refuse the score of a metric as a human opinion: a correlation of scores with themselves would be 1.
+    """Raise `OpinionTableError` where the opinions (None: the second column) are scores that this package wrote.
 
-    Args:
-        table: a CSV file.
-        mos_column: the column that is to be the opinion; None: the second one.
-        option: how the user names another column, for the message.
-
-    Raises:
-        OpinionTableError: it is the column `score` of a table that `pyiqa-qscorer score` or `benchmark` wrote.
+    A correlation of scores with themselves would be 1. `option` is how the user names another column.
     """
     header = _header(table)
     column = mos_column or next(iter(header[1:2]), None)

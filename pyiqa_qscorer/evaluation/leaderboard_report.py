@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -11,20 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..report import (
-    NONE,
-    Cell,
-    Picture,
-    Section,
-    Table,
-    data_uri,
-    html_page,
-    markdown,
-    number,
-    png,
-    size,
-    write_output,
-)
+import pandas as pd
+
+from ..report import NONE, Cell, Picture, Section, Table, data_uri, html_page, markdown, number, png, size, write_output
 from .bootstrap import LEVEL
 from .plots import accuracy_against_cost, scatter, worst_disagreements
 from .published import SOURCE, published_results
@@ -40,12 +27,8 @@ LEGEND = (
 def write_reports(board: Leaderboard, output: Path, thumbnails: bool = True) -> list[Path]:
     """Write `leaderboard.csv`, `.md`, `.json` and `report.html` into the output folder.
 
-    Args:
-        thumbnails: embed small copies of the images that metric and people disagree on most. Leave them out where
-            the images must not be passed on.
-
-    Raises:
-        OutputError: a file cannot be written; the old one then stays.
+    `thumbnails` embeds small copies of images; leave them out where the images must not be passed on. Raises
+    `OutputError`: a file cannot be written; the old one then stays.
     """
     plain = [_overview(board), *(_section(board, dataset) for dataset in board.datasets), _method(board)]
     drawn = [_section(board, dataset, _pictures(board, dataset, output, thumbnails)) for dataset in board.datasets]
@@ -61,15 +44,10 @@ def write_reports(board: Leaderboard, output: Path, thumbnails: bool = True) -> 
 
 
 def pyiqa_csv(board: Leaderboard) -> str:
-    """The table in the form of pyiqa's benchmark script: a row per metric, `PLCC/SRCC/KRCC` cells, raw PLCC.
-
-    A cell is empty where there is no result.
-    """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["Metric name", *(f"{dataset}(PLCC/SRCC/KRCC)" for dataset in board.datasets)])
-    writer.writerows((metric, *map(_pyiqa_cell, entries)) for metric, entries in _by_metric(board))
-    return text.getvalue()
+    """The table in the form of pyiqa's benchmark script: a row per metric, cells empty where there is no result."""
+    columns = ["Metric name", *(f"{dataset}(PLCC/SRCC/KRCC)" for dataset in board.datasets)]
+    rows = [(metric, *map(_pyiqa_cell, entries)) for metric, entries in _by_metric(board)]
+    return pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n")
 
 
 def _pyiqa_cell(entry: Entry | None) -> str:

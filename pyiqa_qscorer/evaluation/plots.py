@@ -74,9 +74,7 @@ def accuracy_against_cost(entries: Sequence[Entry]) -> Figure | None:
 def worst_disagreements(entry: Entry, page: Path, thumbnails: bool = True) -> dict[str, list[Picture]]:
     """The images that the metric overrates most, and those that it underrates most, by its fitted curve.
 
-    Args:
-        page: folder of the page, from which each thumbnail leads to its image.
-        thumbnails: show small copies of the images.
+    Each thumbnail, or its caption alone, leads from `page`, the folder of the page, to its image.
     """
     rows = entry.scored
     scores, mos = entry.oriented(rows)

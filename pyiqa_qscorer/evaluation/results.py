@@ -201,10 +201,7 @@ class Leaderboard:
 
 
 def read_leaderboard(output: Path, resamples: int = RESAMPLES, seed: int = 0) -> Leaderboard:
-    """Compute the leaderboard of everything that was scored into an output folder.
-
-    Args:
-        resamples, seed: of the bootstrap; the same ones give the same numbers.
+    """Compute the leaderboard of everything that was scored into an output folder; the same `seed`, the same numbers.
 
     Raises:
         InputError: nothing was scored there, or a file is not of a benchmark.

@@ -111,8 +111,6 @@ def run_benchmark(
         output: folder, made if missing.
         device: as for `start_processes`.
         batch_size: images per pass of our own metrics. 1 gives the same bits whatever was scored before.
-        workers: threads that read images.
-        overwrite: score everything again.
 
     Returns:
         What could not run at all: a metric that cannot be built, a full-reference one without references. The other

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import islice
 
@@ -55,33 +55,30 @@ Without inputs the row says in `error` why the image cannot be scored.
 """
 
 
+@dataclass(frozen=True)
 class InputReader:
-    """Reads an image of a dataset, and its reference, into `Inputs` of a metric.
+    """Reads an image of a dataset, and its reference if the metric uses it, into `Inputs` of a metric.
 
-    Args:
+    Attributes:
         label, identity: of the metric, for the rows.
-        with_reference: whether the metric uses the references.
         transform: the dataset's own change of the pictures.
     """
 
-    def __init__(
-        self, metric: PyiqaMetric, label: str, identity: str, with_reference: bool, transform: Transform | None
-    ) -> None:
-        self.metric, self.label, self.identity = metric, label, identity
-        self.with_reference, self.transform = with_reference, transform
-        # Distorted versions of one photo stand together in most datasets.
-        self._open_reference = lru_cache(REFERENCES_KEPT)(open_image)
+    metric: PyiqaMetric
+    label: str
+    identity: str
+    with_reference: bool
+    transform: Transform | None
+    # Distorted versions of one photo stand together in most datasets.
+    _open_reference: Callable[[str], Image.Image] = field(
+        default_factory=lambda: lru_cache(REFERENCES_KEPT)(open_image)
+    )
 
     def __call__(self, opinion: OpinionRow) -> Inputs:
         # Stamped before it is read, so that resume sees a change that comes in between.
         size, modified = file_stamp(opinion.path)
         row = BenchmarkRow(
-            opinion.path,
-            metric=self.label,
-            identity=self.identity,
-            bytes=size,
-            modified=modified,
-            mos=opinion.mos,
+            opinion.path, metric=self.label, identity=self.identity, bytes=size, modified=modified, mos=opinion.mos
         )
         reference = opinion.reference if self.with_reference else None
         if reference is not None:
@@ -92,7 +89,11 @@ class InputReader:
             row = replace(row, width=pictures[0].width, height=pictures[0].height)
             if reference is not None:
                 pictures.append(self._open_reference(reference))
-                check_reference(*pictures)
+                own, other = (f"{picture.width}x{picture.height}" for picture in pictures)
+                if own != other:
+                    raise ImageError(
+                        f"the image is {own}, its reference {other}: a full-reference metric needs one size"
+                    )
             if self.transform is not None:
                 pictures = self.transform(pictures)
             return row, [self.metric.prepare(picture) for picture in pictures]
@@ -100,15 +101,6 @@ class InputReader:
             return replace(row, error=one_line(error).removeprefix(f"image {opinion.path!r}: ")), []
         except MemoryError:
             return replace(row, error="not enough memory to decode this image"), []
-
-
-def check_reference(picture: Image.Image, reference: Image.Image) -> None:
-    """Raise `ImageError` unless both are of one size."""
-    if picture.size != reference.size:
-        raise ImageError(
-            f"the image is {picture.width}x{picture.height}, its reference "
-            f"{reference.width}x{reference.height}: a full-reference metric needs one size"
-        )
 
 
 def score_rows(
