@@ -16,26 +16,7 @@ from ..errors import InputError
 from ..files import file_key
 from . import console as cli_output
 from .console import clean_errors, count, printable, require, say, say_loading
-from .options import (
-    AttnImplementation,
-    Base,
-    BaseRevision,
-    CacheDir,
-    Checkpoint,
-    Clamp,
-    Compile,
-    Debug,
-    Device,
-    Dtype,
-    LocalFilesOnly,
-    MaxPixels,
-    MinPixels,
-    Prompt,
-    Revision,
-    ScoreMetric,
-    chosen_metric,
-    option,
-)
+from .options import Debug, Device, ScoreMetric, chosen_metric, model_options, option
 
 if TYPE_CHECKING:
     from ..data.score_rows import ScoreRow
@@ -49,6 +30,7 @@ WORST_IN_DETAIL = 10
 """Named, and mapped, beside a page or a folder of maps where --worst does not say."""
 
 
+@model_options()
 def score(
     context: typer.Context,
     inputs: Annotated[
@@ -93,20 +75,8 @@ def score(
     workers: Annotated[
         int | None, option("threads that read images", min=1, metavar="N", show_default="one per core, at most 16")
     ] = None,
-    checkpoint: Checkpoint = None,
-    base: Base = None,
-    revision: Revision = None,
-    base_revision: BaseRevision = None,
-    dtype: Dtype = None,
-    prompt: Prompt = None,
-    min_pixels: MinPixels = None,
-    max_pixels: MaxPixels = None,
-    clamp: Clamp = None,
-    attn_implementation: AttnImplementation = None,
-    compile: Compile = None,
-    local_files_only: LocalFilesOnly = None,
-    cache_dir: CacheDir = None,
     debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Score images.
 
@@ -124,7 +94,7 @@ def score(
     """
     with clean_errors(debug), ExitStack() as stack:
         # What can be wrong with the command itself comes before torch and the model.
-        metric, options = chosen_metric(context)
+        metric = chosen_metric(metric, options)
         if engine is not None:
             _check_engine(engine, output, context)
             _score_on_ray(inputs, output or Path(), metric, column, actors, device, batch_size, options)
@@ -147,7 +117,7 @@ def score(
 
         from ..scorer import Scorer, score_files
 
-        say_loading(metric, checkpoint)
+        say_loading(metric, options["checkpoint"])
         scorer = Scorer(metric, device, batch_size, workers, **options)
         todo = found.paths
         if table is not None:
