@@ -175,7 +175,6 @@ def test_full_size_has_the_published_keys_shapes_and_parameters() -> None:
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         assert getattr(ours, name) == getattr(published, name)
     assert ours.regressor_hidden_sizes == published.regressor_hidden_sizes == [2048, 1024]
-    assert ours.num_visual_tokens == 65
     with torch.device("meta"):
         model = get_peft_model(model, LoraConfig(r=128, target_modules=PEFT_TARGETS))
     lora = {name: p.numel() for name, p in model.named_parameters() if "lora_" in name}

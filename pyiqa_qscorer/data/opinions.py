@@ -14,12 +14,10 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..errors import OpinionTableError
-from .labels import Floats
+from .labels import HIGH, LOW, Floats
 
 if TYPE_CHECKING:
     from PIL import Image
-
-LOW, HIGH = 1.0, 5.0
 
 
 class OpinionRow(NamedTuple):
