@@ -39,9 +39,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """The same for text in UTF-8; `errors` as for `str.encode`. Line ends stay as they are."""
-    write_bytes(path, text.encode("utf-8", errors))
+def write_text(path: Path, text: str) -> None:
+    """The same for text in UTF-8. Line ends stay as they are."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def file_key(path: str) -> str:

@@ -73,8 +73,7 @@ class Scorer:
         metric: A name of `pyiqa_qscorer.METRICS`; or a built `QScorer` (any module with
             `score_pixels`, `image_size` or `images`, and `identity`), which is set to eval mode. Default
             `qscorer-mini`; with `checkpoint` (and no metric) `qscorer`.
-        device: Where the model runs; default CUDA where there is one, else CPU. A built metric
-            stays where it is.
+        device: Where the model runs; default CUDA where there is one, else CPU. A built metric stays where it is.
         batch_size: Images per pass of the model.
         workers: Threads that decode and resize; default one per core, at most 16.
         **options: Those of `QScorer` (checkpoint, base, dtype, prompt, ...); only with a name.

@@ -17,13 +17,6 @@ if TYPE_CHECKING:
     from PIL import Image
 
 
-def dataset_names() -> list[str]:
-    """Names of the datasets that pyiqa knows."""
-    import pyiqa
-
-    return list(pyiqa.get_dataset_info())
-
-
 def pyiqa_dataset(
     name: str, data_root: Path, options: dict[str, Any], *, download: bool = False
 ) -> tuple[list[OpinionRow], dict[str, Any]]:

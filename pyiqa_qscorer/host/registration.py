@@ -47,8 +47,7 @@ class RegistrationState:
 
     Attributes:
         switched_off: `PYIQA_QSCORER_AUTOLOAD=0` is set.
-        startup_file_ran: Python's start-up files were read for us; not so under `python -S` or
-            with `PYTHONPATH`.
+        startup_file_ran: Python's start-up files were read for us; not so under `python -S` or with `PYTHONPATH`.
         hook_installed: A finder of ours stands on `sys.meta_path`.
         pyiqa_imported: pyiqa's table of metrics has been imported.
         metrics: Our metric names that pyiqa knows by now.
