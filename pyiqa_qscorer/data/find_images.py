@@ -19,12 +19,7 @@ UNDECODABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 @dataclass(frozen=True)
 class FoundImages:
-    """What `find_images` found.
-
-    Attributes:
-        paths: As they follow from the inputs, each file once.
-        repeated: How often a file was named again.
-    """
+    """Paths as they follow from the inputs, each file once, and how often one was named again."""
 
     paths: list[str]
     repeated: int

@@ -20,12 +20,9 @@ LEAST_RANGE = 0.5
 
 @dataclass(frozen=True)
 class RegionMap:
-    """Scores of a picture and of its regions.
+    """Score of a picture, and its regions' `values` (CELLS, CELLS), float32, top left first.
 
-    Attributes:
-        score: of the whole picture.
-        values: (CELLS, CELLS) float32, top left first: mean score of the crops that cover a cell, each scored as a
-            picture of its own.
+    A value is the mean score of the crops that cover a cell, each scored as a picture of its own.
     """
 
     score: float

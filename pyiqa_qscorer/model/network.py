@@ -18,17 +18,11 @@ IGNORED_LABEL = -100  # of a token that the cross entropy leaves out
 
 
 class QualityConfig(Protocol):
-    """How a network tells the quality.
+    """How a network tells the quality."""
 
-    Attributes:
-        formulation: `score_token`, `level_onehot` or `level_soft`.
-        prompt: name or text of the question, for scoring.
-        training_data: what it was trained on, for reports.
-    """
-
-    formulation: str
-    prompt: str
-    training_data: Any
+    formulation: str  # see `QScorerConfig`
+    prompt: str  # name or text of the question, for scoring
+    training_data: Any  # for reports
 
     @property
     def quality_token_ids(self) -> Sequence[int]:
