@@ -169,11 +169,7 @@ class QScorer(nn.Module):
         return self.score_images(images, clamp_images=torch.is_grad_enabled())[:, None]
 
     def score_images(self, images: Tensor, clamp_images: bool = False) -> Tensor:
-        """As `forward`, but (B,).
-
-        With `clamp_images` values outside [0, 1] are clamped, unless they are on average further outside than 1, as
-        8-bit values are; without they are an error.
-        """
+        """As `forward`, but (B,), and values outside [0, 1] are clamped where `clamp_images` says so."""
         check_images(images)
         if min(images.shape[-2:]) < self.smallest_side:
             warnings.warn(

@@ -46,8 +46,7 @@ class ScoredImage:
         source: The path as given, or a short description of an image in memory.
         score: Finite; higher is better.
         error: Why there is no score, in one line.
-        width: Of the image as it came in, before padding and resizing; None if unreadable.
-        height: As `width`.
+        width, height: Of the image as it came in, before padding and resizing; None if unreadable.
 
     Example:
         >>> ScoredImage(0, "a.jpg", score=3.5, width=640, height=480).error is None
@@ -163,10 +162,9 @@ class Scorer:
             >>> found.values.shape, found.overlay(Image.new("RGB", (320, 240))).size
             ((12, 12), (320, 274))
         """
-        is_tensor = isinstance(image, torch.Tensor)
         score = float(self.score(image)[0])
-        if is_tensor:
-            levels = rounded_levels(cast("torch.Tensor", image).detach().double() * 255).expand(3, -1, -1)
+        if isinstance(image, torch.Tensor):
+            levels = rounded_levels(image.detach().double() * 255)
             picture = Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
         else:
             picture = self._prepare.picture(image)

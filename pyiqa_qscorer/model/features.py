@@ -45,7 +45,6 @@ class FeatureEncoder(nn.Module):
     """
 
     backbone: Any
-    standardise: Standardise
 
     def __init__(self, config: QScorerVisionConfig) -> None:
         super().__init__()
@@ -131,10 +130,8 @@ class FeatureEncoder(nn.Module):
 
     def layers(self, backbone: Any, pixels: Tensor) -> list[Tensor]:
         """Outputs of the stages that are read, of this encoder's network or another of its kind."""
-        layers: list[Tensor] = backbone.forward_intermediates(
-            pixels, indices=self.indices, stop_early=True, intermediates_only=True
-        )
-        return layers
+        settings = {"indices": self.indices, "stop_early": True, "intermediates_only": True}
+        return list(backbone.forward_intermediates(pixels, **settings))
 
     def _renormalised(self, pixel_values: Tensor) -> Tensor:
         """From the normalisation of Q-Scorer's pixels to the one that the feature network was trained with."""

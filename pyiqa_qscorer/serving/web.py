@@ -23,7 +23,6 @@ def create_app(scorer: Scorer, thread: ScoringThread, *, max_bytes: int, max_ima
 
     Args:
         scorer: The one that `thread` uses; here only its name and device are read.
-        thread: Not closed here.
         max_bytes: Of one request's body; more is answered with 413, without keeping it.
         max_images: In one request; more is answered with 400.
         queue: Requests that are read, wait or are scored at a time; more are answered with 503 before their

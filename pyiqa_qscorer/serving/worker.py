@@ -10,11 +10,7 @@ from ..scorer import ScoredImage, Scorer
 
 
 class ScoringThread:
-    """Scores what waits, in batches that callers share.
-
-    Args:
-        scorer: Used by this thread alone.
-    """
+    """Scores what waits, in batches that callers share; nobody else may use the scorer."""
 
     def __init__(self, scorer: Scorer) -> None:
         self._scorer = scorer
