@@ -215,11 +215,7 @@ def test_bad_mos_and_levels_are_named(label, mos, levels, message):
         (lambda: gaussian_soft_label([2.0, 3.0], [0.5], 5), r"shape \(2,\), got shape \(1,\)"),
         (lambda: gaussian_soft_label([2.0, 3.0], 0.5, 5), "one value per MOS"),
         (lambda: gaussian_soft_label([2.0], [1.0], 5, variant="mass"), "variant must be one of pdf, cdf, got 'mass'"),
-        (lambda: gaussian_soft_label([2.0], [1.0], 5, max_error=-1.0), "min_std and max_error must be >= 0"),
         (lambda: level_centers(5, kind="optimal"), "kind must be one of integers, interval_centers"),
-        (lambda: restore([[0.5, 0.5]], [1.0, 2.0, 3.0]), "one column per level"),
-        (lambda: restore(0.5, [1.0]), "one column per level"),
-        (lambda: restore([0.5], [[1.0]]), "one column per level"),
     ],
 )
 def test_other_bad_arguments_are_named(call, message):

@@ -23,11 +23,8 @@ if TYPE_CHECKING:
     from ..data.score_store import ScoreTable
     from ..scorer import Scorer
 
-LIST = "-"
-"""Stands for a list of inputs on standard input."""
-
-WORST_IN_DETAIL = 10
-"""Named, and mapped, beside a page or a folder of maps where --worst does not say."""
+LIST = "-"  # stands for a list of inputs on standard input
+WORST_IN_DETAIL = 10  # named, and mapped, beside a page or a folder of maps where --worst does not say
 
 
 @model_options()

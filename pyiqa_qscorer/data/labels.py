@@ -27,15 +27,10 @@ _SLACK = 2e-6
 
 
 def level_centers(levels: int, kind: Centers = "integers") -> Floats:
-    """Value that each level stands for in restoration, ascending.
+    """(K,) values that the levels stand for in restoration, ascending.
 
-    Args:
-        levels: K >= 1.
-        kind: `integers`, the values of [1] and [2]: equally spaced from 1 to 5 (one level: 3). `interval_centers`:
-            middles of the K intervals of `level_index`.
-
-    Returns:
-        (K,)
+    `integers` are those of [1] and [2]: equally spaced from 1 to 5 (one level: 3). `interval_centers` are the middles
+    of the K intervals of `level_index`.
 
     Raises:
         ValueError: fewer than one level, another kind.
@@ -61,7 +56,7 @@ def level_index(mos: ArrayLike, levels: int) -> NDArray[np.int64]:
         (N,) of 0..K-1.
 
     Raises:
-        ValueError: a MOS that is not finite or outside the range; besides, as `level_centers`.
+        ValueError: a MOS that is not finite or outside the range, fewer than one level.
     """
     _check_levels(levels)
     position = (_check_mos(mos) - LOW) / (HIGH - LOW) - _SLACK
@@ -146,8 +141,6 @@ def gaussian_soft_label(
     spread = _check_std(std, len(values))
     if variant not in get_args(Variant):
         raise ValueError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}")
-    if not (min_std >= 0 and max_error >= 0):
-        raise ValueError(f"min_std and max_error must be >= 0, got {min_std} and {max_error}")
     centers = level_centers(levels)
     step = (HIGH - LOW) / max(levels - 1, 1)
     exact = spread < 1e-6 * step
@@ -173,28 +166,13 @@ def gaussian_soft_label(
 
 
 def restore(probabilities: ArrayLike, centers: ArrayLike) -> Floats:
-    """Score of a label or of predicted level probabilities: sum_i p_i c_i, as [1] and [2] restore it.
+    """Score (...) of a label or of predicted level probabilities (..., K): sum_i p_i c_i, as in [1] and [2].
 
     The probabilities are taken as they are; whether they sum to 1 (softmax over the levels, or over the vocabulary
     with mass on other tokens) is the caller's choice.
-
-    Args:
-        probabilities: (..., K)
-        centers: (K,), from `level_centers` or any other values.
-
-    Returns:
-        (...)
-
-    Raises:
-        ValueError: shapes that do not fit.
     """
-    weights, values = np.asarray(probabilities, dtype=np.float64), np.asarray(centers, dtype=np.float64)
-    if values.ndim != 1 or weights.ndim < 1 or weights.shape[-1] != len(values):
-        raise ValueError(
-            "probabilities must have one column per level and centers be one-dimensional, "
-            f"got shapes {weights.shape} and {values.shape}"
-        )
-    return weights @ values
+    weights: Floats = np.asarray(probabilities, dtype=np.float64)
+    return weights @ np.asarray(centers, dtype=np.float64)
 
 
 def _raw_label(mos: Floats, std: Floats, centers: Floats, step: float, variant: Variant) -> tuple[Floats, Floats]:

@@ -128,8 +128,7 @@ class OpinionColumns:
 
     Attributes:
         mos, std: Names of columns. `mos` None: the only column named MOS, in any case, unless there are `votes`.
-        votes: Columns with the number or share of votes for score 1, 2, ...; MOS and, without `std`, the spread are
-            theirs.
+        votes: Columns with the number or share of votes for score 1, 2, ..., for MOS and, without `std`, spread.
         range: Of the MOS; None: the smallest and largest MOS of the table.
         std_range, lower_better: As in `MosScale`.
         skip_rows: First rows to leave out, such as training pictures.

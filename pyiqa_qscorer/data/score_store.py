@@ -133,11 +133,7 @@ class ScoreTable(Generic[Row]):
             part.unlink()
 
     def add(self, row: Row) -> None:
-        """Write one row; it survives the end of this process, and within seconds a power cut.
-
-        Raises:
-            OutputError: It cannot be written; the rows before it are kept.
-        """
+        """Write one row; it survives the end of this process, and within seconds a power cut. Raises `OutputError`."""
         if self._file is None:
             raise ValueError("the table is closed")
         line = json_line(row)
@@ -155,12 +151,9 @@ class ScoreTable(Generic[Row]):
         self.rows[file_key(row.path)] = row
 
     def finish(self, paths: Sequence[str]) -> None:
-        """Write the output and remove the partial file.
+        """Write the output, rows in the order of `paths` after those of other files, and remove the partial file.
 
-        Rows stand in the order of `paths`, after those that earlier runs made of other files.
-
-        Raises:
-            OutputError: The output cannot be written; all rows are kept in the partial file.
+        Raises `OutputError` where that cannot be done; all rows are then kept in the partial file.
         """
         chosen = dict.fromkeys(map(file_key, paths))
         rows = [row for key, row in self.rows.items() if key not in chosen]

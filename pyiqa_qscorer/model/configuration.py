@@ -38,30 +38,22 @@ class _Fields(PreTrainedConfig):
 class QScorerVisionConfig(_Fields):
     """Vision encoder, which turns a square image into one cls and (image_size/patch_size)^2 patch tokens.
 
-    Args:
-        kind: `vit`, the published one; or `features`, a convolutional network of timm (`model/features.py`).
-        backbone: of `features`: name of the network in timm.
-        stages: of `features`: which of its stages are read, as timm counts them, lowest first.
-        image_fit: how a picture becomes a square: `pad`, with the mean colour, as published; or `mirror`, continued by
-            reflection and never enlarged.
-        smallest_side: pixels of the shorter side below which the network cannot judge: a loss on smaller images is
-            refused, and scoring warns.
-
-    The numbers of layers, heads and inner width belong to `vit` alone.
+    Kind `vit` is the published one, which alone has numbers of layers and heads and an inner width; `features` is a
+    convolutional network of timm (`model/features.py`).
     """
 
     model_type = "qscorer_vision"
     base_config_key = "vision_config"
 
     hidden_size: int = 1024
-    image_fit: str = "pad"
-    smallest_side: int = 1
+    image_fit: str = "pad"  # with the mean colour to a square, as published; `mirror`: by reflection, never enlarged
+    smallest_side: int = 1  # pixels of the shorter side below which a loss is refused, and scoring warns
     intermediate_size: int = 4096
     num_hidden_layers: int = 24
     num_attention_heads: int = 16
     kind: str = "vit"
-    backbone: str | None = None
-    stages: Sequence[int] = ()
+    backbone: str | None = None  # its name in timm
+    stages: Sequence[int] = ()  # of it that are read, as timm counts them, lowest first
     image_size: int = 448
     patch_size: int = 14
     layer_norm_eps: float = 1e-6
@@ -118,17 +110,9 @@ class QScorerAbstractorConfig(_Fields):
 class QScorerConfig(_Fields):
     """Whole network: the decoder's own sizes, the two visual parts, score tokens and regressor.
 
-    Args:
-        vision_config, abstractor_config: sub-configurations, or dicts of their fields.
-        score_tokens: added tokens from the lowest to the highest quality, e.g. `<score1>`..`<score5>`.
-        score_token_ids: their ids in the same order.
-        formulation: how the score leaves the decoder. `score_token`: regressed from the state before a score token
-            (Q-Scorer). `level_onehot`, `level_soft`: expectation over the probabilities of level tokens, trained with
-            one-hot labels (Q-Align) or soft ones (DeQA-Score); kept for comparison.
-        level_tokens, level_token_ids: words of the level formulations, lowest quality first, and their ids.
-        regressor: `mlp` (published), or `hyper`, whose weights come from the visual tokens (HyperIQA's idea).
-        regressor_hidden_sizes: widths of the hidden layers of the score regressor.
-        prompt: name of a prompt of `pyiqa_qscorer.prompt.PROMPTS`, or a text with one image placeholder.
+    The formulation says how the score leaves the decoder. `score_token`: regressed from the state before a score token
+    (Q-Scorer). `level_onehot`, `level_soft`: expectation over the probabilities of level tokens, trained with one-hot
+    labels (Q-Align) or soft ones (DeQA-Score); kept for comparison.
 
     The published code keeps the same facts under other names (`deepmlp_hidden_dims`, `score_token_id` from highest
     to lowest, nested `visual_config`); `from_published` and `to_published` translate.
@@ -150,13 +134,13 @@ class QScorerConfig(_Fields):
     rope_base: float = 10000.0  # not "rope_theta": transformers moves that name elsewhere
     initializer_range: float = 0.02
     regressor_hidden_sizes: Sequence[int] = (2048, 1024)
-    score_tokens: Sequence[str] = ()
+    score_tokens: Sequence[str] = ()  # added tokens, lowest quality first, e.g. `<score1>`..`<score5>`
     score_token_ids: Sequence[int] = ()
     formulation: str = "score_token"
-    level_tokens: Sequence[str] = ()
+    level_tokens: Sequence[str] = ()  # words, lowest quality first
     level_token_ids: Sequence[int] = ()
-    regressor: str = "mlp"
-    prompt: str = "score"
+    regressor: str = "mlp"  # published; `hyper`: its weights come from the visual tokens (HyperIQA's idea)
+    prompt: str = "score"  # a name of `prompt.PROMPTS`, or a text with one image placeholder
 
     def __init__(
         self,
@@ -202,9 +186,7 @@ class QScorerConfig(_Fields):
 
     @classmethod
     def from_published(cls, published: dict[str, Any]) -> QScorerConfig:
-        """Build from a published `config.json` (`model_type` `mplug_owl2`), already parsed.
-
-        Score tokens are left as the file has them (the published LoRA folder has none: its loader adds them).
+        """Build from a published `config.json`; score tokens as it has them (the LoRA folder's loader adds them).
 
         Raises:
             ValueError: the file asks for something that the published code cannot compute either

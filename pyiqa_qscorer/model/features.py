@@ -145,12 +145,10 @@ class FeatureEncoder(nn.Module):
 def fold_batch_norms(network: nn.Module) -> None:
     """Make every batch norm of `network` part of the convolution before it, which gets a bias; in place.
 
-    With fixed statistics a batch norm is one factor and one offset per channel. As a layer it reads and writes every
-    feature map once more, which costs more than half of a small network's time on the CPU.
-
-    The network computes afterwards what it computed in evaluation mode. Activations that timm keeps inside of its batch
-    norms stay. Where a norm's convolution stands is told by the order of registration, as in all networks of the form
-    convolution, norm, activation.
+    As a layer it reads and writes every feature map once more, which costs more than half of a small network's time on
+    the CPU. The network computes afterwards what it computed in evaluation mode. Activations that timm keeps inside of
+    its batch norms stay. Where a norm's convolution stands is told by the order of registration, as in all networks of
+    the form convolution, norm, activation.
 
     Raises:
         ValueError: a batch norm that does not come right after a convolution with as many channels.

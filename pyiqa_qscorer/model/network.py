@@ -90,15 +90,11 @@ def expected_level(logits: Tensor) -> Tensor:
 def next_token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean of -log softmax(logits[:, t])[labels[:, t + 1]] over all supervised labels of the batch, as published.
 
-    Computed and returned in the dtype of `logits`, as published (bfloat16 in its training). Labels of the first column
-    predict nothing and are not used.
+    Computed and returned in the dtype of `logits`, as published (bfloat16 in its training).
 
     Args:
         logits: (B, T, V).
         labels: (B, T) int64, `IGNORED_LABEL` where not supervised.
-
-    Returns:
-        Scalar >= 0; log V for uniform logits.
 
     Raises:
         ValueError: shapes that do not fit, or no supervised label (the published code returns NaN).

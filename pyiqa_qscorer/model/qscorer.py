@@ -27,46 +27,29 @@ IMAGE_TOKEN_ID = -200  # stands for the visual tokens in `input_ids`; published 
 class QScorerOutput(ModelOutput):
     """Result of a teacher-forced pass over T text tokens and V visual tokens.
 
-    Attributes:
-        loss: with labels, the cross entropy of their tokens; None where no token is supervised. What the package trains
-            is `training.objectives.total_objective`, of which this is one part.
-        logits: (B, T - 1 + V, vocab_size).
-        last_hidden_state: (B, T - 1 + V, width), after the final norm.
-        visual_span: columns of the visual tokens.
-        labels: (B, T - 1 + V) given labels with the visual tokens ignored.
-        quality_rows: (N,) rows of the N positions before a quality token, in order.
-        quality_logits: (N, vocab_size) logits there.
-        raw_scores: (N,) unclamped scores there: of the regressor, or the expected level.
-        hidden_states: where asked for: embeddings, then the states after each layer, the last one after the final norm.
+    `loss` is the cross entropy of the supervised tokens. What the package trains is
+    `training.objectives.total_objective`, of which this is one part.
     """
 
     loss: Tensor | None = None
-    logits: Tensor | None = None
-    last_hidden_state: Tensor | None = None
-    visual_span: VisualSpan | None = None
-    labels: Tensor | None = None
-    quality_rows: Tensor | None = None
-    quality_logits: Tensor | None = None
-    raw_scores: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    logits: Tensor | None = None  # (B, T - 1 + V, vocab_size)
+    last_hidden_state: Tensor | None = None  # (B, T - 1 + V, width), after the final norm
+    visual_span: VisualSpan | None = None  # columns of the visual tokens
+    labels: Tensor | None = None  # (B, T - 1 + V), those of visual tokens ignored
+    quality_rows: Tensor | None = None  # (N,) rows of the N positions before a quality token, in order
+    quality_logits: Tensor | None = None  # (N, vocab_size)
+    raw_scores: Tensor | None = None  # (N,) unclamped: of the regressor, or the expected level
+    hidden_states: tuple[Tensor, ...] | None = None  # embeddings, then after each layer, the last after the final norm
 
 
 @dataclass
 class ScoreOutput:
-    """Scores of a batch, and what they were read from.
+    """Scores of a batch, and what they were read from: the first token, or (level formulations) the prompt's end."""
 
-    Attributes:
-        raw_score: (B,) unclamped, in the dtype of the weights (level formulations: float32).
-        first_token: (B,) ids that greedy decoding chose after the prompt.
-        first_logits: (B, vocab_size) logits they were chosen from.
-        hidden_state: (B, width) state that the score was read from: at the first token, or, in the level formulations,
-            at the end of the prompt.
-    """
-
-    raw_score: Tensor
-    first_token: Tensor
-    first_logits: Tensor
-    hidden_state: Tensor
+    raw_score: Tensor  # (B,) unclamped, in the dtype of the weights (level formulations: float32)
+    first_token: Tensor  # (B,) ids that greedy decoding chose after the prompt
+    first_logits: Tensor  # (B, vocab_size) that they were chosen from
+    hidden_state: Tensor  # (B, width) that the score was read from
 
 
 class QScorerForScoring(QScorerPreTrainedModel):
@@ -262,11 +245,9 @@ def quality_positions(labels: Tensor, quality_token_ids: Sequence[int]) -> tuple
 
     Args:
         labels: (B, T) int64, of the merged sequence (visual tokens included).
-        quality_token_ids: ids of the score or level tokens; which of them it is does not matter.
 
     Returns:
-        Row indices (N,) and position indices (N,), int64, ordered by row, then position. A row with two quality tokens
-        comes twice, a row with none not at all.
+        Rows (N,) and positions (N,), ordered by row, then position: a row with two quality tokens comes twice.
 
     Raises:
         ValueError: no quality token ids, or labels that are not (B, T).
