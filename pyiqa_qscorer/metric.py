@@ -156,7 +156,8 @@ class QScorer(nn.Module):
 
         Args:
             images: (B, 3 or 1, H, W), floating point, in [0, 1], RGB. With gradients enabled (pyiqa's `as_loss=True`)
-                values outside are clamped, as far as they are no other scale; otherwise they are an error.
+                values outside are clamped, unless they are on average further outside than 1, as 8-bit values are;
+                otherwise they are an error.
 
         Returns:
             (B, 1) float32, higher is better, in [0, 5] where `clamp` is on. Differentiable, equal to the bit with and

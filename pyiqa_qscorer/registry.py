@@ -33,11 +33,8 @@ BACKBONES = {
 }
 """Short names of models to train on (`model.backbone`): recipes, no weights published by us, not trained by us."""
 
-ARCH_NAME = "QScorer"
-"""`type` of the metric in pyiqa's configs and YAML files."""
-
-SCORE_RANGE = (0.0, 5.0)
-"""Scores of every metric, worst to best; where `clamp` is on, none lies outside."""
+ARCH_NAME = "QScorer"  # `type` of the metric in pyiqa's configs and YAML files
+SCORE_RANGE = (0.0, 5.0)  # scores of every metric, worst to best; where `clamp` is on, none lies outside
 
 OPTIONS: dict[str, str] = {
     "checkpoint": "Hub id or local folder of the weights, in any layout",

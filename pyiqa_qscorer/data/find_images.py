@@ -68,16 +68,14 @@ def _expand(given: str) -> list[str]:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", given):
         raise InputError(f"URLs are not fetched: download the file and give its path ({given})")
     if os.path.isdir(given):
-        found = list(_walk(given, set()))
-        if not found:
-            raise InputError(f"no image file in folder {given!r}")
-        return found
-    if glob.has_magic(given) and not os.path.lexists(given):
-        found = list(_match(given))
-        if not found:
-            raise InputError(f"no image file matches the pattern {given!r}")
-        return found
-    return [given]
+        found, where = list(_walk(given, set())), "in folder"
+    elif glob.has_magic(given) and not os.path.lexists(given):
+        found, where = list(_match(given)), "matches the pattern"
+    else:
+        return [given]
+    if not found:
+        raise InputError(f"no image file {where} {given!r}")
+    return found
 
 
 def _walk(folder: str, visited: set[tuple[int, int]]) -> Iterator[str]:

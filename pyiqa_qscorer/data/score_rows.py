@@ -15,8 +15,7 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from ..errors import InputError
 from ..files import file_stamp, write_bytes
 
-FORMULA_STARTS = ("=", "+", "-", "@")
-"""A spreadsheet computes cells that begin so."""
+FORMULA_STARTS = ("=", "+", "-", "@")  # a spreadsheet computes cells that begin so
 
 
 @dataclass(frozen=True, slots=True)

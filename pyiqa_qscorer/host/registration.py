@@ -102,7 +102,7 @@ def autoload() -> None:
     """`register()` as importing the package does it: not if switched off, warning if it fails."""
     if _is_switched_off():
         return
-    _history.setdefault("started by", "startup file" if _startup_file_ran() else "import")
+    _history.setdefault("started by", "startup file" if _BOOT_MODULE in sys.modules else "import")
     try:
         register()
     except Exception as error:  # `import pyiqa` may have brought us here, and must go on
@@ -142,7 +142,7 @@ def registration_state() -> RegistrationState:
     registry = getattr(sys.modules.get(ARCH_TABLE), "ARCH_REGISTRY", None)
     return RegistrationState(
         switched_off=_is_switched_off(),
-        startup_file_ran=_startup_file_ran(),
+        startup_file_ran=_BOOT_MODULE in sys.modules,
         hook_installed=any(_is_finder_of_ours(finder) for finder in sys.meta_path),
         pyiqa_imported=configs is not None,
         metrics=tuple(name for name in METRICS if _has_our_type((configs or {}).get(name))),
@@ -154,10 +154,6 @@ def registration_state() -> RegistrationState:
 
 def _is_switched_off() -> bool:
     return os.environ.get(AUTOLOAD_VARIABLE) == "0"
-
-
-def _startup_file_ran() -> bool:
-    return _BOOT_MODULE in sys.modules
 
 
 def _describe(error: Exception) -> str:

@@ -26,12 +26,8 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 PAD_COLOR = (int(255 * MEAN[0]), int(255 * MEAN[1]), int(255 * MEAN[2]))
 IMAGE_SIZE = 448
 
-#: Values worked on at once. Bounds the memory that large images need; never changes a result.
-STRIP_VALUES = 2**20
-
-#: A square that is wider than the image by more than this factor is not built: the work would grow with it.
-MOST_PADDING = 8
-
+STRIP_VALUES = 2**20  # worked on at once; bounds the memory that large images need, never changes a result
+MOST_PADDING = 8  # a square that is wider than the image by more than this is not built: the work would grow with it
 Matrix = TypeVar("Matrix", torch.Tensor, np.ndarray[Any, np.dtype[np.float64]])
 #: How a picture becomes a square: `pad`, as published, or `mirror` (see `mirror.py`), which never enlarges.
 Fit = Literal["pad", "mirror"]

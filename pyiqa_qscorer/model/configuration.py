@@ -155,9 +155,6 @@ class QScorerConfig(_Fields):
         self.num_key_value_heads = self.num_attention_heads  # the published decoder has no grouped heads
         _check_numbers("config", self)
         _check_heads("config", self)
-        self._check_parts()
-
-    def _check_parts(self) -> None:
         vision, abstractor = self.vision_config, self.abstractor_config
         if vision.hidden_size != abstractor.hidden_size:
             raise ValueError(
