@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULE_OF = {  # what imports torch
-    **{"QScorer": "metric", "QScorerLoss": "loss", "load_checkpoint": "checkpoints"},
-    **{"ScoredImage": "scorer", "Scorer": "scorer"},
+    "QScorer": "metric",
+    "QScorerLoss": "loss",
+    "ScoredImage": "scorer",
+    "Scorer": "scorer",
+    "load_checkpoint": "checkpoints",
 }
 
 __all__ = [

@@ -96,7 +96,10 @@ class Scorer:
         **options: Any,
     ) -> None:
         self.batch_size = _positive("batch_size", batch_size)
-        self.workers = _positive("workers", _default_workers() if workers is None else workers)
+        if workers is None:  # sched_getaffinity, unlike cpu_count, respects container limits
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            workers = min(MAX_DEFAULT_WORKERS, cores)
+        self.workers = _positive("workers", workers)
         for name in options.keys() - OPTIONS.keys():
             known = nearest(name, ["device", "batch_size", "workers", *OPTIONS])
             raise UnknownOptionError(f"Scorer has no option {name!r}; {known}")
@@ -118,9 +121,8 @@ class Scorer:
         self._prepare = ImagePreparation(self._images)
 
     def __repr__(self) -> str:
-        return (
-            f"Scorer({self.name!r}, device={str(self.device)!r}, batch_size={self.batch_size}, workers={self.workers})"
-        )
+        sizes = f"batch_size={self.batch_size}, workers={self.workers}"
+        return f"Scorer({self.name!r}, device={str(self.device)!r}, {sizes})"
 
     @property
     def identity(self) -> str:
@@ -297,12 +299,6 @@ def _positive(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
     return value
-
-
-def _default_workers() -> int:
-    if hasattr(os, "sched_getaffinity"):  # unlike cpu_count it respects container limits
-        return min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0)))
-    return min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
 
 
 def score_files(scorer: Scorer, paths: Iterable[str], table: ScoreTable | None = None) -> Iterator[ScoreRow]:

@@ -94,7 +94,8 @@ def score(
         metric = chosen_metric(metric, options)
         if engine is not None:
             _check_engine(engine, output, context)
-            _score_on_ray(inputs, output or Path(), metric, column, actors, device, batch_size, options)
+            scoring = {"column": column, "concurrency": actors, "batch_size": batch_size}
+            _score_on_ray(inputs, output or Path(), metric, device, options, **scoring)
             return
         if output is None and (resume or overwrite):
             raise InputError("--resume and --overwrite go with --output")
@@ -163,14 +164,7 @@ def _check_engine(engine: str, output: Path | None, context: typer.Context) -> N
 
 
 def _score_on_ray(
-    inputs: list[str],
-    output: Path,
-    metric: str,
-    column: str | None,
-    actors: int,
-    device: str | None,
-    batch_size: int,
-    options: dict[str, Any],
+    inputs: list[str], output: Path, metric: str, device: str | None, options: dict[str, Any], **scoring: Any
 ) -> None:
     require("ray", "ray")
     import logging
@@ -182,20 +176,12 @@ def _score_on_ray(
 
     if not ray.is_initialized():
         # Scoring, reading, writing and Ray's filter of what is done take one logical core each and wait for each other.
-        cores = None if os.environ.get("RAY_ADDRESS") else max(os.cpu_count() or 1, actors + 4)
+        cores = None if os.environ.get("RAY_ADDRESS") else max(os.cpu_count() or 1, scoring["concurrency"] + 4)
         ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     given = {name: value for name, value in options.items() if value is not None}
-    scored = score_to_folder(
-        _with_lists(inputs),
-        output,
-        metric,
-        column,
-        metric_options=given,
-        concurrency=actors,
-        batch_size=batch_size,
-        num_gpus=0 if device == "cpu" or (device is None and not ray.cluster_resources().get("GPU")) else 1,
-    )
+    num_gpus = 0 if device == "cpu" or (device is None and not ray.cluster_resources().get("GPU")) else 1
+    scored = score_to_folder(_with_lists(inputs), output, metric, metric_options=given, num_gpus=num_gpus, **scoring)
     made = scored.aggregate(Count(on="score", ignore_nulls=True, alias_name="scored"))["scored"]
     failed = scored.count() - made
     say(f"{count(made, 'image')} scored, {failed:,} failed: ", (f"{output}/parts/*.parquet", "bold"))

@@ -118,8 +118,7 @@ def gaussian_soft_label(
     that. A row becomes `linear_soft_label` where its std is below `min_std` or its error after clipping above
     `max_error`, the rule and the numbers of [2]; on KonIQ-10k 83 rows of 10073, which brings the error to 0.007.
 
-    Differences from the script of [2]: at mos = m, where a is 0 / 0 and the script ends up with a uniform label, a is
-    its limit; the limits are in units of s, so that K is free.
+    Where the script of [2] ends up with a uniform label, at mos = m, where a is 0 / 0, this takes the limit of a.
 
     Args:
         mos: (N,), within [1, 5].

@@ -81,8 +81,10 @@ class ScoreTable(Generic[Row]):
         if (self._length or self.output.exists()) and not resume and not overwrite:
             self.close()
             if self._length:
-                problem = f"{self.partial} has the rows of an interrupted run: --resume goes on with them, --overwrite"
-                raise InputError(f"{problem} starts again")
+                raise InputError(
+                    f"{self.partial} has the rows of an interrupted run: --resume goes on with them, "
+                    "--overwrite starts again"
+                )
             raise InputError(f"{self.output} exists: --resume adds to it, --overwrite replaces it")
 
     def open(self, metric: str, identity: str) -> ScoreTable[Row]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -81,8 +82,8 @@ class VlmInputs:
         end_of_text = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         ending = (*rest[1:], *end_of_text)
         asked = self._ids(text)
-        same = [one == other for one, other in zip(reversed(asked), reversed(before_quality), strict=False)]
-        answer_length = [*same, False].index(False)
+        pairs = zip(reversed(asked), reversed(before_quality), strict=False)
+        answer_length = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
         prompt = ChatPrompt(text, starts_text, answer_length, ending)
         self._try(prompt)
         return prompt

@@ -25,8 +25,12 @@ BYTES, PATH, KEY = "bytes", "path", "__key__"
 RUN, LISTS, PARTS, DONE = "run.json", "inputs", "parts", "done"
 ROWS_OF_A_BLOCK = 256  # what a checkpoint is written after
 MADE = {
-    **{"score": pa.float32(), "error": pa.string(), "width": pa.int32(), "height": pa.int32()},
-    **{"metric": pa.string(), "identity": pa.string()},
+    "score": pa.float32(),
+    "error": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "metric": pa.string(),
+    "identity": pa.string(),
 }
 
 
@@ -112,9 +116,10 @@ def read_images(inputs: Sequence[str], lists: Path, column: str | None = None) -
             part = pa.table({PATH: paths[block * ROWS_OF_A_BLOCK : (block + 1) * ROWS_OF_A_BLOCK]})
             pq.write_table(part, lists / f"{block:07d}.parquet")
         return ray.data.read_parquet(str(lists), override_num_blocks=blocks), PATH, PATH
-    shards = kind == "shards"
-    names = list(inputs)
-    dataset = ray.data.read_webdataset(names, decoder=False) if shards else ray.data.read_parquet(names)
+    if kind == "parquet":
+        dataset = ray.data.read_parquet(list(inputs))
+    else:
+        dataset = ray.data.read_webdataset(list(inputs), decoder=False)
     there = dataset.columns() or []
     known = [name for name in there if name in (BYTES, PATH, "image") or f".{name.lower()}" in image_extensions()]
     if column is None and len(known) != 1:
@@ -221,10 +226,10 @@ class _BatchScorer:
         rows = [ScoredImage(0, "", error=error) if error else next(scored) for error in errors]
         if not self.keep_images and not pa.types.is_string(batch.schema.field(self.column).type):
             batch = batch.drop_columns([self.column])
+        same = {"metric": self.scorer.name, "identity": self.scorer.identity}
         for name, kind in MADE.items():
-            source = self.scorer if name in ("metric", "identity") else None
-            attribute = "name" if name == "metric" else name
-            batch = batch.append_column(name, pa.array([getattr(source or row, attribute) for row in rows], kind))
+            values = [same[name] if name in same else getattr(row, name) for row in rows]
+            batch = batch.append_column(name, pa.array(values, kind))
         return batch
 
 

@@ -81,8 +81,8 @@ def create_page(scorer: Scorer) -> gr.Blocks:
             with gr.Row():
                 maps = [picture(label=f"{side}, orange: low quality") for side in ("Left", "Right")]
             outputs = [*pictures, *maps, verdict]
-            same = {"concurrency_id": "model", "trigger_mode": "always_last", "api_name": "compare"}
-            gr.on([left.change, right.change], compare, [left, right], outputs, **same)
+            settings: dict[str, Any] = {"concurrency_id": "model", "trigger_mode": "always_last", "api_name": "compare"}
+            gr.on([left.change, right.change], compare, [left, right], outputs, **settings)
     page.queue(default_concurrency_limit=1)
     return page
 
