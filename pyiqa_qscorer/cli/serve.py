@@ -47,8 +47,7 @@ def serve(
             import uvicorn
 
             from ..scorer import Scorer
-            from ..serving.web import create_app
-            from ..serving.worker import ScoringThread
+            from ..serving.web import ScoringThread, create_app
 
             say_loading(metric, options["checkpoint"])
             scorer = Scorer(metric, device, batch_size, **options)
