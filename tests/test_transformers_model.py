@@ -181,3 +181,17 @@ def test_full_size_has_the_published_keys_shapes_and_parameters() -> None:
     adapted = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in lora}
     assert adapted == set(stored["find_all_linear_names"])
     assert sum(lora.values()) == counts["lora_r128_trainable"]
+
+
+def test_a_derived_configuration_has_the_fields_of_its_base() -> None:
+    class Derived(QScorerConfig):
+        model_type = "derived"
+        extra: int = 3
+
+    config = Derived(hidden_size=8, num_attention_heads=2, extra=4)
+    assert (config.hidden_size, config.extra, config.prompt, config.regressor_hidden_sizes) == (
+        8,
+        4,
+        "score",
+        [2048, 1024],
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from inspect import get_annotations
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -29,7 +30,9 @@ class _Fields(PreTrainedConfig):
     """Takes the annotated attributes of a class as keywords, which early releases of transformers 5 do not do."""
 
     def __init__(self, **kwargs: Any) -> None:
-        own = {name: kwargs.pop(name, getattr(self, name)) for name in type(self).__annotations__}
+        ours = [one for one in reversed(type(self).__mro__) if issubclass(one, _Fields)]  # with derived classes
+        names = dict.fromkeys(name for one in ours for name in get_annotations(one))
+        own = {name: kwargs.pop(name, getattr(self, name)) for name in names}
         super().__init__(**kwargs)
         for name, value in own.items():
             setattr(self, name, list(value) if isinstance(value, tuple) else value)
@@ -260,7 +263,7 @@ class QScorerConfig(_Fields):
 
 def _known_fields(config_class: type[Any], fields: dict[str, Any] | None) -> dict[str, Any]:
     """The entries that our sub-configuration has; published files carry many generation settings besides."""
-    return {name: value for name, value in (fields or {}).items() if name in config_class.__annotations__}
+    return {name: value for name, value in (fields or {}).items() if name in get_annotations(config_class)}
 
 
 def _sub_config(config_class: type[Any], value: Any) -> Any:
