@@ -1,6 +1,7 @@
 """Training a Q-Scorer inside pyiqa's own harness, from a pyiqa YAML.
 
-    model_type: QScorerTrainModel network:
+    model_type: QScorerTrainModel
+    network:
       type: QScorer
       checkpoint: folder
       dtype: float32
