@@ -35,7 +35,7 @@ class _Fields(PreTrainedConfig):
         own = {name: kwargs.pop(name, getattr(self, name)) for name in names}
         super().__init__(**kwargs)
         for name, value in own.items():
-            setattr(self, name, list(value) if isinstance(value, tuple) else value)
+            setattr(self, name, list(value) if isinstance(value, (list, tuple)) else value)
 
 
 class QScorerVisionConfig(_Fields):
