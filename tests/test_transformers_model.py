@@ -188,6 +188,9 @@ def test_a_derived_configuration_has_the_fields_of_its_base() -> None:
         model_type = "derived"
         extra: int = 3
 
+        def __init__(self, **kwargs: Any) -> None:  # without one, transformers makes its own
+            super().__init__(**kwargs)
+
     config = Derived(hidden_size=8, num_attention_heads=2, extra=4)
     assert (config.hidden_size, config.extra, config.prompt, config.regressor_hidden_sizes) == (
         8,
