@@ -369,13 +369,13 @@ def score_photos(metric: Any, photos: list[Path]) -> list[dict[str, Any]]:
     """
     network = metric.net.network
     outputs: list[Any] = []
-    score = network.score
+    score = network.score_prompted
 
     def recording(*arguments: Any) -> Any:
         outputs.append(score(*arguments))
         return outputs[-1]
 
-    network.score = recording
+    network.score_prompted = recording
     images = []
     for label, photo in zip(("first", "second", "second, one pass"), (*photos, photos[-1]), strict=True):
         if label.endswith("one pass"):

@@ -22,7 +22,7 @@ from pyiqa_qscorer.model import QScorerConfig, QScorerForScoring, language
 from pyiqa_qscorer.model import fast_linear as linear
 from pyiqa_qscorer.model.compiled import CompiledBackbone
 from pyiqa_qscorer.model.language import Prefix
-from pyiqa_qscorer.prompt import _LLAMA_BLANK, _LLAMA_IDS
+from pyiqa_qscorer.prompt import _LLAMA_BLANK, _LLAMA_IDS, PromptTokens
 from pyiqa_qscorer.registry import METRICS, resolve_metric_options
 
 MINI = "qscorer-mini"
@@ -39,10 +39,14 @@ class Case:
     suffix: tuple[int, ...]
     blank: int
 
+    @property
+    def prompt(self) -> PromptTokens:
+        return PromptTokens(self.prefix, self.suffix, self.blank)
+
     @cached_property
     def read(self) -> Prefix | None:
         """The prefix, read once for many batches, as a run of `Scorer` does."""
-        return self.model._read_ids(self.prefix)
+        return self.model.read_prefix(self.prompt)
 
     @property
     def device(self) -> torch.device:
@@ -59,7 +63,7 @@ class Case:
 
     def score(self, pixels: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.model.score(pixels, self.prefix, self.suffix, self.blank, self.read).raw_score
+            return self.model.score_prompted(pixels, self.prompt, self.read).raw_score
 
 
 def make_case(name: str, dtype: str, device: str, formulation: str) -> Case:
@@ -123,12 +127,12 @@ def _choose_the_blank(case: Case) -> None:
     """
     weight = case.model.lm_head.weight
     with torch.no_grad():
-        output = case.model.score(case.pixels(2), case.prefix, case.suffix, case.blank)
+        output = case.model.score_prompted(case.pixels(2), case.prompt)
         if case.model.config.formulation != "score_token":
             return
         largest = output.first_logits.abs().max()
         visual = case.model.model.encode_images(case.pixels(2))
-        states = case.model._read(case.prefix, case.suffix, None, visual, wanted=1)[:, 0]
+        states = case.model._read(case.prompt, None, visual, wanted=1)[:, 0]
         mean = states.float().mean(dim=0)
         weight[case.blank] = (mean * 4 * largest / mean.square().sum()).to(weight.dtype)
 

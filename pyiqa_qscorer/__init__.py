@@ -2,7 +2,7 @@
 
 With the package installed, plain `import pyiqa` is enough for `pyiqa.create_metric("qscorer")`.
 Importing this package makes the same happen where Python's start-up files do not run (`python -S`,
-`PYTHONPATH`). Neither torch nor pyiqa is imported here: the public names load when first used.
+`PYTHONPATH`). Neither torch nor pyiqa is imported here: what needs torch loads when first used.
 """
 
 from __future__ import annotations
@@ -10,37 +10,33 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from .errors import FailedImagesError, UnknownMetricError, UnknownOptionError
+from .errors import (
+    CheckpointError,
+    DownloadError,
+    FailedImagesError,
+    ImageError,
+    QScorerError,
+    UnknownMetricError,
+    UnknownOptionError,
+)
+from .host.registration import RegistrationState, register, registration_state
 from .host.registration import autoload as _autoload
+from .registry import METRICS
 
 if TYPE_CHECKING:
     from .checkpoints import load_checkpoint
-    from .errors import CheckpointError, DownloadError, ImageError, QScorerError
-    from .host.registration import RegistrationState, register, registration_state
     from .loss import QScorerLoss
     from .metric import QScorer
-    from .registry import METRICS
     from .scorer import ScoredImage, Scorer
 
 __version__ = "0.1.0"
 
-_MODULE_OF = {
-    "METRICS": "registry",
+_MODULE_OF = {  # what imports torch
     "QScorer": "metric",
     "QScorerLoss": "loss",
-    "Scorer": "scorer",
     "ScoredImage": "scorer",
-    "FailedImagesError": "errors",
+    "Scorer": "scorer",
     "load_checkpoint": "checkpoints",
-    "register": "host.registration",
-    "registration_state": "host.registration",
-    "RegistrationState": "host.registration",
-    "QScorerError": "errors",
-    "CheckpointError": "errors",
-    "DownloadError": "errors",
-    "ImageError": "errors",
-    "UnknownMetricError": "errors",
-    "UnknownOptionError": "errors",
 }
 
 __all__ = [

@@ -18,13 +18,9 @@ Result = TypeVar("Result")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it, and rename that; an older file is replaced.
+    """Write a file under a temporary name beside it, and rename that; missing folders are made.
 
-    Missing folders are made. Who may read the file is what the umask says. Several threads and processes may write the
-    same file: one of them wins.
-
-    Raises:
-        OSError: it cannot be written; an older file then stays as it was, and no temporary one is left.
+    Several threads and processes may write the same file: one of them wins. On an error an older file stays as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
@@ -39,9 +35,9 @@ def write_bytes(path: Path, content: bytes) -> None:
         raise
 
 
-def write_text(path: Path, text: str, errors: str = "strict") -> None:
-    """The same for text in UTF-8; `errors` as for `str.encode`. Line ends stay as they are."""
-    write_bytes(path, text.encode("utf-8", errors))
+def write_text(path: Path, text: str) -> None:
+    """The same for text in UTF-8. Line ends stay as they are."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def file_key(path: str) -> str:
@@ -79,13 +75,12 @@ def ordered_prefetch(
     """`map(function, items)` with several calls under way.
 
     Args:
-        function: Called once per item, in other threads or processes.
         items: Any length, also endless; taken from one by one, in the thread that takes the results.
         workers: Number of threads (>= 1), or an executor, which stays open.
         ahead: Calls (>= 1) that are under way or finished and not yet taken, so memory is bounded.
 
     Yields:
-        The results in the order of `items`. What a call raises is raised in its place, and ends the loop.
+        The results in order. What a call raises is raised in its place, and ends the loop.
 
     Raises:
         ValueError: `workers` or `ahead` is below 1.

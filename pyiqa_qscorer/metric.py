@@ -156,7 +156,8 @@ class QScorer(nn.Module):
 
         Args:
             images: (B, 3 or 1, H, W), floating point, in [0, 1], RGB. With gradients enabled (pyiqa's `as_loss=True`)
-                values outside are clamped, as far as they are no other scale; otherwise they are an error.
+                values outside are clamped, unless they are on average further outside than 1, as 8-bit values are;
+                otherwise they are an error.
 
         Returns:
             (B, 1) float32, higher is better, in [0, 5] where `clamp` is on. Differentiable, equal to the bit with and
@@ -169,11 +170,7 @@ class QScorer(nn.Module):
         return self.score_images(images, clamp_images=torch.is_grad_enabled())[:, None]
 
     def score_images(self, images: Tensor, clamp_images: bool = False) -> Tensor:
-        """As `forward`, but (B,).
-
-        With `clamp_images` values outside [0, 1] are clamped, unless they are on average further outside than 1, as
-        8-bit values are; without they are an error.
-        """
+        """As `forward`, but (B,), and values outside [0, 1] are clamped where `clamp_images` says so."""
         check_images(images)
         if min(images.shape[-2:]) < self.smallest_side:
             warnings.warn(

@@ -64,17 +64,11 @@ class Tokenizer(Protocol):
 
 @dataclass(frozen=True)
 class PromptTokens:
-    """A prompt as ids.
+    """A prompt as ids, before and after the image."""
 
-    Attributes:
-        prefix: before the image, BOS first.
-        suffix: after the image.
-        blank: the token between the answer and a score token (`▁`), which a trained model chooses first.
-    """
-
-    prefix: tuple[int, ...]
+    prefix: tuple[int, ...]  # BOS first
     suffix: tuple[int, ...]
-    blank: int
+    blank: int  # the token between the answer and a score token (`▁`), which a trained model chooses first
 
 
 def score_tokens(count: int) -> list[str]:

@@ -19,11 +19,9 @@ PUBLISHED_CHECKPOINT = "2kxx/Qscorer_lora_5_1"
 PUBLISHED_BASE = "MAGAer13/mplug-owl2-llama2-7b"
 MINI_CHECKPOINT = Path(__file__).with_name("weights") / "mini"
 
-DEFAULT_METRIC = "qscorer-mini"
-"""Where neither a metric nor a checkpoint is given: works at once."""
-
+DEFAULT_METRIC = "qscorer-mini"  # where neither a metric nor a checkpoint is given: works at once
+# Its options fit any checkpoint: the base is only used for a LoRA, and `auto` keeps float32 as it is.
 PUBLISHED_METRIC = "qscorer"
-"""Its options fit any checkpoint: the base is only used for a LoRA, and `auto` keeps float32 as it is."""
 
 BACKBONES = {
     "qwen3-vl-2b": "Qwen/Qwen3-VL-2B-Instruct",
@@ -35,11 +33,8 @@ BACKBONES = {
 }
 """Short names of models to train on (`model.backbone`): recipes, no weights published by us, not trained by us."""
 
-ARCH_NAME = "QScorer"
-"""`type` of the metric in pyiqa's configs and YAML files."""
-
-SCORE_RANGE = (0.0, 5.0)
-"""Scores of every metric, worst to best; where `clamp` is on, none lies outside."""
+ARCH_NAME = "QScorer"  # `type` of the metric in pyiqa's configs and YAML files
+SCORE_RANGE = (0.0, 5.0)  # scores of every metric, worst to best; where `clamp` is on, none lies outside
 
 OPTIONS: dict[str, str] = {
     "checkpoint": "Hub id or local folder of the weights, in any layout",
@@ -62,15 +57,10 @@ OPTIONS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class MetricDefinition:
-    """What a metric name stands for.
+    """What a metric name stands for."""
 
-    Attributes:
-        options: Keyword arguments of `pyiqa_qscorer.QScorer`; the caller's own go over them.
-        description: One line for lists and help texts.
-    """
-
-    options: dict[str, Any]
-    description: str
+    options: dict[str, Any]  # of `pyiqa_qscorer.QScorer`; the caller's own go over them
+    description: str  # one line for lists and help texts
 
 
 def _published(dtype: str, description: str) -> MetricDefinition:
@@ -88,10 +78,7 @@ METRICS: dict[str, MetricDefinition] = {
 
 
 def default_metric(checkpoint: object = None) -> str:
-    """The metric that is meant where only a `checkpoint` is given, or nothing.
-
-    The options of the small model (float32, no base) fit no checkpoint that somebody brings.
-    """
+    """The metric that is meant where only a `checkpoint` is given, which needs other options than the small model's."""
     return DEFAULT_METRIC if checkpoint is None else PUBLISHED_METRIC
 
 
@@ -127,17 +114,13 @@ def resolve_metric_options(name: str, overrides: Mapping[str, Any]) -> dict[str,
 
 
 def _definition(name: str) -> MetricDefinition:
-    try:
-        return METRICS[name]
-    except KeyError:
-        raise UnknownMetricError(f"pyiqa-qscorer has no metric {name!r}; {nearest(name, METRICS)}") from None
+    if name not in METRICS:
+        raise UnknownMetricError(f"pyiqa-qscorer has no metric {name!r}; {nearest(name, METRICS)}")
+    return METRICS[name]
 
 
 def nearest(word: str, known: Iterable[str], list_all: str = "") -> str:
-    """The names most like `word`, for an error message, and all there are, or how to see them.
-
-    Args:
-        list_all: how to see all of a long list.
+    """The names most like `word`, for an error message, and all there are, or how to see all of a long list.
 
     >>> nearest("qscore", ["qscorer", "piqe"])
     "did you mean 'qscorer'? The names are qscorer, piqe"

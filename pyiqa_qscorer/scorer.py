@@ -46,8 +46,7 @@ class ScoredImage:
         source: The path as given, or a short description of an image in memory.
         score: Finite; higher is better.
         error: Why there is no score, in one line.
-        width: Of the image as it came in, before padding and resizing; None if unreadable.
-        height: As `width`.
+        width, height: Of the image as it came in, before padding and resizing; None if unreadable.
 
     Example:
         >>> ScoredImage(0, "a.jpg", score=3.5, width=640, height=480).error is None
@@ -73,8 +72,7 @@ class Scorer:
         metric: A name of `pyiqa_qscorer.METRICS`; or a built `QScorer` (any module with
             `score_pixels`, `image_size` or `images`, and `identity`), which is set to eval mode. Default
             `qscorer-mini`; with `checkpoint` (and no metric) `qscorer`.
-        device: Where the model runs; default CUDA where there is one, else CPU. A built metric
-            stays where it is.
+        device: Where the model runs; default CUDA where there is one, else CPU. A built metric stays where it is.
         batch_size: Images per pass of the model.
         workers: Threads that decode and resize; default one per core, at most 16.
         **options: Those of `QScorer` (checkpoint, base, dtype, prompt, ...); only with a name.
@@ -98,7 +96,10 @@ class Scorer:
         **options: Any,
     ) -> None:
         self.batch_size = _positive("batch_size", batch_size)
-        self.workers = _positive("workers", _default_workers() if workers is None else workers)
+        if workers is None:  # sched_getaffinity, unlike cpu_count, respects container limits
+            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+            workers = min(MAX_DEFAULT_WORKERS, cores)
+        self.workers = _positive("workers", workers)
         for name in options.keys() - OPTIONS.keys():
             known = nearest(name, ["device", "batch_size", "workers", *OPTIONS])
             raise UnknownOptionError(f"Scorer has no option {name!r}; {known}")
@@ -120,9 +121,8 @@ class Scorer:
         self._prepare = ImagePreparation(self._images)
 
     def __repr__(self) -> str:
-        return (
-            f"Scorer({self.name!r}, device={str(self.device)!r}, batch_size={self.batch_size}, workers={self.workers})"
-        )
+        sizes = f"batch_size={self.batch_size}, workers={self.workers}"
+        return f"Scorer({self.name!r}, device={str(self.device)!r}, {sizes})"
 
     @property
     def identity(self) -> str:
@@ -164,10 +164,9 @@ class Scorer:
             >>> found.values.shape, found.overlay(Image.new("RGB", (320, 240))).size
             ((12, 12), (320, 274))
         """
-        is_tensor = isinstance(image, torch.Tensor)
         score = float(self.score(image)[0])
-        if is_tensor:
-            levels = rounded_levels(cast("torch.Tensor", image).detach().double() * 255).expand(3, -1, -1)
+        if isinstance(image, torch.Tensor):
+            levels = rounded_levels(image.detach().double() * 255)
             picture = Image.fromarray(levels.permute(1, 2, 0).cpu().numpy())
         else:
             picture = self._prepare.picture(image)
@@ -300,12 +299,6 @@ def _positive(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
     return value
-
-
-def _default_workers() -> int:
-    if hasattr(os, "sched_getaffinity"):  # unlike cpu_count it respects container limits
-        return min(MAX_DEFAULT_WORKERS, len(os.sched_getaffinity(0)))
-    return min(MAX_DEFAULT_WORKERS, os.cpu_count() or 1)
 
 
 def score_files(scorer: Scorer, paths: Iterable[str], table: ScoreTable | None = None) -> Iterator[ScoreRow]:

@@ -61,9 +61,7 @@ class QScore(Metric):  # type: ignore[misc]
         self.to(next(loss.parameters()).device)
 
     def update(self, images: Tensor) -> None:
-        """Take in a batch: (B, 3 or 1, H, W), floating point in [0, 1] or uint8.
-
-        Values a little outside [0, 1], as generators make them, are clamped.
+        """Take in (B, 3 or 1, H, W) images, uint8 or floating point in [0, 1]; values a little outside are clamped.
 
         Raises:
             ImageError: another shape, type or scale, NaN or infinite values; nothing of the batch counts then.

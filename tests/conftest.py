@@ -76,6 +76,14 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random backbone of another family than the published one."""
+    from tiny_multimodal import write_base
+
+    return write_base("llava", tmp_path_factory.mktemp("llava") / "base")
+
+
 @pytest.fixture
 def rendering_here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures are rendered in this process: one of their own takes seconds to begin."""

@@ -77,8 +77,8 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         QScorerAbstractorConfig(hidden_size=6, num_attention_heads=2)
     with pytest.raises(ValueError, match=r"hidden_size must equal vision_config.hidden_size, got 48 and 32"):
         QScorerConfig(
-            vision_config=QScorerVisionConfig(32, num_attention_heads=2),
-            abstractor_config=QScorerAbstractorConfig(48, num_attention_heads=2),
+            vision_config=QScorerVisionConfig(hidden_size=32, num_attention_heads=2),
+            abstractor_config=QScorerAbstractorConfig(hidden_size=48, num_attention_heads=2),
         )
     with pytest.raises(ValueError, match="grid_size must be image_size / patch_size"):
         QScorerConfig(vision_config={"image_size": 56})

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from test_other_backbones import vlm_settings
 from test_training_run import run
 from tiny_multimodal import write_base
-from tiny_training import ARCHITECTURE, make_pictures, settings
+from tiny_training import ARCHITECTURE, settings
 from typer.testing import CliRunner
 
 from pyiqa_qscorer import QScorer, Scorer
@@ -32,16 +32,6 @@ from pyiqa_qscorer.training.run import train
 
 WITHOUT_PICTURES = "{% for m in messages %}{{ m['role'] }}{{ m['content'][-1]['text'] }}{% endfor %}"
 SMALL_HEAD = {"architecture": {**ARCHITECTURE, "regressor_hidden_sizes": [64, 32]}}
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base("llava", tmp_path_factory.mktemp("llava") / "base")
 
 
 @pytest.fixture(scope="module")

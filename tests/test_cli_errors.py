@@ -136,7 +136,7 @@ def logits_one_by_one(checkpoint: Path, data: LabelledImages) -> tuple[torch.Ten
     for image in data.images:
         pixels = pixels_from_pil(open_image(image.path), metric.image_size)[None]
         with torch.no_grad():
-            output = metric.network.score(pixels, metric.prompt.prefix, metric.prompt.suffix, metric.prompt.blank)
+            output = metric.network.score_prompted(pixels, metric.prompt)
         logits, ids = output.first_logits[0].double(), metric.network.config.level_token_ids
         rows.append(logits[ids])
         shares.append(logits.softmax(-1)[ids].sum())

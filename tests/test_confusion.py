@@ -11,7 +11,6 @@ import pytest
 import torch
 from test_other_backbones import vlm_settings
 from tiny_multimodal import write_base
-from tiny_training import make_pictures
 from torch import Tensor
 from typer.testing import CliRunner
 
@@ -22,16 +21,6 @@ from pyiqa_qscorer.errors import CheckpointError
 from pyiqa_qscorer.registry import MINI_CHECKPOINT
 from pyiqa_qscorer.training.config import parse_config
 from pyiqa_qscorer.training.run import train
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_base("llava", tmp_path_factory.mktemp("llava") / "base")
 
 
 def compare(base: LanguageModel, tuned: LanguageModel, *pictures_and_mos: Sequence) -> Confusion:

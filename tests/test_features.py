@@ -111,7 +111,7 @@ def test_gradient_equals_finite_differences_and_reaches_flat_pictures() -> None:
 
 def scores(model: QScorerForScoring, prompt: PromptTokens) -> Tensor:
     with torch.no_grad():
-        return model.score(pixels(), prompt.prefix, prompt.suffix, prompt.blank).raw_score.float()
+        return model.score_prompted(pixels(), prompt).raw_score.float()
 
 
 def test_saved_model_scores_the_same_and_near_in_half_precision(tmp_path: Path) -> None:

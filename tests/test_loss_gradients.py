@@ -8,6 +8,7 @@ import pyiqa
 import pytest
 import torch
 from pictures import to_tensor
+from smooth_pixels import smooth_pixels
 from test_features import ARCHITECTURE
 from tiny_checkpoint import published_folders, scored
 from torch import Tensor, nn
@@ -126,7 +127,7 @@ def test_directional_derivative_is_that_of_finite_differences(create: Any, name:
     metric = create(name, clamp=False).net.double()
 
     def score(images: Tensor) -> Tensor:
-        return scored(metric, pixels_from_tensor(images, metric.image_size, exact=False)).raw_score
+        return scored(metric, smooth_pixels(images, metric.image_size)).raw_score
 
     images = photo(*size).double() * 0.8 + 0.1
     gradient, generator = gradient_of(score, images), torch.Generator().manual_seed(0)
@@ -145,9 +146,7 @@ def test_gradient_of_the_score_is_that_of_the_smooth_path(create: Any, name: str
     metric = create(name, as_loss=True, clamp=False).net
     images = photo(200, 200).expand(1, 3, 200, 200)
     images = nn.functional.interpolate(images, metric.image_size).mul(255).round().div(255)
-    smooth = gradient_of(
-        lambda leaf: scored(metric, pixels_from_tensor(leaf, metric.image_size, exact=False).float()).raw_score, images
-    )
+    smooth = gradient_of(lambda leaf: scored(metric, smooth_pixels(leaf, metric.image_size).float()).raw_score, images)
     gradient = gradient_of(metric, images)
     if name in KINKED:
         assert (gradient - smooth).norm() < 2e-2 * smooth.norm()

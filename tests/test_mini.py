@@ -57,7 +57,7 @@ def test_is_a_q_scorer(scorer: Scorer) -> None:
     assert network.config.formulation == "score_token" and len(network.config.score_token_ids) == 5
     pixels = torch.stack([pixels_from_pil(Image.open(file), scorer.metric.image_size) for file in FILES])
     with torch.no_grad():
-        output = network.score(pixels, prompt.prefix, prompt.suffix, prompt.blank)
+        output = network.score_prompted(pixels, prompt)
         logits = network.lm_head(output.hidden_state)
     assert output.first_token.tolist() == [prompt.blank] * len(FILES)
     assert set(logits.argmax(-1).tolist()) <= set(network.config.score_token_ids)
@@ -105,7 +105,6 @@ def test_transformers_auto_classes_know_the_model() -> None:
     ours = load_checkpoint(MINI_CHECKPOINT, dtype="float32")
     assert isinstance(AutoConfig.from_pretrained(MINI_CHECKPOINT), QScorerConfig)
     theirs = AutoModel.from_pretrained(MINI_CHECKPOINT, dtype=torch.float32)
-    prompt = (ours.prompt.prefix, ours.prompt.suffix, ours.prompt.blank)
     with torch.no_grad():
-        found, expected = (model.score(pixels, *prompt).raw_score for model in (theirs, ours.model))
+        found, expected = (model.score_prompted(pixels, ours.prompt).raw_score for model in (theirs, ours.model))
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)

@@ -24,19 +24,20 @@ from torch import Tensor
 from pyiqa_qscorer.model import QScorerForScoring, ScoreOutput
 from pyiqa_qscorer.model.qscorer import IMAGE_TOKEN_ID
 from pyiqa_qscorer.model.regressor import ScoreRegressor
+from pyiqa_qscorer.prompt import PromptTokens
 
 SCORE_LOGITS = slice(32000, 32005)
 
 
-def prompt_sides(ids: Sequence[int]) -> tuple[list[int], list[int]]:
+def prompt_sides(ids: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     column = list(ids).index(IMAGE_TOKEN_ID)
-    return list(ids[:column]), list(ids[column + 1 :])
+    return tuple(ids[:column]), tuple(ids[column + 1 :])
 
 
 def golden_score(model: QScorerForScoring, key: str = "prompt_ids", rows: slice = slice(None)) -> ScoreOutput:
     prefix, suffix = prompt_sides(table("tokenizer/tokenizer")[key])
     with torch.no_grad():
-        return model.score(pixel_values()[rows], prefix, suffix, BLANK)
+        return model.score_prompted(pixel_values()[rows], PromptTokens(prefix, suffix, BLANK))
 
 
 def test_rebuilt_weights_are_the_golden_ones() -> None:
@@ -142,7 +143,7 @@ def test_two_steps_of_model_s(row: int, attention: str) -> None:
     chosen = int(golden["twostep.tok1"][row])
     for blank in (chosen, 0):
         with torch.no_grad():
-            output = model.score(pixels[row : row + 1], *prompt_sides(ids[row].tolist()), blank)
+            output = model.score_prompted(pixels[row : row + 1], PromptTokens(*prompt_sides(ids[row].tolist()), blank))
         assert output.first_token.item() == chosen
         assert model.lm_head(output.hidden_state).argmax() == golden["twostep.tok2"][row]
         check_scores(output.raw_score, golden["twostep.raw"][row : row + 1], "raw")
@@ -152,17 +153,21 @@ def test_two_steps_of_model_s(row: int, attention: str) -> None:
 MIXED_BLANK = 139  # what model S chooses after the first golden prompt for images 0, 2 and 4
 
 
-def mixed_case() -> tuple[QScorerForScoring, Tensor, list[int], list[int]]:
+def mixed_case() -> tuple[QScorerForScoring, Tensor, tuple[int, ...], tuple[int, ...]]:
     ids, pixels = small_inputs()[0][0].tolist(), tensors("model_S/inputs")["pixel_values"]
     return build("S", "sdpa"), pixels, *prompt_sides(ids)
 
 
-def two_full_passes(model: QScorerForScoring, pixels: Tensor, prefix: list[int], suffix: list[int]) -> Tensor:
+def two_full_passes(model: QScorerForScoring, pixels: Tensor, *prompt: tuple[int, ...]) -> Tensor:
     """The published procedure, plainly: choose a token, append it, run everything again. No cache, no blank."""
-    ids = torch.tensor([[*prefix, IMAGE_TOKEN_ID, *suffix]] * len(pixels))
+    ids = torch.tensor([[*prompt[0], IMAGE_TOKEN_ID, *prompt[1]]] * len(pixels))
     chosen = model(ids, pixels).logits[:, -1].argmax(-1)
     ids = torch.cat([ids, chosen[:, None]], dim=1)
     return model.deepmlp(model(ids, pixels).last_hidden_state[:, -1])
+
+
+def one_pass(model: QScorerForScoring, pixels: Tensor, *prompt: tuple[int, ...]) -> Tensor:
+    return model.score_prompted(pixels, PromptTokens(*prompt, MIXED_BLANK)).raw_score
 
 
 def test_mixed_batch_of_golden_images_equals_two_full_passes() -> None:
@@ -182,7 +187,7 @@ def test_mixed_batch_of_golden_images_equals_two_full_passes() -> None:
 
 def test_gradients_of_a_mixed_batch_are_those_of_two_full_passes() -> None:
     gradients = []
-    for scored in (lambda *case: case[0].score(*case[1:], MIXED_BLANK).raw_score, two_full_passes):
+    for scored in (one_pass, two_full_passes):
         model, pixels, prefix, suffix = mixed_case()
         pixels = pixels.clone().requires_grad_()
         scored(model, pixels, prefix, suffix).sum().backward()

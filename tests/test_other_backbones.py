@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tiny_multimodal import FAMILIES, write_base
-from tiny_training import make_pictures, settings
+from tiny_training import settings
 
 from pyiqa_qscorer import QScorer, QScorerLoss, Scorer
 from pyiqa_qscorer.checkpoints import CheckpointSource, merge_checkpoint
@@ -42,11 +42,6 @@ def vlm_settings(pictures: Path, output: Path, base: Path, **model: Any) -> dict
     content.pop("trainable", None)
     content["training"] |= {"max_steps": STEPS, "learning_rate": 0.02, "per_device_train_batch_size": 6}
     return content
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")

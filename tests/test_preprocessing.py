@@ -289,5 +289,4 @@ def test_values_in_range_tolerance() -> None:
     images = torch.full((4, 1, 1, 1), 0.5, dtype=torch.float64)
     images[:, 0, 0, 0] = torch.tensor([-0.9e-6, 1 + 0.9e-6, -2e-6, 1 + 2e-6], dtype=torch.float64)
     assert values_in_range(images).tolist() == [True, True, False, False]
-    assert values_in_range(images, tolerance=1e-3).all() and not values_in_range(images, tolerance=0.0).any()
     assert not values_in_range(images.requires_grad_()).requires_grad

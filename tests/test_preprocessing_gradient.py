@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from smooth_pixels import smooth_pixels
 
 from pyiqa_qscorer.images.preprocessing import STD
 from pyiqa_qscorer.images.preprocessing import pixels_from_tensor as from_tensor
@@ -71,15 +72,16 @@ def test_gradient_of_a_network_that_overshoots_passes_through_vmap() -> None:
 def test_smooth_path_is_the_exact_one_without_rounding(height: int, width: int, size: int) -> None:
     images = torch.rand(2, 3, height, width, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     images = 0.4 + 0.2 * images  # so that the filter, which overshoots, does not reach what the exact path clips
-    smooth, exact = (from_tensor(images, size, exact=choice) for choice in (False, True))
+    smooth, exact = (pixels(images, size) for pixels in (smooth_pixels, from_tensor))
     assert (smooth.dtype, exact.dtype) == (torch.float64, torch.float32)
     assert 0 < (smooth - exact).abs().max() < 2 / 255 / min(STD)
     upstream = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     gradients = []
-    for choice in (True, False):
+    for pixels in (from_tensor, smooth_pixels):
         leaf = images.clone().requires_grad_()
-        from_tensor(leaf, size, exact=choice).backward(upstream.float() if choice else upstream)
+        found = pixels(leaf, size)
+        found.backward(upstream.to(found.dtype))
         gradients.append(leaf.grad)
     torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-5)
     leaf = images[:1].clone().requires_grad_()
-    assert torch.autograd.gradcheck(lambda leaf: from_tensor(leaf, size, exact=False), leaf)
+    assert torch.autograd.gradcheck(lambda leaf: smooth_pixels(leaf, size), leaf)

@@ -47,7 +47,8 @@ class Published:
         dtype = torch.float64 if (name, attention) == ("T", "eager") else torch.float32
         self.model = golden_data.build(name, attention).to(dtype)
         config = self.model.config
-        aligned = align_on_image(batch["input_ids"], batch["labels"], batch["attention_mask"], config.num_visual_tokens)
+        visual = config.abstractor_config.num_learnable_queries + 1
+        aligned = align_on_image(batch["input_ids"], batch["labels"], batch["attention_mask"], visual)
         labels, output = aligned.pop("merged_labels"), self.model(**aligned, pixel_values=pixels)
         rows, positions = quality_positions(labels, config.score_token_ids)
         self.states = output.last_hidden_state[rows, positions]

@@ -107,7 +107,7 @@ def test_impossible_outputs(tmp_path, monkeypatch, name, flags, words) -> None:
         ScoreTable(tmp_path / name, **flags)
     assert sorted(tmp_path.iterdir()) == before and (tmp_path / "old.csv").read_bytes() == b"old"
     monkeypatch.setattr("pyiqa_qscorer.data.score_store.find_spec", lambda name: None)
-    with pytest.raises(InputError, match="parquet needs pandas and pyarrow"):
+    with pytest.raises(InputError, match="parquet needs pyarrow"):
         ScoreTable(tmp_path / "scores.parquet")
 
 

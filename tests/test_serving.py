@@ -187,7 +187,7 @@ def test_a_full_queue_refuses_and_a_stop_answers_those_that_wait(server, client,
 
 
 def test_a_failing_model_fails_its_callers_and_no_others() -> None:
-    from pyiqa_qscorer.serving.worker import ScoringThread
+    from pyiqa_qscorer.serving.web import ScoringThread
 
     metric, noise = FakeMetric(), io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (60, 60, 3), np.uint8)).save(noise, "PNG")

@@ -27,6 +27,7 @@ from pyiqa_qscorer.model.attention import KERNELS_FOR_LAST
 from pyiqa_qscorer.model.compiled import CompiledBackbone
 from pyiqa_qscorer.model.multiway import NO_VISUAL, VisualSpan
 from pyiqa_qscorer.model.qscorer import IMAGE_TOKEN_ID
+from pyiqa_qscorer.prompt import PromptTokens
 from pyiqa_qscorer.scorer import Scorer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
@@ -46,7 +47,7 @@ def case(dtype: torch.dtype = torch.float64) -> tuple[QScorerForScoring, Tensor,
 
 def scores(model: QScorerForScoring, pixels: Tensor, *prompt: tuple[int, ...]) -> Tensor:
     with torch.no_grad():
-        return model.score(pixels, *prompt, BLANK).raw_score
+        return model.score_prompted(pixels, PromptTokens(*prompt, BLANK)).raw_score
 
 
 def prefix_runs(model: QScorerForScoring) -> list[int]:
@@ -78,7 +79,7 @@ def test_scores_are_those_of_the_plain_way_whatever_the_neighbours(rows: list[in
     raw, tokens = PublishedProcedure(model).score(pixels, *prompt)
     for scored in (model, without_shared_prefix(model)):
         with torch.no_grad():
-            output = scored.score(pixels[rows], *prompt, BLANK)
+            output = scored.score_prompted(pixels[rows], PromptTokens(*prompt, BLANK))
         torch.testing.assert_close(output.raw_score, raw[rows], **EXACT)
         assert output.first_token.tolist() == output.first_logits.argmax(-1).tolist() == tokens[rows].tolist()
         assert (output.first_token == BLANK).tolist() == [row in (0, 2, 4) for row in rows]
@@ -183,16 +184,17 @@ def test_changed_weights_are_never_scored_with_an_old_prefix(change: str) -> Non
 def test_gradients_of_weights_and_images_go_through_the_prefix() -> None:
     model, pixels, *prompt = case()
     with torch.inference_mode():  # nothing of it may be left for what comes after
-        model.score(pixels[:1], *prompt, BLANK)
+        model.score_prompted(pixels[:1], PromptTokens(*prompt, BLANK))
     gradients = []
     for used in (without_shared_prefix(model), model):
         image = pixels[:2].clone().requires_grad_()
-        gradients += torch.autograd.grad(used.score(image, *prompt, BLANK).raw_score.sum(), image)
+        raw = used.score_prompted(image, PromptTokens(*prompt, BLANK)).raw_score
+        gradients += torch.autograd.grad(raw.sum(), image)
     assert gradients[0].abs().max() > 1e-3
     torch.testing.assert_close(gradients[1], gradients[0], **EXACT)
     runs = prefix_runs(model)
     model.requires_grad_(True)
-    model.score(pixels[:1], *prompt, BLANK).raw_score.sum().backward()
+    model.score_prompted(pixels[:1], PromptTokens(*prompt, BLANK)).raw_score.sum().backward()
     gradient = model.model.embed_tokens.weight.grad
     assert gradient is not None and (gradient[list(prompt[0])].norm(dim=1) > 0).all() and runs == []
 
@@ -252,7 +254,7 @@ def test_nothing_waits_for_the_device_before_the_score_is_under_way() -> None:
     until_score: list[list[str]] = []
     with torch.no_grad(), Watch() as watch:
         handle = model.deepmlp.register_forward_hook(lambda *_: until_score.append(list(watch.waits)))
-        model.score(pixels[chosen], *prompt, BLANK)
+        model.score_prompted(pixels[chosen], PromptTokens(*prompt, BLANK))
         handle.remove()
     assert until_score == [[]] and watch.calls > 50
     assert len(watch.waits) == 1  # is the blank chosen everywhere?

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from settings_reference import settings_reference
 
-from pyiqa_qscorer.data.settings import settings_reference
 from pyiqa_qscorer.errors import TrainingConfigError
 from pyiqa_qscorer.training.config import CONFIG_FOLDER, ObjectiveConfig, TrainConfig, parse_config, read_config
 

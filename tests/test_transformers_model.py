@@ -175,10 +175,26 @@ def test_full_size_has_the_published_keys_shapes_and_parameters() -> None:
     for name in ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"):
         assert getattr(ours, name) == getattr(published, name)
     assert ours.regressor_hidden_sizes == published.regressor_hidden_sizes == [2048, 1024]
-    assert ours.num_visual_tokens == 65
     with torch.device("meta"):
         model = get_peft_model(model, LoraConfig(r=128, target_modules=PEFT_TARGETS))
     lora = {name: p.numel() for name, p in model.named_parameters() if "lora_" in name}
     adapted = {name.removeprefix("base_model.model.").split(".lora_")[0] for name in lora}
     assert adapted == set(stored["find_all_linear_names"])
     assert sum(lora.values()) == counts["lora_r128_trainable"]
+
+
+def test_a_derived_configuration_has_the_fields_of_its_base() -> None:
+    class Derived(QScorerConfig):
+        model_type = "derived"
+        extra: int = 3
+
+        def __init__(self, **kwargs: Any) -> None:  # without one, transformers makes its own
+            super().__init__(**kwargs)
+
+    config = Derived(hidden_size=8, num_attention_heads=2, extra=4)
+    assert (config.hidden_size, config.extra, config.prompt, config.regressor_hidden_sizes) == (
+        8,
+        4,
+        "score",
+        [2048, 1024],
+    )

@@ -11,7 +11,7 @@ import pytest
 from hub_machine import server  # noqa: F401
 from hub_server import TOKEN, HubServer
 from PIL import Image
-from tiny_training import make_pictures, settings
+from tiny_training import settings
 
 from pyiqa_qscorer import Scorer
 from pyiqa_qscorer.training.config import parse_config
@@ -26,11 +26,6 @@ PUSH = (
     "import sys\nfrom pyiqa_qscorer.model import QScorerForScoring\n"
     "QScorerForScoring.from_pretrained(sys.argv[1]).push_to_hub('lab/pushed')"
 )
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_pictures(tmp_path_factory.mktemp("pictures"))
 
 
 @pytest.fixture(scope="module")

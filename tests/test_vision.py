@@ -27,7 +27,9 @@ def test_sizes_follow_the_configuration_and_others_are_refused() -> None:
         with pytest.raises(ValueError, match=r"pixel_values must have shape \(B, 3, 56, 56\), got \(") as caught:
             encoder(torch.zeros(shape))
         assert str(shape) in str(caught.value)
-    config = QScorerVisionConfig(8, 16, 1, 2, image_size=42, patch_size=14)
+    config = QScorerVisionConfig(
+        hidden_size=8, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, image_size=42, patch_size=14
+    )
     config._attn_implementation = "sdpa"
     assert VisionEncoder(config)(torch.zeros(2, 3, 42, 42)).shape == (2, 10, 8)
     with pytest.raises(ValueError, match="multiple of patch_size, got 450 and 14"):

@@ -106,4 +106,4 @@ def random_model(*, levels: int = 5, width: int = 8, visual_width: int = 8, seed
 def scored(loaded: LoadedCheckpoint | QScorer, pixels: Tensor) -> ScoreOutput:
     """What the network gives for (B, 3, S, S) pixels and the prompt of a checkpoint or metric."""
     model, prompt = getattr(loaded, "model", None) or loaded.network, loaded.prompt
-    return model.score(pixels, prompt.prefix, prompt.suffix, prompt.blank)
+    return model.score_prompted(pixels, prompt)

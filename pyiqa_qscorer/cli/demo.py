@@ -4,28 +4,22 @@ from __future__ import annotations
 
 import signal
 import threading
-from typing import Annotated
-
-import typer
+from typing import Annotated, Any
 
 from .console import clean_errors, require, say, say_loading
-from .options import Base, Checkpoint, Debug, Device, Dtype, LocalFilesOnly, Prompt, ScoreMetric, chosen_metric, option
+from .options import Debug, Device, ScoreMetric, chosen_metric, model_options, option
 from .serve import LOOPBACK
 
 
+@model_options("checkpoint", "base", "dtype", "prompt", "local_files_only")
 def demo(
-    context: typer.Context,
     metric: ScoreMetric = None,
     host: Annotated[str, option("address to listen on", metavar="ADDRESS")] = LOOPBACK[0],
     port: Annotated[int, option("0: any that is free", min=0, max=65535, metavar="N")] = 7860,
     max_bytes: Annotated[int, option("of one picture", min=1, metavar="N")] = 64 * 2**20,
     device: Device = None,
-    checkpoint: Checkpoint = None,
-    base: Base = None,
-    dtype: Dtype = None,
-    prompt: Prompt = None,
-    local_files_only: LocalFilesOnly = None,
     debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Open a page to drop photos on: scores, where a picture is bad, two side by side.
 
@@ -38,8 +32,8 @@ def demo(
     """
     with clean_errors(debug):
         require("demo", "gradio")
-        metric, options = chosen_metric(context)
-        say_loading(metric, checkpoint)
+        metric = chosen_metric(metric, options)
+        say_loading(metric, options["checkpoint"])
         from ..scorer import Scorer
         from ..serving.drop_page import create_page, offline_settings, open_port
 

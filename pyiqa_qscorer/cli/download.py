@@ -7,12 +7,10 @@ from enum import Enum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
 from ..registry import PUBLISHED_METRIC, resolve_metric_options
 from . import console as cli_output
 from .console import clean_errors, say
-from .options import Base, BaseRevision, CacheDir, Checkpoint, Debug, LocalFilesOnly, Metric, Revision, option
+from .options import Debug, Metric, model_options, option
 
 if TYPE_CHECKING:
     from ..checkpoints import CheckpointSource
@@ -25,16 +23,8 @@ class SavedLayout(str, Enum):
     PUBLISHED = "published"
 
 
-def download(
-    context: typer.Context,
-    metric: Metric = PUBLISHED_METRIC,
-    checkpoint: Checkpoint = None,
-    base: Base = None,
-    revision: Revision = None,
-    base_revision: BaseRevision = None,
-    cache_dir: CacheDir = None,
-    debug: Debug = False,
-) -> None:
+@model_options("checkpoint", "base", "revision", "base_revision", "cache_dir")
+def download(metric: Metric = PUBLISHED_METRIC, debug: Debug = False, **options: Any) -> None:
     """Fetch the weights of a metric, or complete an interrupted download.
 
     Prints the folders, one per line. HF_HOME, HF_ENDPOINT and HF_TOKEN work
@@ -45,27 +35,22 @@ def download(
     $ pyiqa-qscorer download --cache-dir /big/disk
     """
     with clean_errors(debug):
-        source = _source(context)
+        source = _source(metric, options)
         cli_output.print_plan(source.plan())
         for folder in source.fetch():
             cli_output.print_folder(folder)
 
 
+@model_options("checkpoint", "base", "revision", "base_revision", "local_files_only", "cache_dir")
 def merge(
-    context: typer.Context,
     output: Annotated[Path, option("new or empty folder", "--output", "-o", metavar="DIR")],
     layout: Annotated[
         SavedLayout, option("for this package, or for the published code", metavar="qscorer|published")
     ] = SavedLayout.QSCORER,
     dtype: Annotated[str, option("precision to write: float16, bfloat16 or float32", metavar="TYPE")] = "float16",
     metric: Metric = PUBLISHED_METRIC,
-    checkpoint: Checkpoint = None,
-    base: Base = None,
-    revision: Revision = None,
-    base_revision: BaseRevision = None,
-    local_files_only: LocalFilesOnly = None,
-    cache_dir: CacheDir = None,
     debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Write a LoRA checkpoint and its base as one folder.
 
@@ -76,7 +61,7 @@ def merge(
     $ pyiqa-qscorer score photo.jpg --checkpoint merged/
     """
     with clean_errors(debug):
-        source = _source(context)
+        source = _source(metric, options)
         from ..checkpoints import merge_checkpoint
 
         say(f"Merging {source.checkpoint} ...", style="dim")
@@ -84,12 +69,11 @@ def merge(
         cli_output.print_folder(merge_checkpoint(output, source, **written))
 
 
-def _source(context: typer.Context) -> CheckpointSource:
+def _source(metric: str, options: dict[str, Any]) -> CheckpointSource:
     """Where the weights are: those of the metric, unless options say otherwise."""
-    metric = context.params["metric"]
     resolve_metric_options(metric, {})  # an unknown name is said before torch is imported
     from ..checkpoints import CheckpointSource
 
     names = {field.name for field in fields(CheckpointSource)}
-    options = resolve_metric_options(metric, {name: context.params.get(name) for name in names})
-    return CheckpointSource(**{name: value for name, value in options.items() if name in names})
+    chosen = resolve_metric_options(metric, options)
+    return CheckpointSource(**{name: value for name, value in chosen.items() if name in names})

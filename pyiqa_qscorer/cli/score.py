@@ -16,39 +16,18 @@ from ..errors import InputError
 from ..files import file_key
 from . import console as cli_output
 from .console import clean_errors, count, printable, require, say, say_loading
-from .options import (
-    AttnImplementation,
-    Base,
-    BaseRevision,
-    CacheDir,
-    Checkpoint,
-    Clamp,
-    Compile,
-    Debug,
-    Device,
-    Dtype,
-    LocalFilesOnly,
-    MaxPixels,
-    MinPixels,
-    Prompt,
-    Revision,
-    ScoreMetric,
-    chosen_metric,
-    option,
-)
+from .options import Debug, Device, ScoreMetric, chosen_metric, model_options, option
 
 if TYPE_CHECKING:
     from ..data.score_rows import ScoreRow
     from ..data.score_store import ScoreTable
     from ..scorer import Scorer
 
-LIST = "-"
-"""Stands for a list of inputs on standard input."""
-
-WORST_IN_DETAIL = 10
-"""Named, and mapped, beside a page or a folder of maps where --worst does not say."""
+LIST = "-"  # stands for a list of inputs on standard input
+WORST_IN_DETAIL = 10  # named, and mapped, beside a page or a folder of maps where --worst does not say
 
 
+@model_options()
 def score(
     context: typer.Context,
     inputs: Annotated[
@@ -93,20 +72,8 @@ def score(
     workers: Annotated[
         int | None, option("threads that read images", min=1, metavar="N", show_default="one per core, at most 16")
     ] = None,
-    checkpoint: Checkpoint = None,
-    base: Base = None,
-    revision: Revision = None,
-    base_revision: BaseRevision = None,
-    dtype: Dtype = None,
-    prompt: Prompt = None,
-    min_pixels: MinPixels = None,
-    max_pixels: MaxPixels = None,
-    clamp: Clamp = None,
-    attn_implementation: AttnImplementation = None,
-    compile: Compile = None,
-    local_files_only: LocalFilesOnly = None,
-    cache_dir: CacheDir = None,
     debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Score images.
 
@@ -124,10 +91,11 @@ def score(
     """
     with clean_errors(debug), ExitStack() as stack:
         # What can be wrong with the command itself comes before torch and the model.
-        metric, options = chosen_metric(context)
+        metric = chosen_metric(metric, options)
         if engine is not None:
             _check_engine(engine, output, context)
-            _score_on_ray(inputs, output or Path(), metric, column, actors, device, batch_size, options)
+            scoring = {"column": column, "concurrency": actors, "batch_size": batch_size}
+            _score_on_ray(inputs, output or Path(), metric, device, options, **scoring)
             return
         if output is None and (resume or overwrite):
             raise InputError("--resume and --overwrite go with --output")
@@ -147,7 +115,7 @@ def score(
 
         from ..scorer import Scorer, score_files
 
-        say_loading(metric, checkpoint)
+        say_loading(metric, options["checkpoint"])
         scorer = Scorer(metric, device, batch_size, workers, **options)
         todo = found.paths
         if table is not None:
@@ -196,14 +164,7 @@ def _check_engine(engine: str, output: Path | None, context: typer.Context) -> N
 
 
 def _score_on_ray(
-    inputs: list[str],
-    output: Path,
-    metric: str,
-    column: str | None,
-    actors: int,
-    device: str | None,
-    batch_size: int,
-    options: dict[str, Any],
+    inputs: list[str], output: Path, metric: str, device: str | None, options: dict[str, Any], **scoring: Any
 ) -> None:
     require("ray", "ray")
     import logging
@@ -215,20 +176,12 @@ def _score_on_ray(
 
     if not ray.is_initialized():
         # Scoring, reading, writing and Ray's filter of what is done take one logical core each and wait for each other.
-        cores = None if os.environ.get("RAY_ADDRESS") else max(os.cpu_count() or 1, actors + 4)
+        cores = None if os.environ.get("RAY_ADDRESS") else max(os.cpu_count() or 1, scoring["concurrency"] + 4)
         ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     given = {name: value for name, value in options.items() if value is not None}
-    scored = score_to_folder(
-        _with_lists(inputs),
-        output,
-        metric,
-        column,
-        metric_options=given,
-        concurrency=actors,
-        batch_size=batch_size,
-        num_gpus=0 if device == "cpu" or (device is None and not ray.cluster_resources().get("GPU")) else 1,
-    )
+    num_gpus = 0 if device == "cpu" or (device is None and not ray.cluster_resources().get("GPU")) else 1
+    scored = score_to_folder(_with_lists(inputs), output, metric, metric_options=given, num_gpus=num_gpus, **scoring)
     made = scored.aggregate(Count(on="score", ignore_nulls=True, alias_name="scored"))["scored"]
     failed = scored.count() - made
     say(f"{count(made, 'image')} scored, {failed:,} failed: ", (f"{output}/parts/*.parquet", "bold"))

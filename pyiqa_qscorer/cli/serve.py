@@ -7,35 +7,14 @@ import socket
 import sys
 from typing import Annotated, Any
 
-import typer
-
 from .console import clean_errors, require, say, say_loading
-from .options import (
-    AttnImplementation,
-    Base,
-    BaseRevision,
-    CacheDir,
-    Checkpoint,
-    Clamp,
-    Compile,
-    Debug,
-    Device,
-    Dtype,
-    LocalFilesOnly,
-    MaxPixels,
-    MinPixels,
-    Prompt,
-    Revision,
-    ScoreMetric,
-    chosen_metric,
-    option,
-)
+from .options import Debug, Device, ScoreMetric, chosen_metric, model_options, option
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
+@model_options()
 def serve(
-    context: typer.Context,
     metric: ScoreMetric = None,
     host: Annotated[str, option("address to listen on", metavar="ADDRESS")] = LOOPBACK[0],
     port: Annotated[int, option("0: any that is free", min=0, max=65535, metavar="N")] = 8000,
@@ -44,20 +23,8 @@ def serve(
     max_images: Annotated[int, option("in one request; more: 400", min=1, metavar="N")] = 64,
     queue: Annotated[int, option("requests held at a time; more: 503", min=1, metavar="N")] = 32,
     device: Device = None,
-    checkpoint: Checkpoint = None,
-    base: Base = None,
-    revision: Revision = None,
-    base_revision: BaseRevision = None,
-    dtype: Dtype = None,
-    prompt: Prompt = None,
-    min_pixels: MinPixels = None,
-    max_pixels: MaxPixels = None,
-    clamp: Clamp = None,
-    attn_implementation: AttnImplementation = None,
-    compile: Compile = None,
-    local_files_only: LocalFilesOnly = None,
-    cache_dir: CacheDir = None,
     debug: Debug = False,
+    **options: Any,
 ) -> None:
     """Score images over HTTP.
 
@@ -72,7 +39,7 @@ def serve(
     """
     with clean_errors(debug):
         require("serve", "fastapi", "uvicorn", "python_multipart")
-        metric, options = chosen_metric(context)
+        metric = chosen_metric(metric, options)
         for number in (signal.SIGINT, signal.SIGTERM):  # while it serves, uvicorn's own take their place
             signal.signal(number, _stop)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -80,10 +47,9 @@ def serve(
             import uvicorn
 
             from ..scorer import Scorer
-            from ..serving.web import create_app
-            from ..serving.worker import ScoringThread
+            from ..serving.web import ScoringThread, create_app
 
-            say_loading(metric, checkpoint)
+            say_loading(metric, options["checkpoint"])
             scorer = Scorer(metric, device, batch_size, **options)
             thread = ScoringThread(scorer)
             try:

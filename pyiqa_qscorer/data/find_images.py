@@ -19,12 +19,7 @@ UNDECODABLE_FORMATS = frozenset({"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"})
 
 @dataclass(frozen=True)
 class FoundImages:
-    """What `find_images` found.
-
-    Attributes:
-        paths: As they follow from the inputs, each file once.
-        repeated: How often a file was named again.
-    """
+    """Paths as they follow from the inputs, each file once, and how often one was named again."""
 
     paths: list[str]
     repeated: int
@@ -73,16 +68,14 @@ def _expand(given: str) -> list[str]:
     if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", given):
         raise InputError(f"URLs are not fetched: download the file and give its path ({given})")
     if os.path.isdir(given):
-        found = list(_walk(given, set()))
-        if not found:
-            raise InputError(f"no image file in folder {given!r}")
-        return found
-    if glob.has_magic(given) and not os.path.lexists(given):
-        found = list(_match(given))
-        if not found:
-            raise InputError(f"no image file matches the pattern {given!r}")
-        return found
-    return [given]
+        found, where = list(_walk(given, set())), "in folder"
+    elif glob.has_magic(given) and not os.path.lexists(given):
+        found, where = list(_match(given)), "matches the pattern"
+    else:
+        return [given]
+    if not found:
+        raise InputError(f"no image file {where} {given!r}")
+    return found
 
 
 def _walk(folder: str, visited: set[tuple[int, int]]) -> Iterator[str]:

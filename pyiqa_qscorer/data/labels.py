@@ -1,8 +1,7 @@
 """MOS -> label over K levels (label approximation) and back (restoration).
 
-Shared by training, which needs the labels, and by the error analysis, which measures what they cost. A MOS lies on a
-stated range, 1 (worst) .. 5 (best) unless said otherwise; level 0 is the worst. Everything is a function of float64
-arrays, one row per image.
+Shared by training, which needs the labels, and by the error analysis, which measures what they cost. A MOS lies on
+1 (worst) .. 5 (best); level 0 is the worst. Everything is a function of float64 arrays, one row per image.
 
     [1] Q-Align, Wu et al., ICML 2024: one-hot label of an equal split, restored with equally spaced values.
     [2] DeQA-Score, You et al., CVPR 2025: soft label from the distribution of opinions, with a linear post-adjustment.
@@ -12,7 +11,7 @@ arrays, one row per image.
 from __future__ import annotations
 
 import math
-from typing import Literal, SupportsIndex, get_args
+from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,81 +20,70 @@ from scipy.special import ndtr
 Centers = Literal["integers", "interval_centers"]
 Variant = Literal["pdf", "cdf"]
 Floats = NDArray[np.float64]
+LOW, HIGH = 1.0, 5.0
 
 # Share of the range by which a MOS may miss a border: covers float32 rounding, and the same slack of the data loader.
 _SLACK = 2e-6
 
 
-def level_centers(levels: int, low: float = 1.0, high: float = 5.0, kind: Centers = "integers") -> Floats:
-    """Value that each level stands for in restoration, ascending.
+def level_centers(levels: int, kind: Centers = "integers") -> Floats:
+    """(K,) values that the levels stand for in restoration, ascending.
 
-    Args:
-        levels: K >= 1.
-        kind: `integers`, the values of [1] and [2]: equally spaced from `low` to `high`, so 1, 2, 3, 4, 5 for five
-            levels on 1..5 (one level: the middle). `interval_centers`: middles of the K intervals of `level_index`.
-
-    Returns:
-        (K,)
+    `integers` are those of [1] and [2]: equally spaced from 1 to 5 (one level: 3). `interval_centers` are the middles
+    of the K intervals of `level_index`.
 
     Raises:
-        ValueError: fewer than one level, an empty or infinite range, another kind.
+        ValueError: fewer than one level, another kind.
     """
-    levels = _check_levels(levels)
-    _check_range(low, high)
+    _check_levels(levels)
     if kind not in get_args(Centers):
         raise ValueError(f"kind must be one of {', '.join(get_args(Centers))}, got {kind!r}")
     if kind == "interval_centers" or levels == 1:
-        return low + (np.arange(levels) + 0.5) * (high - low) / levels
-    return np.linspace(low, high, levels)
+        return LOW + (np.arange(levels) + 0.5) * (HIGH - LOW) / levels
+    return np.linspace(LOW, HIGH, levels)
 
 
-def level_index(mos: ArrayLike, levels: int, low: float = 1.0, high: float = 5.0) -> NDArray[np.int64]:
+def level_index(mos: ArrayLike, levels: int) -> NDArray[np.int64]:
     """Level of the one-hot label: the range split into K equal intervals, each closed on the right, as in [1].
 
-    Level i holds low + i d < mos <= low + (i + 1) d with d = (high - low) / K; `low` itself is in level 0. A MOS less
-    than 2e-6 of the range above a border counts as on it, so that rounding does not move it up a level.
+    Level i holds 1 + i d < mos <= 1 + (i + 1) d with d = 4 / K; 1 itself is in level 0. A MOS less than 2e-6 of the
+    range above a border counts as on it, so that rounding does not move it up a level.
 
     Args:
-        mos: (N,), within [low, high].
+        mos: (N,), within [1, 5].
 
     Returns:
         (N,) of 0..K-1.
 
     Raises:
-        ValueError: a MOS that is not finite or outside the range; besides, as `level_centers`.
+        ValueError: a MOS that is not finite or outside the range, fewer than one level.
     """
-    levels = _check_levels(levels)
-    values = _check_mos(mos, low, high)
-    position = (values - low) / (high - low) - _SLACK
+    _check_levels(levels)
+    position = (_check_mos(mos) - LOW) / (HIGH - LOW) - _SLACK
     return np.clip(np.ceil(position * levels) - 1, 0, levels - 1).astype(np.int64)
 
 
-def one_hot(mos: ArrayLike, levels: int, low: float = 1.0, high: float = 5.0) -> Floats:
+def one_hot(mos: ArrayLike, levels: int) -> Floats:
     """One-hot label of [1]: (N, K), 1 at `level_index`. Arguments and errors are those of `level_index`."""
-    return np.eye(_check_levels(levels))[level_index(mos, levels, low, high)]
+    index = level_index(mos, levels)
+    return np.eye(levels)[index]
 
 
-def linear_soft_label(mos: ArrayLike, levels: int, low: float = 1.0, high: float = 5.0) -> Floats:
+def linear_soft_label(mos: ArrayLike, levels: int) -> Floats:
     """The two levels around a MOS, weighted so that `restore` with the `integers` centres gives it back exactly.
 
     p_i = max(0, 1 - |mos - c_i| / s), s the distance between centres. [2] uses it where the Gaussian label fails.
     One level: all 1, and nothing can be restored.
 
-    Args:
-        mos: (N,), within [low, high].
-
     Returns:
-        (N, K), each row >= 0 with sum 1.
-
-    Raises:
-        ValueError: as `level_index`.
+        (N, K), each row >= 0 with sum 1. Arguments and errors are those of `level_index`.
     """
-    levels = _check_levels(levels)
-    values = _check_mos(mos, low, high)
+    _check_levels(levels)
+    values = _check_mos(mos)
     label = np.zeros((len(values), levels))
     if levels == 1:
         return label + 1.0
-    position = (values - low) / (high - low) * (levels - 1)
+    position = (values - LOW) / (HIGH - LOW) * (levels - 1)
     below = np.minimum(np.floor(position), levels - 2).astype(np.int64)
     rows = np.arange(len(values))
     label[rows, below + 1] = position - below
@@ -107,8 +95,6 @@ def gaussian_soft_label(
     mos: ArrayLike,
     std: ArrayLike,
     levels: int,
-    low: float = 1.0,
-    high: float = 5.0,
     variant: Variant = "pdf",
     adjust: bool = True,
     normalise: bool = False,
@@ -117,7 +103,7 @@ def gaussian_soft_label(
 ) -> Floats:
     """Soft label of [2]: the opinions' normal distribution N(mos, std) read at the `integers` centres c_i.
 
-    Raw label, with s the distance between centres (1 for five levels on 1..5):
+    Raw label, with s the distance between centres (1 for five levels):
 
         pdf: p_i = s * density of N(mos, std) at c_i;     cdf: p_i = mass of N(mos, std) in [c_i - s/2, c_i + s/2].
 
@@ -132,11 +118,10 @@ def gaussian_soft_label(
     that. A row becomes `linear_soft_label` where its std is below `min_std` or its error after clipping above
     `max_error`, the rule and the numbers of [2]; on KonIQ-10k 83 rows of 10073, which brings the error to 0.007.
 
-    Differences from the script of [2]: at mos = m, where a is 0 / 0 and the script ends up with a uniform label, a is
-    its limit; the limits are in units of s, so that K and the range are free.
+    Where the script of [2] ends up with a uniform label, at mos = m, where a is 0 / 0, this takes the limit of a.
 
     Args:
-        mos: (N,), within [low, high].
+        mos: (N,), within [1, 5].
         std: (N,), spread of single opinions (not of their mean), on the scale of `mos`.
         variant: [2] takes `pdf` for widely spread opinions (KonIQ-10k, KADID-10k), `cdf` for narrow ones (SPAQ).
         adjust: post-adjustment with its fallback; False: the raw label.
@@ -150,15 +135,13 @@ def gaussian_soft_label(
     Raises:
         ValueError: std negative, not finite, or of another length than `mos`; besides, as `level_index`.
     """
-    levels = _check_levels(levels)
-    values = _check_mos(mos, low, high)
+    _check_levels(levels)
+    values = _check_mos(mos)
     spread = _check_std(std, len(values))
     if variant not in get_args(Variant):
         raise ValueError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}")
-    if not (min_std >= 0 and max_error >= 0):
-        raise ValueError(f"min_std and max_error must be >= 0, got {min_std} and {max_error}")
-    centers = level_centers(levels, low, high)
-    step = (high - low) / max(levels - 1, 1)
+    centers = level_centers(levels)
+    step = (HIGH - LOW) / max(levels - 1, 1)
     exact = spread < 1e-6 * step
     sigma = np.where(exact, step, spread)  # any number that does no harm; these rows are replaced
     raw, slope = _raw_label(values, sigma, centers, step, variant)
@@ -173,7 +156,7 @@ def gaussian_soft_label(
             error = np.abs(restore(label, centers) - values)
         # `not <=` rather than `>`: a label that overflowed compares False to everything and must fall back too.
         falls_back = exact | (spread < min_std * step) | ~(error <= max_error * step)
-        label = np.where(falls_back[:, None], linear_soft_label(values, levels, low, high), label)
+        label = np.where(falls_back[:, None], linear_soft_label(values, levels), label)
     if normalise:
         total = label.sum(axis=1, keepdims=True)
         # A density so narrow that it is 0 at every centre: its limit.
@@ -182,28 +165,13 @@ def gaussian_soft_label(
 
 
 def restore(probabilities: ArrayLike, centers: ArrayLike) -> Floats:
-    """Score of a label or of predicted level probabilities: sum_i p_i c_i, as [1] and [2] restore it.
+    """Score (...) of a label or of predicted level probabilities (..., K): sum_i p_i c_i, as in [1] and [2].
 
     The probabilities are taken as they are; whether they sum to 1 (softmax over the levels, or over the vocabulary
     with mass on other tokens) is the caller's choice.
-
-    Args:
-        probabilities: (..., K)
-        centers: (K,), from `level_centers` or any other values.
-
-    Returns:
-        (...)
-
-    Raises:
-        ValueError: shapes that do not fit.
     """
-    weights, values = np.asarray(probabilities, dtype=np.float64), np.asarray(centers, dtype=np.float64)
-    if values.ndim != 1 or weights.ndim < 1 or weights.shape[-1] != len(values):
-        raise ValueError(
-            "probabilities must have one column per level and centers be one-dimensional, "
-            f"got shapes {weights.shape} and {values.shape}"
-        )
-    return weights @ values
+    weights: Floats = np.asarray(probabilities, dtype=np.float64)
+    return weights @ np.asarray(centers, dtype=np.float64)
 
 
 def _raw_label(mos: Floats, std: Floats, centers: Floats, step: float, variant: Variant) -> tuple[Floats, Floats]:
@@ -238,35 +206,24 @@ def _density(z: Floats) -> Floats:
     return np.exp(-0.5 * z**2) / math.sqrt(2 * math.pi)
 
 
-def _check_levels(levels: SupportsIndex) -> int:
-    try:
-        count = int(levels.__index__())
-    except AttributeError:
-        raise ValueError(f"levels must be a whole number >= 1, got {levels!r}") from None
-    if count < 1:
-        raise ValueError(f"levels must be a whole number >= 1, got {count}")
-    return count
+def _check_levels(levels: int) -> None:
+    if not isinstance(levels, (int, np.integer)) or levels < 1:
+        raise ValueError(f"levels must be a whole number >= 1, got {levels!r}")
 
 
-def _check_range(low: float, high: float) -> None:
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise ValueError(f"low and high must be finite with low < high, got {low} and {high}")
-
-
-def _check_mos(mos: ArrayLike, low: float, high: float) -> Floats:
+def _check_mos(mos: ArrayLike) -> Floats:
     """The MOS as float64, clipped by at most the slack."""
-    _check_range(low, high)
     values = np.asarray(mos, dtype=np.float64)
     if values.ndim != 1:
         raise ValueError(f"mos must be one-dimensional, one value per image, got shape {values.shape}")
-    slack = _SLACK * (high - low)
-    bad = np.flatnonzero(~((values >= low - slack) & (values <= high + slack)))
+    slack = _SLACK * (HIGH - LOW)
+    bad = np.flatnonzero(~((values >= LOW - slack) & (values <= HIGH + slack)))
     if len(bad):
         raise ValueError(
-            f"mos must be finite and within [{low}, {high}], got {values[bad[0]]} at index {bad[0]} "
+            f"mos must be finite and within [{LOW}, {HIGH}], got {values[bad[0]]} at index {bad[0]} "
             f"({len(bad)} such values); map it to this range first"
         )
-    return np.clip(values, low, high)
+    return np.clip(values, LOW, HIGH)
 
 
 def _check_std(std: ArrayLike, count: int) -> Floats:

@@ -14,28 +14,19 @@ import pandas as pd
 from numpy.typing import ArrayLike
 
 from ..errors import OpinionTableError
-from .labels import Floats
+from .labels import HIGH, LOW, Floats
 
 if TYPE_CHECKING:
     from PIL import Image
 
-LOW, HIGH = 1.0, 5.0
-
 
 class OpinionRow(NamedTuple):
-    """One judged image, on the dataset's own scale.
-
-    Attributes:
-        path: The image file.
-        mos: Mean opinion; NaN where the table has none.
-        std: Spread of the opinions; None where the dataset has none.
-        reference: File of the undistorted image; None where there is none.
-    """
+    """One judged image, on the dataset's own scale."""
 
     path: str
-    mos: float
-    std: float | None = None
-    reference: str | None = None
+    mos: float  # NaN where the table has none
+    std: float | None = None  # of the opinions
+    reference: str | None = None  # file of the undistorted image
 
 
 Transform = Callable[[Sequence["Image.Image"]], "list[Image.Image]"]
@@ -90,14 +81,12 @@ def read_opinions(
     split_column: str | None = None,
     phase: str | None = None,
 ) -> list[OpinionRow]:
-    """Images and opinions of a CSV file with a header.
+    """Images, which lie in `folder`, and opinions of a CSV file with a header.
 
     Args:
-        table: The CSV file.
-        folder: Where its images lie.
         file_column, mos_column: Default the first and the second column.
         std_column, reference_column: Not read by default.
-        reference_folder: Where the references lie; default `folder`.
+        reference_folder: Default `folder`.
         split_column, phase: Only the rows that have `phase` in that column.
 
     Raises:
@@ -119,10 +108,9 @@ def read_opinions(
             )
     if split_column is not None:
         cells = cells[cells[split_column] == phase]
-    none = [""] * len(cells)
     files, mos = cells[wanted["file_column"]], _numbers(cells[wanted["mos_column"]])
     std = [None] * len(cells) if std_column is None else _numbers(cells[std_column]).tolist()
-    references = none if reference_column is None else cells[reference_column]
+    references = [""] * len(cells) if reference_column is None else cells[reference_column]
     return [
         OpinionRow(
             path=str(folder / file),
@@ -140,8 +128,7 @@ class OpinionColumns:
 
     Attributes:
         mos, std: Names of columns. `mos` None: the only column named MOS, in any case, unless there are `votes`.
-        votes: Columns with the number or share of votes for score 1, 2, ...; MOS and, without `std`, the spread are
-            theirs.
+        votes: Columns with the number or share of votes for score 1, 2, ..., for MOS and, without `std`, spread.
         range: Of the MOS; None: the smallest and largest MOS of the table.
         std_range, lower_better: As in `MosScale`.
         skip_rows: First rows to leave out, such as training pictures.
@@ -161,39 +148,31 @@ class Opinions:
     """The opinions of a dataset without its images.
 
     Attributes:
-        path: The table.
-        mos_column: None where votes make the MOS.
         mos: (N,) on 1..5, in the order of the table, rows without a MOS left out.
         std: (N,) on 1..5; NaN where there is none.
-        missing_mos: Rows left out, their MOS being absent or no finite number.
-        scale: What was mapped to 1..5.
-        own_range: The range is the table's own smallest and largest MOS.
-        vote_shares: (K,) mean share of votes per score, None without vote columns. Of `lower_better`: lowest quality
-            first.
+        vote_shares: (K,) mean share of votes per score, lowest quality first; None without vote columns.
     """
 
     path: Path
-    mos_column: str | None
+    mos_column: str | None  # None where votes make the MOS
     mos: Floats
     std: Floats
-    missing_mos: int
-    scale: MosScale
-    own_range: bool
+    missing_mos: int  # rows left out
+    scale: MosScale  # what was mapped to 1..5
+    own_range: bool  # the range is the table's own smallest and largest MOS
     vote_shares: Floats | None
 
     @property
     def images(self) -> int:
-        """Rows with a MOS."""
         return len(self.mos)
 
     @property
     def missing_std(self) -> int:
-        """Of `images`, those without a finite spread."""
         return int(np.isnan(self.std).sum())
 
     @property
     def zero_std(self) -> int:
-        """Of `images`, those whose spread is 0 (all people agreed, or one was asked)."""
+        """Images on which all people agreed, or of which one was asked."""
         return int((self.std == 0).sum())
 
     @property
@@ -210,7 +189,7 @@ class Opinions:
 
 
 def read_opinion_table(path: Path, columns: OpinionColumns = OpinionColumns()) -> Opinions:
-    """Read the opinions of a CSV file with a header.
+    """Opinions of a CSV file with a header.
 
     Raises:
         OpinionTableError: No such file or column; no usable MOS, or only one value; a MOS outside the stated range, a

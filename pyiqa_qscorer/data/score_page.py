@@ -20,13 +20,11 @@ BINS = 50
 
 
 def write_score_page(path: Path, rows: Sequence[ScoreRow], thumbnails: bool = True) -> None:
-    """Write a page that needs nothing from elsewhere; its thumbnails lead to the images.
-
-    About 4 kB an image with thumbnails, 0.2 kB without. An existing file is replaced.
+    """Write a page that needs nothing from elsewhere, of rows in any order; an existing file is replaced.
 
     Args:
-        rows: as `score_files` yields them, in any order.
-        thumbnails: put small copies of the images into the page. Leave them out where the images must not be passed on.
+        thumbnails: put small copies of the images into the page, which lead to them: about 4 kB an image, 0.2 without.
+            Leave them out where the images must not be passed on.
 
     Raises:
         OutputError: the file cannot be written.

@@ -15,24 +15,18 @@ from typing import Any, TypeVar, get_args, get_type_hints
 from ..errors import InputError
 from ..files import file_stamp, write_bytes
 
-FORMULA_STARTS = ("=", "+", "-", "@")
-"""A spreadsheet computes cells that begin so."""
+FORMULA_STARTS = ("=", "+", "-", "@")  # a spreadsheet computes cells that begin so
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """One image file and its score; what is not known is None.
+    """One image file and its score, higher is better; what is not known is None.
 
     Attributes:
-        path: As found.
-        score: Higher is better; None if it failed.
         error: Why it failed.
-        metric: Name of the metric.
         identity: Fingerprint of the checkpoint and of the options that change scores.
-        width: Of the image as stored.
-        height: Of the image as stored.
-        bytes: Size of the file when it was read.
-        modified: Time of its last change, ISO 8601 in UTC.
+        width, height: Of the image as stored.
+        bytes, modified: Size of the file when it was read, and time of its last change, ISO 8601 in UTC.
     """
 
     path: str
@@ -64,7 +58,7 @@ def read_rows(path: Path, row_type: type[Row] = ScoreRow) -> list[Row]:  # type:
     columns = columns_of(row_type)
     rows: list[Row] = []
     try:
-        for cells in _RECORDS[path.suffix.lower()](path):
+        for cells in _FORMATS[path.suffix.lower()][0](path):
             if not isinstance(cells, dict) or set(cells) != set(columns):
                 raise ValueError(f"its columns are not {', '.join(columns)}")
             values: dict[str, Any] = {
@@ -83,7 +77,7 @@ def read_rows(path: Path, row_type: type[Row] = ScoreRow) -> list[Row]:  # type:
 
 def write_rows(path: Path, rows: Sequence[Row], row_type: type[Row] = ScoreRow) -> None:  # type: ignore[assignment]
     """Write a table in the format that the name of the file says, whole or not at all. Raises `OSError`."""
-    write_bytes(path, _ENCODERS[path.suffix.lower()](rows, columns_of(row_type)))
+    write_bytes(path, _FORMATS[path.suffix.lower()][1](rows, columns_of(row_type)))
 
 
 def _csv_records(path: Path) -> Iterator[Any]:
@@ -151,6 +145,5 @@ def _undo_utf_8_only(text: str) -> str:
     return os.fsdecode(escaped.sub(lambda match: bytes.fromhex(match[1].decode()), os.fsencode(text)))
 
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
-_RECORDS = {".csv": _csv_records, ".jsonl": _jsonl_records, ".parquet": _parquet_records}
-_ENCODERS = {".csv": _csv, ".jsonl": _jsonl, ".parquet": _parquet}
+_FORMATS = {".csv": (_csv_records, _csv), ".jsonl": (_jsonl_records, _jsonl), ".parquet": (_parquet_records, _parquet)}
+SUFFIXES = tuple(_FORMATS)

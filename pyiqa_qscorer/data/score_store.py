@@ -33,7 +33,7 @@ class ScoreTable(Generic[Row]):
     earlier runs left is changed. Then `open`, score what is `unfinished`, `add` each row, `finish`.
 
     Args:
-        output: File that ends in .csv, .jsonl or .parquet (which needs pandas and pyarrow).
+        output: File that ends in .csv, .jsonl or .parquet (which needs pyarrow).
         resume: Go on from the output and from what an interrupted run left, if they exist.
         overwrite: Start again; the old output stays until the new one is whole.
         row_type: `ScoreRow`, or a dataclass derived from it with more columns of str, float or int.
@@ -66,8 +66,8 @@ class ScoreTable(Generic[Row]):
         suffix = self.output.suffix.lower()
         if suffix not in SUFFIXES:
             raise InputError(f"the output must end in {', '.join(SUFFIXES)}, not {str(output)!r}")
-        if suffix == ".parquet" and not (find_spec("pandas") and find_spec("pyarrow")):
-            raise InputError("parquet needs pandas and pyarrow: install them, or write .csv")
+        if suffix == ".parquet" and not find_spec("pyarrow"):
+            raise InputError("parquet needs pyarrow: install it, or write .csv")
         if not self.output.parent.is_dir():
             raise InputError(f"the folder of the output does not exist: {self.output.parent}")
         if self.output.is_dir():
@@ -78,17 +78,14 @@ class ScoreTable(Generic[Row]):
         except OSError as error:
             raise OutputError(f"cannot write {self.partial}: {error.strerror}") from error
         # Only under the lock: a run that has just ended may have made the output.
-        problem = None
-        if self._length:
-            problem = (
-                f"{self.partial} has the rows of an interrupted run: --resume goes on with them, "
-                "--overwrite starts again"
-            )
-        elif self.output.exists():
-            problem = f"{self.output} exists: --resume adds to it, --overwrite replaces it"
-        if problem and not resume and not overwrite:
+        if (self._length or self.output.exists()) and not resume and not overwrite:
             self.close()
-            raise InputError(problem)
+            if self._length:
+                raise InputError(
+                    f"{self.partial} has the rows of an interrupted run: --resume goes on with them, "
+                    "--overwrite starts again"
+                )
+            raise InputError(f"{self.output} exists: --resume adds to it, --overwrite replaces it")
 
     def open(self, metric: str, identity: str) -> ScoreTable[Row]:
         """Empty the partial file or, with `resume`, read the rows of earlier runs.
@@ -129,8 +126,7 @@ class ScoreTable(Generic[Row]):
         """Take over the rows of other JSON-lines tables, also of interrupted runs, and remove those files.
 
         Raises:
-            InputError: Their rows come from another checkpoint or other options, or are not ours.
-            OutputError: They cannot be written here.
+            InputError, OutputError: As `open`, as `add`.
         """
         for part in parts:
             for row in read_rows(part, self._row_type):
@@ -139,11 +135,7 @@ class ScoreTable(Generic[Row]):
             part.unlink()
 
     def add(self, row: Row) -> None:
-        """Write one row; it survives the end of this process, and within seconds a power cut.
-
-        Raises:
-            OutputError: It cannot be written; the rows before it are kept.
-        """
+        """Write one row; it survives the end of this process, and within seconds a power cut. Raises `OutputError`."""
         if self._file is None:
             raise ValueError("the table is closed")
         line = json_line(row)
@@ -161,12 +153,9 @@ class ScoreTable(Generic[Row]):
         self.rows[file_key(row.path)] = row
 
     def finish(self, paths: Sequence[str]) -> None:
-        """Write the output and remove the partial file.
+        """Write the output, rows in the order of `paths` after those of other files, and remove the partial file.
 
-        Rows stand in the order of `paths`, after those that earlier runs made of other files.
-
-        Raises:
-            OutputError: The output cannot be written; all rows are kept in the partial file.
+        Raises `OutputError` where that cannot be done; all rows are then kept in the partial file.
         """
         chosen = dict.fromkeys(map(file_key, paths))
         rows = [row for key, row in self.rows.items() if key not in chosen]

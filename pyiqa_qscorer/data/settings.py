@@ -1,16 +1,14 @@
-"""Settings in YAML files: read, changed by dotted keys, checked by a pydantic model, and described in Markdown."""
+"""Settings in YAML files: read, changed by dotted keys, and checked by a pydantic model."""
 
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
-from pydantic.fields import FieldInfo
 
 from ..errors import TrainingConfigError
 
@@ -37,7 +35,8 @@ def read_yaml(path: Path, examples: Path, overrides: Mapping[str, Any] | None = 
     """
     file = path if path.exists() or path.parent != Path() else examples / path
     if not file.exists():
-        known = f"; examples: {', '.join(example_names(examples))}" if path.parent == Path() else ""
+        names = ", ".join(sorted(example.name for example in examples.glob("*.yaml")))
+        known = f"; examples: {names}" if path.parent == Path() else ""
         raise TrainingConfigError(f"configuration {path} cannot be read: there is no such file{known}")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -50,11 +49,6 @@ def read_yaml(path: Path, examples: Path, overrides: Mapping[str, Any] | None = 
     return content
 
 
-def example_names(folder: Path) -> list[str]:
-    """Names of the YAML files in a folder of examples."""
-    return sorted(path.name for path in folder.glob("*.yaml"))
-
-
 def check_settings(model: type[Model], content: Mapping[str, Any], source: str) -> Model:
     """The settings as `model`.
 
@@ -65,17 +59,16 @@ def check_settings(model: type[Model], content: Mapping[str, Any], source: str) 
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        lines = [f"  {_place(item['loc'])}: {_reason(model, item)}" for item in error.errors()]
+        lines = []
+        for item in error.errors():
+            place = ".".join(str(part) for part in item["loc"] if not str(part).startswith(KIND)) or "top level"
+            lines.append(f"  {place}: {_reason(model, item)}")
         raise TrainingConfigError(f"{source} has {len(lines)} problem(s):\n" + "\n".join(lines)) from error
 
 
 def kind_tag(model: type[BaseModel]) -> str:
     """Tag of one of the models of a discriminated union, which pydantic puts into the place of an error."""
     return f"{KIND}{model.__name__}"
-
-
-def _place(location: tuple[int | str, ...]) -> str:
-    return ".".join(str(part) for part in location if not str(part).startswith(KIND)) or "top level"
 
 
 def _reason(model: type[BaseModel], item: Any) -> str:
@@ -86,22 +79,20 @@ def _reason(model: type[BaseModel], item: Any) -> str:
     models = [model]
     for part in section:
         tagged = [one for one in models if kind_tag(one) == part]
-        models = tagged or [found for one in models for found in _models_in(_field(one, part))] or models
+        hints = [one.model_fields[part].annotation for one in models if part in one.model_fields]
+        models = tagged or [found for hint in hints for found in models_in(hint)] or models
     known = list(dict.fromkeys(name for one in models for name in one.model_fields))
     near = difflib.get_close_matches(str(key), known, n=1)
     hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
     return f"unknown key; {hint}"
 
 
-def _field(model: type[BaseModel], name: str) -> Any:
-    return model.model_fields[name].annotation if name in model.model_fields else None
-
-
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that an annotation names."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
+        yield from models_in(argument)
 
 
 def _set(content: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -126,44 +117,3 @@ def _entry(section: Any, key: str, keys: list[str]) -> Any:
     if not isinstance(found, (dict, list)):
         raise TrainingConfigError(f"override {'.'.join(keys)}: {key} is not a section")
     return found
-
-
-# --- reference ------------------------------------------------------------------------------------------------------
-
-
-def settings_reference(model: type[BaseModel]) -> str:
-    """Markdown of every setting of a model and its sections: name, type, default and meaning."""
-    parts, pending, seen = [], [("Top level", model)], {model}
-    while pending:
-        place, section = pending.pop(0)
-        rows = [f"## {place}", "", " ".join((section.__doc__ or "").split()), ""]
-        rows += ["| setting | type | default | meaning |", "| --- | --- | --- | --- |"]
-        for name, field in section.model_fields.items():
-            inner = [one for one in dict.fromkeys(_models_in(field.annotation))]
-            pending += [
-                (f"{name}: {one.__name__}" if len(inner) > 1 else name, one) for one in inner if one not in seen
-            ]
-            seen.update(inner)
-            kind = "section" if inner else _type_name(field)
-            rows.append(f"| `{name}` | {kind} | {_default(field)} | {field.description or ''} |")
-        parts.append("\n".join(rows) + "\n")
-    return "\n".join(parts)
-
-
-def _default(field: FieldInfo) -> str:
-    value = field.default
-    if field.is_required() or isinstance(value, BaseModel):
-        return "required" if field.is_required() else ""
-    return "" if value is None else f"`{str(value).lower() if isinstance(value, bool) else value}`"
-
-
-def _type_name(field: FieldInfo) -> str:
-    """The annotation as Python writes it, without modules, and the limits of a number."""
-    annotation: Any = field.annotation
-    text = annotation.__name__ if isinstance(annotation, type) and not get_args(annotation) else str(annotation)
-    text = re.sub(r"\b(typing|pathlib|_local)\.", "", text).replace(" | ", " or ")
-    signs = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
-    limits = [
-        f"{sign} {getattr(one, name)}" for one in field.metadata for name, sign in signs.items() if hasattr(one, name)
-    ]
-    return ", ".join([text, *limits])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,13 +16,6 @@ from ..registry import nearest
 
 if TYPE_CHECKING:
     from PIL import Image
-
-
-def dataset_names() -> list[str]:
-    """Names of the datasets that pyiqa knows."""
-    import pyiqa
-
-    return list(pyiqa.get_dataset_info())
 
 
 def pyiqa_dataset(
@@ -61,13 +55,11 @@ def pyiqa_dataset(
             dataset = pyiqa.load_dataset(name, data_root=str(data_root), dataset_opts=options)
     except AssertionError as error:
         raise QScorerError(f"dataset {name}: {error}") from error
-    table = dataset.meta_info if hasattr(dataset, "meta_info") else None
-    spread_of = {}
-    spread_column = next(
-        (c for c in getattr(table, "columns", ()) if c.lower() in ("std", "mos_std", "dmos_std")), None
-    )
-    if table is not None and spread_column is not None:
-        for row_name, spread in zip(table.iloc[:, _target_column(dataset)], table[spread_column], strict=True):
+    table, spread_of = getattr(dataset, "meta_info", None), {}
+    spreads = [name for name in getattr(table, "columns", ()) if name.lower() in ("std", "mos_std", "dmos_std")]
+    if table is not None and spreads:
+        target = 1 if "FR" in type(dataset).__name__ else 0  # full-reference tables name the reference first
+        for row_name, spread in zip(table.iloc[:, target], table[spreads[0]], strict=True):
             spread_of[os.path.normpath(str(row_name))] = float(spread)
     read = _ROWS[info["type"]]
     root = dataset.opt["dataroot_target"]  # relative to it, since LIVE has jp2k/img1.bmp and jpeg/img1.bmp
@@ -86,23 +78,12 @@ class _Augmentation:
     def __init__(self, dataset: Any) -> None:
         self._paired = getattr(dataset, "paired_trans", None)
         # The single-image pipeline ends in a conversion to a tensor, which scoring does itself.
-        self._single = None if self._paired is not None else dataset.trans.transforms[:-1]
+        self._steps = dataset.trans.transforms[:-1] if self._paired is None else self._paired.transforms
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[Image.Image]:
         if self._paired is not None and len(pictures) > 1:
             return list(self._paired(list(pictures)))
-        steps = self._paired.transforms if self._paired is not None else self._single
-        changed = []
-        for picture in pictures:
-            for step in steps or ():
-                picture = step(picture)
-            changed.append(picture)
-        return changed
-
-
-def _target_column(dataset: Any) -> int:
-    """Column of the judged image in pyiqa's tables: full-reference ones name the reference first."""
-    return 1 if "FR" in type(dataset).__name__ else 0
+        return [functools.reduce(lambda changed, step: step(changed), self._steps, picture) for picture in pictures]
 
 
 # How the rows of pyiqa's dataset classes hold path, MOS and reference.

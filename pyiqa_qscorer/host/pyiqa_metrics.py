@@ -8,7 +8,7 @@ import random
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -29,34 +29,21 @@ SEED = 123
 
 @dataclass(frozen=True)
 class MetricDescription:
-    """What is known of a metric before it is built.
+    """What is known of a metric before it is built."""
 
-    Attributes:
-        mode: `NR` scores an image, `FR` an image beside its reference.
-        lower_better: Small scores mean good quality.
-    """
-
-    mode: Literal["NR", "FR"]
+    mode: Literal["NR", "FR"]  # FR: an image beside its reference
     lower_better: bool
 
 
 @dataclass(frozen=True)
 class MetricFacts:
-    """What a built metric is made of.
+    """What a built metric is made of."""
 
-    Attributes:
-        identity: Fingerprint of weights and options: equal ones give equal scores up to rounding.
-        parameters: Number of them.
-        weight_bytes: Parameters and buffers in memory.
-        download_bytes: Files of the checkpoint; 0 without one, None where that is not known.
-        versions: Of the libraries that make the score.
-    """
-
-    identity: str
+    identity: str  # fingerprint of weights and options: equal ones give equal scores up to rounding
     parameters: int
-    weight_bytes: int
-    download_bytes: int | None
-    versions: dict[str, str] = field(default_factory=dict)
+    weight_bytes: int  # parameters and buffers in memory
+    download_bytes: int | None  # files of the checkpoint; 0 without one, None where that is not known
+    versions: dict[str, str]  # of the libraries that make the score
 
 
 def describe_metric(name: str) -> MetricDescription:
@@ -70,17 +57,10 @@ def describe_metric(name: str) -> MetricDescription:
 class PyiqaMetric:
     """A metric of pyiqa with its input and output as plain tensors and numbers.
 
-    Args:
-        name: as for `pyiqa.create_metric`, which may download its weights.
-        device: where it runs.
-        options: keyword arguments of `pyiqa.create_metric`.
+    Made by `pyiqa.create_metric`, which takes the options, may download weights and raises whatever it raises.
 
     Attributes:
-        facts: what it is made of.
         takes_batches: whether images share a batch without changing each other's score; of ours only.
-
-    Raises:
-        Exception: whatever pyiqa raises: a missing library, a failed download, an unknown option.
     """
 
     def __init__(self, name: str, device: torch.device, options: dict[str, Any]) -> None:
@@ -163,13 +143,10 @@ def _download_bytes(name: str, options: dict[str, Any], tensors: list[Tensor]) -
         given = resolve_metric_options(name, options)
         where = ("checkpoint", "base", "revision", "base_revision", "cache_dir")
         source = CheckpointSource(**{key: given[key] for key in where if key in given}, local_files_only=True)
-        sizes: list[int | None] = []
+        files: list[Path] = []
         for part in source.plan():
-            if isinstance(part, Path):
-                sizes += [file.stat().st_size for file in part.rglob("*") if file.is_file()]
-            else:
-                sizes += [(part.folder / file.name).stat().st_size for file in part.files]
-        return sum(size or 0 for size in sizes)
+            files += part.rglob("*") if isinstance(part, Path) else (part.folder / file.name for file in part.files)
+        return sum(file.stat().st_size for file in files if file.is_file())
     # pyiqa keeps no record of what a metric fetched; without weights it fetched nothing.
     return None if tensors else 0
 

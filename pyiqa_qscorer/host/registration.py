@@ -1,4 +1,4 @@
-"""Makes pyiqa know our metrics. This folder is the only place of the package that deals with pyiqa.
+"""Makes pyiqa know our metrics.
 
 pyiqa looks a metric up in two places: `create_metric` and `list_models` in the dict
 `pyiqa.default_model_configs.DEFAULT_CONFIGS`, which takes no entry points, and `build_network` in
@@ -38,7 +38,7 @@ LOSS_PATH = "pyiqa_qscorer.loss:QScorerLoss"
 AUTOLOAD_VARIABLE = "PYIQA_QSCORER_AUTOLOAD"
 _BOOT_MODULE = "_pyiqa_qscorer_boot"
 
-_history: dict[str, str | None] = {"started by": None, "problem": None}
+_history: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,13 @@ class RegistrationState:
 
     Attributes:
         switched_off: `PYIQA_QSCORER_AUTOLOAD=0` is set.
-        startup_file_ran: Python's start-up files were read for us; not so under `python -S` or
-            with `PYTHONPATH`.
+        startup_file_ran: Python's start-up files were read for us; not so under `python -S` or with `PYTHONPATH`.
         hook_installed: A finder of ours stands on `sys.meta_path`.
         pyiqa_imported: pyiqa's table of metrics has been imported.
         metrics: Our metric names that pyiqa knows by now.
-        arch: "module:Class" that pyiqa's arch registry has under `QScorer`, None if nothing.
-        started_by: What began the registration: "startup file", "import" or "register()"; None if
-            nothing did.
-        problem: Why the last failed registration failed, None if none did.
+        arch: "module:Class" that pyiqa's arch registry has under `QScorer`.
+        started_by: What began the registration: "startup file", "import" or "register()".
+        problem: Why the last registration that failed did so.
     """
 
     switched_off: bool
@@ -86,7 +84,7 @@ def register() -> None:
     Example:
         >>> register()
     """
-    _start("register()")
+    _history.setdefault("started by", "register()")
     problem: Exception | None = None
     FINDER.install()  # first: whoever imports a table meanwhile is caught either way
     for name in EXTENSIONS.keys() & sys.modules.keys():
@@ -104,7 +102,7 @@ def autoload() -> None:
     """`register()` as importing the package does it: not if switched off, warning if it fails."""
     if _is_switched_off():
         return
-    _start("startup file" if _startup_file_ran() else "import")
+    _history.setdefault("started by", "startup file" if _BOOT_MODULE in sys.modules else "import")
     try:
         register()
     except Exception as error:  # `import pyiqa` may have brought us here, and must go on
@@ -130,12 +128,7 @@ def register_loss() -> None:
     """
     if _is_switched_off():
         return
-    registry = import_module(ARCH_TABLE).LOSS_REGISTRY
-    present = _path_in(registry, LOSS_NAME)
-    if present is None:
-        registry.register_lazy(LOSS_NAME, LOSS_PATH)
-    elif not _is_ours(present):
-        raise QScorerError(f"pyiqa's loss registry already has {LOSS_NAME!r}, from {present!r}; left as it was")
+    _add_lazily("loss", import_module(ARCH_TABLE).LOSS_REGISTRY, LOSS_NAME, LOSS_PATH)
 
 
 def registration_state() -> RegistrationState:
@@ -149,27 +142,18 @@ def registration_state() -> RegistrationState:
     registry = getattr(sys.modules.get(ARCH_TABLE), "ARCH_REGISTRY", None)
     return RegistrationState(
         switched_off=_is_switched_off(),
-        startup_file_ran=_startup_file_ran(),
+        startup_file_ran=_BOOT_MODULE in sys.modules,
         hook_installed=any(_is_finder_of_ours(finder) for finder in sys.meta_path),
         pyiqa_imported=configs is not None,
         metrics=tuple(name for name in METRICS if _has_our_type((configs or {}).get(name))),
         arch=_path_in(registry, ARCH_NAME),
-        started_by=_history["started by"],
-        problem=_history["problem"],
+        started_by=_history.get("started by"),
+        problem=_history.get("problem"),
     )
 
 
 def _is_switched_off() -> bool:
     return os.environ.get(AUTOLOAD_VARIABLE) == "0"
-
-
-def _startup_file_ran() -> bool:
-    return _BOOT_MODULE in sys.modules
-
-
-def _start(how: str) -> None:
-    if _history["started by"] is None:
-        _history["started by"] = how
 
 
 def _describe(error: Exception) -> str:
@@ -202,15 +186,18 @@ def _has_our_type(config: Any) -> bool:
 
 
 def _add_arch(module: ModuleType) -> None:
-    registry = module.ARCH_REGISTRY
-    present = _path_in(registry, ARCH_NAME)
+    _add_lazily("arch", module.ARCH_REGISTRY, ARCH_NAME, ARCH_PATH)
+
+
+def _add_lazily(kind: str, registry: Any, name: str, path: str) -> None:
+    present = _path_in(registry, name)
     if _is_ours(present):
         return
     if present is not None:
-        raise QScorerError(f"pyiqa's arch registry already has {ARCH_NAME!r}, from {present!r}; left as it was")
+        raise QScorerError(f"pyiqa's {kind} registry already has {name!r}, from {present!r}; left as it was")
     if not hasattr(registry, "register_lazy"):
         raise QScorerError("this pyiqa is too old: pyiqa-qscorer needs pyiqa>=0.1.16")
-    registry.register_lazy(ARCH_NAME, ARCH_PATH)
+    registry.register_lazy(name, path)
 
 
 def _path_in(registry: Any, name: str) -> str | None:
@@ -219,21 +206,15 @@ def _path_in(registry: Any, name: str) -> str | None:
     Read from its private dicts, since the public ways (`in`, `get`) load every plugin's entry
     points or the arch itself.
     """
-    loaded = getattr(registry, "_obj_map", {}).get(name)
-    if loaded is not None:
-        return f"{loaded.__module__}:{getattr(loaded, '__qualname__', loaded)}"
-    path: str | None = getattr(registry, "_lazy_map", {}).get(name)
-    return path
+    found = getattr(registry, "_obj_map", {}).get(name) or getattr(registry, "_lazy_map", {}).get(name)
+    return found if found is None or isinstance(found, str) else f"{found.__module__}:{found.__qualname__}"
 
 
 def _is_ours(path: str | None) -> bool:
     return path is not None and path.startswith("pyiqa_qscorer.")
 
 
-EXTENSIONS: dict[str, Callable[[ModuleType], None]] = {
-    METRIC_TABLE: _add_metrics,
-    ARCH_TABLE: _add_arch,
-}
+EXTENSIONS: dict[str, Callable[[ModuleType], None]] = {METRIC_TABLE: _add_metrics, ARCH_TABLE: _add_arch}
 
 
 def _is_finder_of_ours(finder: Any) -> bool:

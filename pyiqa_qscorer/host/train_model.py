@@ -89,9 +89,7 @@ class QScorerTrainModel(GeneralIQAModel):
 def part_of(network: QScorer, name: str) -> nn.Module:
     """A part of the network by the name that the YAML uses."""
     model: Any = network.network
-    parts = {
-        "regressor": model.deepmlp,
-    }
+    parts = {"regressor": model.deepmlp}
     if isinstance(model, QScorerForScoring):
         parts |= {
             "lm_head": model.lm_head,

@@ -20,11 +20,7 @@ ImageLike: TypeAlias = "str | os.PathLike[str] | bytes | Image.Image | torch.Ten
 
 
 class ImagePreparation:
-    """Reads images and brings them to the size of the model; to be called from many threads.
-
-    Args:
-        images: How the model takes pictures.
-    """
+    """Reads images and makes what the model takes of them; to be called from many threads."""
 
     def __init__(self, images: ModelImages) -> None:
         self.images = images
@@ -38,7 +34,9 @@ class ImagePreparation:
             with torch.no_grad():
                 if isinstance(image, torch.Tensor):
                     return self._from_tensor(source, image)
-                return self._from_picture(source, image)
+                picture = self.picture(image)
+                levels = self.images.levels_from_pil(picture)
+                return PreparedImage(source, levels, width=picture.width, height=picture.height)
         except ImageError as error:
             return PreparedImage(source, error=reason(error, source))
         except MemoryError:
@@ -60,11 +58,6 @@ class ImagePreparation:
             )
         levels = self.images.levels_from_tensor(batch)
         return PreparedImage(source, levels, width=image.shape[2], height=image.shape[1])
-
-    def _from_picture(self, source: str, image: object) -> PreparedImage:
-        picture = self.picture(image)
-        levels = self.images.levels_from_pil(picture)
-        return PreparedImage(source, levels, width=picture.width, height=picture.height)
 
     def picture(self, image: object) -> Image.Image:
         """RGB picture of whatever is an image but no tensor. Raises `ImageError`."""

@@ -22,15 +22,10 @@ def mirror_order(length: int, side: int) -> np.ndarray:
     return np.minimum(place, 2 * length - 1 - place)
 
 
-def mirrored_side(width: int, height: int, size: int) -> int:
-    """Side of the square: the longer side of the picture, and not less than `size`, the side the network sees."""
-    return max(width, height, size)
-
-
 def mirrored_picture(image: Image.Image, size: int) -> Image.Image:
-    """RGB picture -> RGB square of `mirrored_side` pixels; a square that is large enough is returned as it is."""
+    """RGB picture -> RGB square of its longer side, at least `size`; one that is large enough is returned as is."""
     width, height = image.size
-    side = mirrored_side(width, height, size)
+    side = max(width, height, size)
     if width == height == side:
         return image
     levels = np.asarray(image)[mirror_order(height, side)][:, mirror_order(width, side)]
@@ -40,7 +35,7 @@ def mirrored_picture(image: Image.Image, size: int) -> Image.Image:
 def mirrored_tensor(images: torch.Tensor, size: int) -> torch.Tensor:
     """(B, C, H, W) -> (B, C, side, side), the same pixels as `mirrored_picture`; differentiable."""
     height, width = images.shape[-2:]
-    side = mirrored_side(width, height, size)
+    side = max(width, height, size)
     if width == height == side:
         return images
     rows, columns = (torch.from_numpy(mirror_order(length, side)).to(images.device) for length in (height, width))

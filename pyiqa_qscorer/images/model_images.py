@@ -43,13 +43,7 @@ class ModelImages(Protocol):
 
 @dataclass(frozen=True)
 class SquareImages:
-    """Normalised pixel values (B, 3, size, size), see `preprocessing`.
-
-    Attributes:
-        size: side, in pixels.
-        fit: how a picture becomes a square.
-        smallest_side: see `ModelImages`.
-    """
+    """Normalised pixel values (B, 3, size, size), see `preprocessing`."""
 
     size: int = preprocessing.IMAGE_SIZE
     fit: preprocessing.Fit = "pad"
@@ -73,11 +67,7 @@ class SquareImages:
 
 @dataclass(frozen=True)
 class WholePictures:
-    """Pictures of any size, which the network's own processor resizes: a list of levels, or of floating point ones.
-
-    Attributes:
-        smallest_side: see `ModelImages`.
-    """
+    """Pictures of any size, which the network's own processor resizes: a list of levels, or of floating point ones."""
 
     smallest_side: int = 1
 

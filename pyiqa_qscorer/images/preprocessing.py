@@ -1,10 +1,9 @@
 """From an image to the pixel values of the vision encoder, bit for bit as published.
 
-The published preprocessing: convert to RGB, pad to a square with the mean colour, resize to
-448 x 448 with Pillow's bicubic filter (8-bit result), scale to [0, 1], normalise. Images from files
-go through Pillow itself (`pixels_from_pil`), tensors through `pixels_from_tensor`, whose own resize
-is differentiable, runs on any device, and differs from Pillow's in 0 of all values. The published
-centre crop is left out: a padded and resized image already is a 448 x 448 square.
+The published preprocessing: convert to RGB, pad to a square with the mean colour, resize to 448 x 448 with Pillow's
+bicubic filter (8-bit result), scale to [0, 1], normalise. Images from files go through Pillow itself, tensors through
+`pixels_from_tensor`, whose own resize is differentiable, runs on any device, and differs from Pillow's in 0 of all
+values. The published centre crop is left out: a padded and resized image already is a square of that size.
 """
 
 from __future__ import annotations
@@ -27,30 +26,21 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 PAD_COLOR = (int(255 * MEAN[0]), int(255 * MEAN[1]), int(255 * MEAN[2]))
 IMAGE_SIZE = 448
 
-#: Values worked on at once. Bounds the memory that large images need; never changes a result.
-STRIP_VALUES = 2**20
-
-#: A square that is wider than the image by more than this factor is not built: the work would grow with it.
-MOST_PADDING = 8
-
+STRIP_VALUES = 2**20  # worked on at once; bounds the memory that large images need, never changes a result
+MOST_PADDING = 8  # a square that is wider than the image by more than this is not built: the work would grow with it
 Matrix = TypeVar("Matrix", torch.Tensor, np.ndarray[Any, np.dtype[np.float64]])
 #: How a picture becomes a square: `pad`, as published, or `mirror` (see `mirror.py`), which never enlarges.
 Fit = Literal["pad", "mirror"]
 
+TOLERANCE = 1e-6  # on either side of [0, 1]; pyiqa's
 FLOAT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-
-
-# --- pixel values ----------------------------------------------------------------------------
 
 
 def pixels_from_pil(image: Image.Image, size: int = IMAGE_SIZE, fit: Fit = "pad") -> torch.Tensor:
     """Normalised pixel values of one PIL image: float32 (3, size, size), on the CPU.
 
-    `fit="mirror"` continues the picture by reflection to a square of at least `size`, instead of padding it with the
-    mean colour, so that small pictures are not enlarged; the resize is the same.
-
-    Takes every mode that `open_image` takes and raises its `ImageError`. Every image size works,
-    1x1 and 3x3 included, for which the published code mistakes rows for channels.
+    Takes every mode and size that `open_image` takes and raises its `ImageError`; 1x1 and 3x3 included, for which the
+    published code mistakes rows for channels.
     """
     return normalise(levels_from_pil(image, size, fit))
 
@@ -61,48 +51,36 @@ def levels_from_pil(image: Image.Image, size: int = IMAGE_SIZE, fit: Fit = "pad"
     return _resize_with_pillow(mirrored_picture(picture, size) if fit == "mirror" else picture, size)
 
 
-def pixels_from_tensor(
-    images: torch.Tensor, size: int = IMAGE_SIZE, exact: bool = True, fit: Fit = "pad"
-) -> torch.Tensor:
+def pixels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE, fit: Fit = "pad") -> torch.Tensor:
     """Normalised pixel values of a batch (B, 1 or 3, H, W) in [0, 1]: float32 (B, 3, size, size).
 
-    float16, bfloat16, float32 or float64, any device; gray is repeated. Values are first rounded to
-    8 bits, so k/255 in any of these dtypes gives, to the bit, what a file with the value k gives.
-    Images do not influence each other.
+    float16, bfloat16, float32 or float64, any device; gray is repeated. Values are first rounded to 8 bits, so k/255 in
+    any of these dtypes gives, to the bit, what a file with the value k gives. Images do not influence each other.
 
-    Differentiable: each rounding and each clipping is exact in the forward pass and the identity in
-    the backward pass. The gradient is that of a linear resize. Values outside [0, 1], which the
-    forward pass clamps, get the part of it whose descent step moves them back towards [0, 1]; a step
-    that would move them further out gets none. So what is minimised must be what `backward` is
-    called on, as with every optimiser of PyTorch.
+    Differentiable: each rounding and each clipping is exact in the forward pass and the identity in the backward pass.
+    The gradient is that of a linear resize. Values outside [0, 1], which the forward pass clamps, get the part of it
+    whose descent step moves them back towards [0, 1]; a step that would move them further out gets none. So what is
+    minimised must be what `backward` is called on, as with every optimiser of PyTorch.
 
-    `exact=False` leaves rounding and clipping out and returns float64: the smooth function whose
-    gradient this is, for comparing it with finite differences. It gives no valid scores.
-
-    Raises `ImageError` as `check_images` does. Values are not judged, since that would make the CPU
-    wait for the GPU: an image with a NaN or infinite value gives NaN, and one outside [0, 1] is
-    clamped. Callers that must refuse such images ask `values_in_range` or `values_near_range`.
+    Raises `ImageError` as `check_images` does. Values are not judged, since that would make the CPU wait for the GPU:
+    an image with a NaN or infinite value gives NaN. Callers that must refuse such images ask `values_in_range` or
+    `values_near_range`.
     """
     check_images(images)
     if images.device.type == "mps":  # Apple GPUs have no float64
-        return pixels_from_tensor(images.cpu(), size, exact, fit).to(images.device)
+        return pixels_from_tensor(images.cpu(), size, fit).to(images.device)
     if images.requires_grad and torch.is_grad_enabled():
         images = OnlyInwards.apply(images)
     images = images.expand(-1, 3, -1, -1)
     if fit == "mirror":
         images = mirrored_tensor(images, size)
-    if exact and _pillow_gives_the_same(images):
-        levels = torch.stack([_resize_with_pillow(_to_pil(image), size) for image in images])
-    else:
-        levels = _resize_with_matrices(images, size, exact)
-    return normalise(levels, exact)
+    if _pillow_gives_the_same(images):
+        return normalise(torch.stack([_resize_with_pillow(_to_pil(image), size) for image in images]))
+    return normalise(_resize_with_matrices(images, size))
 
 
 def levels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE, fit: Fit = "pad") -> torch.Tensor:
-    """As `pixels_from_tensor` before normalisation: uint8 (B, 3, size, size), without gradient.
-
-    Values must be finite: see `values_in_range`.
-    """
+    """As `pixels_from_tensor` before normalisation: uint8 (B, 3, size, size), without gradient, of finite values."""
     check_images(images)
     images = images.detach().expand(-1, 3, -1, -1)
     if fit == "mirror":
@@ -113,10 +91,7 @@ def levels_from_tensor(images: torch.Tensor, size: int = IMAGE_SIZE, fit: Fit = 
 
 
 def check_images(images: torch.Tensor) -> None:
-    """Raise `ImageError` unless `images` is a floating point (B, 1 or 3, H, W) tensor, not empty.
-
-    Its values are not looked at: see `values_in_range`.
-    """
+    """Raise `ImageError` unless `images` is a floating point (B, 1 or 3, H, W) tensor, not empty."""
     if not isinstance(images, torch.Tensor):
         raise ImageError(
             f"images must be a torch.Tensor (B, 3 or 1, H, W), got {type(images).__name__}; "
@@ -139,38 +114,33 @@ def check_images(images: torch.Tensor) -> None:
     check_sides(shape[3], shape[2], "images")
 
 
-def values_in_range(images: torch.Tensor, tolerance: float = 1e-6) -> torch.Tensor:
-    """Bool (B,) on the device of `images` (B, C, H, W): all values finite and in [0, 1]?
-
-    `tolerance`, allowed on either side, is pyiqa's. Does not make the CPU wait for the GPU.
-    """
+def values_in_range(images: torch.Tensor) -> torch.Tensor:
+    """Bool (B,) on the device of `images` (B, C, H, W), not waited for: all values finite and in [0, 1]?"""
     images = images.detach()
     low, high = images.amin(dim=(1, 2, 3)).float(), images.amax(dim=(1, 2, 3)).float()
-    return (low >= -tolerance) & (high <= 1 + tolerance)  # NaN is neither
+    return (low >= -TOLERANCE) & (high <= 1 + TOLERANCE)  # NaN is neither
 
 
 def values_near_range(images: torch.Tensor) -> torch.Tensor:
-    """Bool (B,): all values finite and, on average, no further outside [0, 1] than its width?
+    """Bool (B,), as `values_in_range`: all values finite and, on average, no further outside [0, 1] than its width?
 
-    Holds for the overshoot of an optimiser and the output of an untrained network, not for 8-bit values. Does not make
-    the CPU wait for the GPU.
+    Holds for the overshoot of an optimiser and the output of an untrained network, not for 8-bit values.
     """
     images = images.detach()
     return (images - images.clamp(0, 1)).abs().float().mean(dim=(1, 2, 3)) <= 1  # NaN is not
 
 
-def normalise(levels: torch.Tensor, exact: bool = True) -> torch.Tensor:
+def normalise(levels: torch.Tensor) -> torch.Tensor:
     """Levels 0..255 (..., 3, S, S) -> float32 pixel values; scaled in float64, normalised in float32."""
     mean, std, _ = _constants(levels.device)
-    scaled = levels.double() * (1 / 255)
-    return ((scaled.float() if exact else scaled) - mean) / std
+    return ((levels.double() * (1 / 255)).float() - mean) / std
 
 
 class OnlyInwards(torch.autograd.Function):
     """The identity; of the gradient of values outside [0, 1] only what descends towards it.
 
-    The projection of a descent direction on those that an image may take, so an overshooting
-    optimiser neither drifts away nor gets stuck. Inside, ends included, all of the gradient passes.
+    The projection of a descent direction on those that an image may take, so an overshooting optimiser neither drifts
+    away nor gets stuck. Inside, ends included, all of the gradient passes.
     """
 
     generate_vmap_rule = True
@@ -188,9 +158,6 @@ class OnlyInwards(torch.autograd.Function):
         (images,) = ctx.saved_tensors
         outwards = ((images < 0) & (gradient > 0)) | ((images > 1) & (gradient < 0))
         return gradient.masked_fill(outwards, 0)
-
-
-# --- pad to a square and resize, exactly as Pillow -------------------------------------------
 
 
 def _square(width: int, height: int) -> tuple[int, int, int]:
@@ -263,11 +230,11 @@ def _to_pil(image: torch.Tensor) -> Image.Image:
     return Image.fromarray(levels.numpy())
 
 
-def _resize_with_matrices(images: torch.Tensor, size: int, exact: bool = True) -> torch.Tensor:
+def _resize_with_matrices(images: torch.Tensor, size: int) -> torch.Tensor:
     """(B, 3, H, W) in [0, 1] -> float64 levels (B, 3, size, size), each equal to Pillow's.
 
-    Padding is never built: what it adds to an output value is a constant. Exact, because each sum
-    is one of multiples of 2^-22 that float64 holds exactly, whatever the order of summation.
+    Padding is never built: what it adds to an output value is a constant. Exact, because each sum is one of multiples
+    of 2^-22 that float64 holds exactly, whatever the order of summation.
     """
     # A compiled graph is for one image size: index() makes torch.compile see plain numbers.
     height, width = (operator.index(length) for length in images.shape[-2:])
@@ -278,10 +245,10 @@ def _resize_with_matrices(images: torch.Tensor, size: int, exact: bool = True) -
     across, across_padding = _of_image_and_padding(matrix, left, left + width)
     down, down_padding = _of_image_and_padding(matrix, top, top + height)
 
-    strips = [_to_levels(s, exact) @ across.T + pad * across_padding for s in images.split(step, dim=-2)]
-    narrowed = torch.cat([_round_and_clip(strip, exact) for strip in strips], dim=-2)
+    strips = [_to_levels(strip) @ across.T + pad * across_padding for strip in images.split(step, dim=-2)]
+    narrowed = torch.cat([_round_and_clip(strip) for strip in strips], dim=-2)
     # The padding rows keep their colour in the first pass, so it enters the second as it is.
-    return _round_and_clip(down @ narrowed + pad * down_padding[:, None], exact)
+    return _round_and_clip(down @ narrowed + pad * down_padding[:, None])
 
 
 def _of_image_and_padding(matrix: Matrix, start: int, end: int) -> tuple[Matrix, Matrix]:
@@ -289,13 +256,13 @@ def _of_image_and_padding(matrix: Matrix, start: int, end: int) -> tuple[Matrix,
     return matrix[:, start:end], matrix[:, :start].sum(1) + matrix[:, end:].sum(1)
 
 
-def _to_levels(images: torch.Tensor, exact: bool = True) -> torch.Tensor:
+def _to_levels(images: torch.Tensor) -> torch.Tensor:
     levels = images.double() * 255
-    return straight_through(levels.detach().round().clamp(0, 255), levels) if exact else levels
+    return straight_through(levels.detach().round().clamp(0, 255), levels)
 
 
-def _round_and_clip(levels: torch.Tensor, exact: bool) -> torch.Tensor:
-    return straight_through((levels.detach() + 0.5).floor().clamp(0, 255), levels) if exact else levels
+def _round_and_clip(levels: torch.Tensor) -> torch.Tensor:
+    return straight_through((levels.detach() + 0.5).floor().clamp(0, 255), levels)
 
 
 def straight_through(exact: torch.Tensor, smooth: torch.Tensor) -> torch.Tensor:

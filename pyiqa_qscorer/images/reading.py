@@ -19,18 +19,16 @@ MAX_SIDE = 65_535
 def open_image(source: str | os.PathLike[str] | bytes | Image.Image) -> Image.Image:
     """Read an image completely and return it in mode RGB.
 
-    `source` is a path, the bytes of an image file, or a PIL image (not changed, and returned
-    itself if it already is RGB). The conversion is Pillow's `convert("RGB")`, as published: alpha
-    is dropped, not composited; gray is repeated; palette, CMYK and other colours are converted
-    without colour profile; 16-bit colour files arrive from Pillow with their upper 8 bits. EXIF
-    rotation is not applied. Of an animation the first frame is taken, of a PIL image the frame it
-    is at.
+    `source` is a path, the bytes of an image file, or a PIL image (not changed, and returned itself if it already is
+    RGB). The conversion is Pillow's `convert("RGB")`, as published: alpha is dropped, not composited; gray is repeated;
+    palette, CMYK and other colours are converted without colour profile; 16-bit colour files arrive from Pillow with
+    their upper 8 bits. EXIF rotation is not applied. Of an animation the first frame is taken, of a PIL image the frame
+    it is at.
 
-    Raises `ImageError` for a missing, unreadable, empty, truncated, corrupt or non-image file; for
-    more pixels than PIL allows (twice `PIL.Image.MAX_IMAGE_PIXELS`; from once the limit on PIL
-    warns); for a side of 0 or above `MAX_SIDE`; and for the gray modes of more than 8 bits (`I;16`,
-    `I`, `F`): Pillow clips those at 255, which turns an ordinary 16-bit photo white, and any other
-    conversion would give another score than the published one.
+    Raises `ImageError` for a missing, unreadable, empty, truncated, corrupt or non-image file; for more pixels than PIL
+    allows (twice `PIL.Image.MAX_IMAGE_PIXELS`; from once the limit on PIL warns); for a side of 0 or above `MAX_SIDE`;
+    and for the gray modes of more than 8 bits (`I;16`, `I`, `F`): Pillow clips those at 255, which turns an ordinary
+    16-bit photo white, and any other conversion would give another score than the published one.
     """
     if isinstance(source, Image.Image):
         filename = getattr(source, "filename", "")

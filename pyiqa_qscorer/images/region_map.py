@@ -10,22 +10,17 @@ from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom
-CELLS = 12
-"""Rows and columns of a map."""
+CELLS = 12  # rows and columns of a map
 VEIL = (222, 60, 0)  # over the worst cells; seen by people who do not tell red from green, too
 OPACITY = 0.7
-LEAST_RANGE = 0.5
-"""Of scores, that a full veil stands for: smaller differences inside a picture stay faint."""
+LEAST_RANGE = 0.5  # of scores, that a full veil stands for: smaller differences inside a picture stay faint
 
 
 @dataclass(frozen=True)
 class RegionMap:
-    """Scores of a picture and of its regions.
+    """Score of a picture, and its regions' `values` (CELLS, CELLS), float32, top left first.
 
-    Attributes:
-        score: of the whole picture.
-        values: (CELLS, CELLS) float32, top left first: mean score of the crops that cover a cell, each scored as a
-            picture of its own.
+    A value is the mean score of the crops that cover a cell, each scored as a picture of its own.
     """
 
     score: float

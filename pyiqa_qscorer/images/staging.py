@@ -16,13 +16,10 @@ from .preprocessing import normalise
 
 @dataclass(frozen=True)
 class PreparedImage:
-    """An image on its way to the model: 8-bit levels (3, H, W), or why there are none.
+    """An image on its way to the model; the fields that `ScoredImage` has too are explained there.
 
     Attributes:
-        source: The path as given, or a short description of an image in memory.
-        levels: uint8, as the model's `ModelImages` makes them; on the CPU, or on the device that a tensor came on.
-        error: In one line.
-        width, height: Of the image as it came in.
+        levels: uint8 (3, H, W), as the model's `ModelImages` makes them; on the CPU, or where a tensor came from.
     """
 
     source: str
@@ -34,15 +31,11 @@ class PreparedImage:
 
 @dataclass(frozen=True)
 class StagedBatch:
-    """Images in input order, and the network's inputs of those without an error, on the device.
-
-    Attributes:
-        ready: On CUDA, reached once the pixel values are there; the stream that reads them must wait for it.
-    """
+    """Images in input order, and the network's inputs of those without an error, on the device."""
 
     images: list[PreparedImage]
     pixels: Any | None
-    ready: torch.cuda.Event | None = None
+    ready: torch.cuda.Event | None = None  # reached once the pixel values are there
 
     def wait(self) -> Any | None:
         """The network's inputs, for use in the current stream."""

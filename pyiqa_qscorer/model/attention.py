@@ -64,12 +64,9 @@ KERNELS_FOR_LAST = ("eager", "sdpa", "flash_attention_2")  # those that `mask_of
 
 
 def mask_of_last(mask: Any, last: int, keys: int, implementation: str, device: torch.device) -> Any:
-    """The causal mask of all tokens, as transformers makes it for a kernel, reduced to the last tokens.
+    """The causal mask of all tokens, as transformers makes it for a kernel, reduced to the `last` ones, which ask.
 
-    Args:
-        mask: (B or 1, 1, T, keys), or None where the kernel does without.
-        last: number of tokens, at the end, that ask.
-        keys: number of tokens that are asked.
+    It is (B or 1, 1, T, keys), or None where the kernel does without.
     """
     if isinstance(mask, Tensor) and mask.ndim == 4:
         return mask[:, :, -last:]

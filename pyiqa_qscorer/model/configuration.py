@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from inspect import get_annotations
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -25,156 +26,127 @@ _SAME_IN_PUBLISHED = (
 )
 
 
-class QScorerVisionConfig(PreTrainedConfig):
+class _Fields(PreTrainedConfig):
+    """Takes the annotated attributes of a class as keywords, which early releases of transformers 5 do not do."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        ours = [one for one in reversed(type(self).__mro__) if issubclass(one, _Fields)]  # with derived classes
+        names = dict.fromkeys(name for one in ours for name in get_annotations(one))
+        own = {name: kwargs.pop(name, getattr(self, name)) for name in names}
+        super().__init__(**kwargs)
+        for name, value in own.items():
+            setattr(self, name, list(value) if isinstance(value, (list, tuple)) else value)
+
+
+class QScorerVisionConfig(_Fields):
     """Vision encoder, which turns a square image into one cls and (image_size/patch_size)^2 patch tokens.
 
-    Args:
-        kind: `vit`, the published one; or `features`, a convolutional network of timm (`model/features.py`).
-        backbone: of `features`: name of the network in timm.
-        stages: of `features`: which of its stages are read, as timm counts them, lowest first.
-        image_fit: how a picture becomes a square: `pad`, with the mean colour, as published; or `mirror`, continued by
-            reflection and never enlarged.
-        smallest_side: pixels of the shorter side below which the network cannot judge: a loss on smaller images is
-            refused, and scoring warns.
-
-    The numbers of layers, heads and inner width belong to `vit` alone.
+    Kind `vit` is the published one, which alone has numbers of layers and heads and an inner width; `features` is a
+    convolutional network of timm (`model/features.py`).
     """
 
     model_type = "qscorer_vision"
     base_config_key = "vision_config"
 
-    def __init__(
-        self,
-        hidden_size: int = 1024,
-        intermediate_size: int = 4096,
-        num_hidden_layers: int = 24,
-        num_attention_heads: int = 16,
-        image_size: int = 448,
-        patch_size: int = 14,
-        layer_norm_eps: float = 1e-6,
-        initializer_range: float = 0.02,
-        kind: str = "vit",
-        backbone: str | None = None,
-        stages: Sequence[int] = (),
-        image_fit: str = "pad",
-        smallest_side: int = 1,
-        **kwargs: Any,
-    ) -> None:
+    hidden_size: int = 1024
+    image_fit: str = "pad"  # with the mean colour to a square, as published; `mirror`: by reflection, never enlarged
+    smallest_side: int = 1  # pixels of the shorter side below which a loss is refused, and scoring warns
+    intermediate_size: int = 4096
+    num_hidden_layers: int = 24
+    num_attention_heads: int = 16
+    kind: str = "vit"
+    backbone: str | None = None  # its name in timm
+    stages: Sequence[int] = ()  # of it that are read, as timm counts them, lowest first
+    image_size: int = 448
+    patch_size: int = 14
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.hidden_size = hidden_size
-        self.image_fit = image_fit
-        self.smallest_side = smallest_side
-        self.intermediate_size = intermediate_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.kind = kind
-        self.backbone = backbone
-        self.stages = list(stages)
-        self.image_size = image_size
-        self.patch_size = patch_size
-        self.layer_norm_eps = layer_norm_eps
-        self.initializer_range = initializer_range
         _check_numbers("vision_config", self)
+        kind, backbone, stages, fit = self.kind, self.backbone, self.stages, self.image_fit
         if kind not in VISION_KINDS:
             raise ValueError(f"vision_config: kind must be one of {', '.join(VISION_KINDS)}, got {kind!r}")
-        if (kind == "features") != (backbone is not None and bool(self.stages)):
+        if (kind == "features") != (backbone is not None and bool(stages)):
             raise ValueError(
                 f"vision_config: backbone and stages go with kind 'features', got {kind!r} with {backbone!r}, {stages}"
             )
-        if image_fit not in IMAGE_FITS:
-            raise ValueError(f"vision_config: image_fit must be one of {', '.join(IMAGE_FITS)}, got {image_fit!r}")
-        if self.stages != sorted(set(self.stages)):
+        if fit not in IMAGE_FITS:
+            raise ValueError(f"vision_config: image_fit must be one of {', '.join(IMAGE_FITS)}, got {fit!r}")
+        if stages != sorted(set(stages)):
             raise ValueError(f"vision_config: stages must be in ascending order, each once, got {stages}")
         if kind == "vit":
-            _check_heads("vision_config", hidden_size, num_attention_heads)
-        if image_size % patch_size:
+            _check_heads("vision_config", self)
+        if self.image_size % self.patch_size:
             raise ValueError(
-                f"vision_config: image_size must be a multiple of patch_size, got {image_size} and {patch_size}"
+                "vision_config: image_size must be a multiple of patch_size, "
+                f"got {self.image_size} and {self.patch_size}"
             )
 
 
-class QScorerAbstractorConfig(PreTrainedConfig):
+class QScorerAbstractorConfig(_Fields):
     """Visual abstractor: learned queries that summarise the patch tokens into a few visual tokens."""
 
     model_type = "qscorer_abstractor"
     base_config_key = "abstractor_config"
 
-    def __init__(
-        self,
-        hidden_size: int = 1024,
-        intermediate_size: int = 2816,
-        num_hidden_layers: int = 6,
-        num_attention_heads: int = 16,
-        num_learnable_queries: int = 64,
-        grid_size: int = 32,
-        layer_norm_eps: float = 1e-6,
-        initializer_range: float = 0.02,
-        **kwargs: Any,
-    ) -> None:
+    hidden_size: int = 1024
+    intermediate_size: int = 2816
+    num_hidden_layers: int = 6
+    num_attention_heads: int = 16
+    num_learnable_queries: int = 64
+    grid_size: int = 32
+    layer_norm_eps: float = 1e-6
+    initializer_range: float = 0.02
+
+    def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.hidden_size = hidden_size
-        self.intermediate_size = intermediate_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.num_learnable_queries = num_learnable_queries
-        self.grid_size = grid_size
-        self.layer_norm_eps = layer_norm_eps
-        self.initializer_range = initializer_range
         _check_numbers("abstractor_config", self)
-        _check_heads("abstractor_config", hidden_size, num_attention_heads)
-        if hidden_size % 4:
+        _check_heads("abstractor_config", self)
+        if self.hidden_size % 4:
             raise ValueError(
-                f"abstractor_config: hidden_size must be a multiple of 4 for the 2-D sine table, got {hidden_size}"
+                f"abstractor_config: hidden_size must be a multiple of 4 for the 2-D sine table, got {self.hidden_size}"
             )
 
 
-class QScorerConfig(PreTrainedConfig):
+class QScorerConfig(_Fields):
     """Whole network: the decoder's own sizes, the two visual parts, score tokens and regressor.
 
-    Args:
-        vision_config, abstractor_config: sub-configurations, or dicts of their fields.
-        score_tokens: added tokens from the lowest to the highest quality, e.g. `<score1>`..`<score5>`.
-        score_token_ids: their ids in the same order.
-        formulation: how the score leaves the decoder. `score_token`: regressed from the state before a score token
-            (Q-Scorer). `level_onehot`, `level_soft`: expectation over the probabilities of level tokens, trained with
-            one-hot labels (Q-Align) or soft ones (DeQA-Score); kept for comparison.
-        level_tokens, level_token_ids: words of the level formulations, lowest quality first, and their ids.
-        regressor: `mlp` (published), or `hyper`, whose weights come from the visual tokens (HyperIQA's idea).
-        regressor_hidden_sizes: widths of the hidden layers of the score regressor.
-        prompt: name of a prompt of `pyiqa_qscorer.prompt.PROMPTS`, or a text with one image placeholder.
+    The formulation says how the score leaves the decoder. `score_token`: regressed from the state before a score token
+    (Q-Scorer). `level_onehot`, `level_soft`: expectation over the probabilities of level tokens, trained with one-hot
+    labels (Q-Align) or soft ones (DeQA-Score); kept for comparison.
 
     The published code keeps the same facts under other names (`deepmlp_hidden_dims`, `score_token_id` from highest
     to lowest, nested `visual_config`); `from_published` and `to_published` translate.
     """
 
     model_type = "qscorer"
-    sub_configs: ClassVar[dict[str, Any]] = {
-        "vision_config": QScorerVisionConfig,
-        "abstractor_config": QScorerAbstractorConfig,
-    }
-    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
+    sub_configs = {"vision_config": QScorerVisionConfig, "abstractor_config": QScorerAbstractorConfig}  # noqa: RUF012
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012  (unannotated: neither is a field)
+
+    bos_token_id: int | None = 1
+    eos_token_id: int | None = 2
+    vocab_size: int = 32005
+    hidden_size: int = 4096
+    intermediate_size: int = 11008
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    max_position_embeddings: int = 2048
+    rms_norm_eps: float = 1e-6
+    rope_base: float = 10000.0  # not "rope_theta": transformers moves that name elsewhere
+    initializer_range: float = 0.02
+    regressor_hidden_sizes: Sequence[int] = (2048, 1024)
+    score_tokens: Sequence[str] = ()  # added tokens, lowest quality first, e.g. `<score1>`..`<score5>`
+    score_token_ids: Sequence[int] = ()
+    formulation: str = "score_token"
+    level_tokens: Sequence[str] = ()  # words, lowest quality first
+    level_token_ids: Sequence[int] = ()
+    regressor: str = "mlp"  # published; `hyper`: its weights come from the visual tokens (HyperIQA's idea)
+    prompt: str = "score"  # a name of `prompt.PROMPTS`, or a text with one image placeholder
 
     def __init__(
         self,
-        vocab_size: int = 32005,
-        hidden_size: int = 4096,
-        intermediate_size: int = 11008,
-        num_hidden_layers: int = 32,
-        num_attention_heads: int = 32,
-        max_position_embeddings: int = 2048,
-        rms_norm_eps: float = 1e-6,
-        rope_base: float = 10000.0,
-        initializer_range: float = 0.02,
-        bos_token_id: int | None = 1,
-        eos_token_id: int | None = 2,
-        regressor_hidden_sizes: Sequence[int] = (2048, 1024),
-        score_tokens: Sequence[str] = (),
-        score_token_ids: Sequence[int] = (),
-        formulation: str = "score_token",
-        level_tokens: Sequence[str] = (),
-        level_token_ids: Sequence[int] = (),
-        regressor: str = "mlp",
-        prompt: str = "score",
         vision_config: QScorerVisionConfig | dict[str, Any] | None = None,
         abstractor_config: QScorerAbstractorConfig | dict[str, Any] | None = None,
         **kwargs: Any,
@@ -182,32 +154,10 @@ class QScorerConfig(PreTrainedConfig):
         # Set before super().__init__, which walks the sub-configurations (attention implementation).
         self.vision_config = _sub_config(QScorerVisionConfig, vision_config)
         self.abstractor_config = _sub_config(QScorerAbstractorConfig, abstractor_config)
-        kwargs.setdefault("tie_word_embeddings", False)
-        super().__init__(**kwargs)
-        self.bos_token_id, self.eos_token_id = bos_token_id, eos_token_id
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.intermediate_size = intermediate_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.num_key_value_heads = num_attention_heads  # the published decoder has no grouped heads
-        self.max_position_embeddings = max_position_embeddings
-        self.rms_norm_eps = rms_norm_eps
-        self.rope_base = rope_base  # not "rope_theta": transformers moves that name elsewhere
-        self.initializer_range = initializer_range
-        self.regressor_hidden_sizes = list(regressor_hidden_sizes)
-        self.score_tokens = list(score_tokens)
-        self.score_token_ids = list(score_token_ids)
-        self.formulation = formulation
-        self.level_tokens = list(level_tokens)
-        self.level_token_ids = list(level_token_ids)
-        self.regressor = regressor
-        self.prompt = prompt
+        super().__init__(**{"tie_word_embeddings": False, **kwargs})
+        self.num_key_value_heads = self.num_attention_heads  # the published decoder has no grouped heads
         _check_numbers("config", self)
-        _check_heads("config", hidden_size, num_attention_heads)
-        self._check_parts()
-
-    def _check_parts(self) -> None:
+        _check_heads("config", self)
         vision, abstractor = self.vision_config, self.abstractor_config
         if vision.hidden_size != abstractor.hidden_size:
             raise ValueError(
@@ -230,20 +180,13 @@ class QScorerConfig(PreTrainedConfig):
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
 
     @property
-    def num_visual_tokens(self) -> int:
-        """Visual tokens of one image: the abstractor's queries and the learned end token."""
-        return self.abstractor_config.num_learnable_queries + 1
-
-    @property
-    def quality_token_ids(self) -> list[int]:
+    def quality_token_ids(self) -> Sequence[int]:
         """Ids of the tokens that tell the quality in this formulation, lowest quality first."""
         return self.score_token_ids if self.formulation == "score_token" else self.level_token_ids
 
     @classmethod
     def from_published(cls, published: dict[str, Any]) -> QScorerConfig:
-        """Build from a published `config.json` (`model_type` `mplug_owl2`), already parsed.
-
-        Score tokens are left as the file has them (the published LoRA folder has none: its loader adds them).
+        """Build from a published `config.json`; score tokens as it has them (the LoRA folder's loader adds them).
 
         Raises:
             ValueError: the file asks for something that the published code cannot compute either
@@ -308,11 +251,7 @@ class QScorerConfig(PreTrainedConfig):
             "score_tokens": self.score_tokens,
             "score_token_id": self.score_token_ids[::-1],
             "visual_config": {
-                "visual_model": {
-                    **vision,
-                    "model_type": "mplug_owl_vision_model",
-                    "hidden_act": "quick_gelu",
-                },
+                "visual_model": {**vision, "model_type": "mplug_owl_vision_model", "hidden_act": "quick_gelu"},
                 "visual_abstractor": {
                     **abstractor,
                     "model_type": "mplug_owl_visual_abstract",
@@ -324,9 +263,7 @@ class QScorerConfig(PreTrainedConfig):
 
 def _known_fields(config_class: type[Any], fields: dict[str, Any] | None) -> dict[str, Any]:
     """The entries that our sub-configuration has; published files carry many generation settings besides."""
-    names = config_class().to_dict().keys() - {"model_type", "transformers_version"}
-    own = {name for name in names if name in config_class.__init__.__code__.co_varnames}
-    return {name: value for name, value in (fields or {}).items() if name in own}
+    return {name: value for name, value in (fields or {}).items() if name in get_annotations(config_class)}
 
 
 def _sub_config(config_class: type[Any], value: Any) -> Any:
@@ -344,6 +281,7 @@ def _check_numbers(place: str, config: PreTrainedConfig) -> None:
                 raise ValueError(f"{place}: {name} must be {wanted} above 0, got {value!r}")
 
 
-def _check_heads(name: str, hidden_size: int, heads: int) -> None:
-    if hidden_size % heads:
-        raise ValueError(f"{name}: hidden_size must be a multiple of num_attention_heads, got {hidden_size}, {heads}")
+def _check_heads(place: str, config: Any) -> None:
+    width, heads = config.hidden_size, config.num_attention_heads
+    if width % heads:
+        raise ValueError(f"{place}: hidden_size must be a multiple of num_attention_heads, got {width}, {heads}")

@@ -43,8 +43,7 @@ def onednn_linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) ->
     needs_gradient = torch.is_grad_enabled() and (
         states.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     )
-    product = _OneDnnLinear.apply if needs_gradient else _forward
-    output: Tensor = product(states, weight, bias)
+    output: Tensor = (_OneDnnLinear.apply if needs_gradient else _forward)(states, weight, bias)
     return output
 
 
@@ -102,12 +101,10 @@ class _OneDnnLinear(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (gradient,) = gradients
         states, weight = ctx.saved_tensors
-        for_states = for_weight = for_bias = None
-        if ctx.needs_input_grad[0]:
-            for_states = onednn_linear(gradient, weight.t())
-        if ctx.needs_input_grad[1]:
+        rows, (of_states, of_weight, of_bias) = gradient.flatten(0, -2), ctx.needs_input_grad
+        return (
+            onednn_linear(gradient, weight.t()) if of_states else None,
             # Of a slice such as `states[:, 0]`, transposed, oneDNN makes the product a thousand times slower.
-            for_weight = onednn_linear(gradient.flatten(0, -2).t(), states.flatten(0, -2).contiguous().t())
-        if ctx.needs_input_grad[2]:
-            for_bias = gradient.flatten(0, -2).sum(dim=0)
-        return for_states, for_weight, for_bias
+            onednn_linear(rows.t(), states.flatten(0, -2).contiguous().t()) if of_weight else None,
+            rows.sum(dim=0) if of_bias else None,
+        )

@@ -45,7 +45,6 @@ class FeatureEncoder(nn.Module):
     """
 
     backbone: Any
-    standardise: Standardise
 
     def __init__(self, config: QScorerVisionConfig) -> None:
         super().__init__()
@@ -131,10 +130,8 @@ class FeatureEncoder(nn.Module):
 
     def layers(self, backbone: Any, pixels: Tensor) -> list[Tensor]:
         """Outputs of the stages that are read, of this encoder's network or another of its kind."""
-        layers: list[Tensor] = backbone.forward_intermediates(
-            pixels, indices=self.indices, stop_early=True, intermediates_only=True
-        )
-        return layers
+        settings = {"indices": self.indices, "stop_early": True, "intermediates_only": True}
+        return list(backbone.forward_intermediates(pixels, **settings))
 
     def _renormalised(self, pixel_values: Tensor) -> Tensor:
         """From the normalisation of Q-Scorer's pixels to the one that the feature network was trained with."""
@@ -148,12 +145,10 @@ class FeatureEncoder(nn.Module):
 def fold_batch_norms(network: nn.Module) -> None:
     """Make every batch norm of `network` part of the convolution before it, which gets a bias; in place.
 
-    With fixed statistics a batch norm is one factor and one offset per channel. As a layer it reads and writes every
-    feature map once more, which costs more than half of a small network's time on the CPU.
-
-    The network computes afterwards what it computed in evaluation mode. Activations that timm keeps inside of its batch
-    norms stay. Where a norm's convolution stands is told by the order of registration, as in all networks of the form
-    convolution, norm, activation.
+    As a layer it reads and writes every feature map once more, which costs more than half of a small network's time on
+    the CPU. The network computes afterwards what it computed in evaluation mode. Activations that timm keeps inside of
+    its batch norms stay. Where a norm's convolution stands is told by the order of registration, as in all networks of
+    the form convolution, norm, activation.
 
     Raises:
         ValueError: a batch norm that does not come right after a convolution with as many channels.

@@ -178,7 +178,6 @@ class Decoder(PreTrainedModel):
         """Run the decoder over (B, T, width) embeddings, causally.
 
         Args:
-            visual: columns of `embeddings` that are visual tokens.
             attention_mask: (B, cached + T), True or 1 where a token counts; None: every token counts.
                 Masked tokens take no position, so rows may be padded on either side.
             cache: keys and values of the tokens before; grows by T.

@@ -18,17 +18,11 @@ IGNORED_LABEL = -100  # of a token that the cross entropy leaves out
 
 
 class QualityConfig(Protocol):
-    """How a network tells the quality.
+    """How a network tells the quality."""
 
-    Attributes:
-        formulation: `score_token`, `level_onehot` or `level_soft`.
-        prompt: name or text of the question, for scoring.
-        training_data: what it was trained on, for reports.
-    """
-
-    formulation: str
-    prompt: str
-    training_data: Any
+    formulation: str  # see `QScorerConfig`
+    prompt: str  # name or text of the question, for scoring
+    training_data: Any  # for reports
 
     @property
     def quality_token_ids(self) -> Sequence[int]:
@@ -96,15 +90,11 @@ def expected_level(logits: Tensor) -> Tensor:
 def next_token_cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Mean of -log softmax(logits[:, t])[labels[:, t + 1]] over all supervised labels of the batch, as published.
 
-    Computed and returned in the dtype of `logits`, as published (bfloat16 in its training). Labels of the first column
-    predict nothing and are not used.
+    Computed and returned in the dtype of `logits`, as published (bfloat16 in its training).
 
     Args:
         logits: (B, T, V).
         labels: (B, T) int64, `IGNORED_LABEL` where not supervised.
-
-    Returns:
-        Scalar >= 0; log V for uniform logits.
 
     Raises:
         ValueError: shapes that do not fit, or no supervised label (the published code returns NaN).

@@ -27,46 +27,29 @@ IMAGE_TOKEN_ID = -200  # stands for the visual tokens in `input_ids`; published 
 class QScorerOutput(ModelOutput):
     """Result of a teacher-forced pass over T text tokens and V visual tokens.
 
-    Attributes:
-        loss: with labels, the cross entropy of their tokens; None where no token is supervised. What the package trains
-            is `training.objectives.total_objective`, of which this is one part.
-        logits: (B, T - 1 + V, vocab_size).
-        last_hidden_state: (B, T - 1 + V, width), after the final norm.
-        visual_span: columns of the visual tokens.
-        labels: (B, T - 1 + V) given labels with the visual tokens ignored.
-        quality_rows: (N,) rows of the N positions before a quality token, in order.
-        quality_logits: (N, vocab_size) logits there.
-        raw_scores: (N,) unclamped scores there: of the regressor, or the expected level.
-        hidden_states: where asked for: embeddings, then the states after each layer, the last one after the final norm.
+    `loss` is the cross entropy of the supervised tokens. What the package trains is
+    `training.objectives.total_objective`, of which this is one part.
     """
 
     loss: Tensor | None = None
-    logits: Tensor | None = None
-    last_hidden_state: Tensor | None = None
-    visual_span: VisualSpan | None = None
-    labels: Tensor | None = None
-    quality_rows: Tensor | None = None
-    quality_logits: Tensor | None = None
-    raw_scores: Tensor | None = None
-    hidden_states: tuple[Tensor, ...] | None = None
+    logits: Tensor | None = None  # (B, T - 1 + V, vocab_size)
+    last_hidden_state: Tensor | None = None  # (B, T - 1 + V, width), after the final norm
+    visual_span: VisualSpan | None = None  # columns of the visual tokens
+    labels: Tensor | None = None  # (B, T - 1 + V), those of visual tokens ignored
+    quality_rows: Tensor | None = None  # (N,) rows of the N positions before a quality token, in order
+    quality_logits: Tensor | None = None  # (N, vocab_size)
+    raw_scores: Tensor | None = None  # (N,) unclamped: of the regressor, or the expected level
+    hidden_states: tuple[Tensor, ...] | None = None  # embeddings, then after each layer, the last after the final norm
 
 
 @dataclass
 class ScoreOutput:
-    """Scores of a batch, and what they were read from.
+    """Scores of a batch, and what they were read from: the first token, or (level formulations) the prompt's end."""
 
-    Attributes:
-        raw_score: (B,) unclamped, in the dtype of the weights (level formulations: float32).
-        first_token: (B,) ids that greedy decoding chose after the prompt.
-        first_logits: (B, vocab_size) logits they were chosen from.
-        hidden_state: (B, width) state that the score was read from: at the first token, or, in the level formulations,
-            at the end of the prompt.
-    """
-
-    raw_score: Tensor
-    first_token: Tensor
-    first_logits: Tensor
-    hidden_state: Tensor
+    raw_score: Tensor  # (B,) unclamped, in the dtype of the weights (level formulations: float32)
+    first_token: Tensor  # (B,) ids that greedy decoding chose after the prompt
+    first_logits: Tensor  # (B, vocab_size) that they were chosen from
+    hidden_state: Tensor  # (B, width) that the score was read from
 
 
 class QScorerForScoring(QScorerPreTrainedModel):
@@ -157,14 +140,7 @@ class QScorerForScoring(QScorerPreTrainedModel):
         output = QScorerOutput(logits=logits, last_hidden_state=hidden_states, visual_span=span, **told)
         return output if return_dict else output.to_tuple()
 
-    def score(
-        self,
-        pixel_values: Tensor,
-        prefix_ids: Sequence[int],
-        suffix_ids: Sequence[int],
-        space_id: int,
-        prefix: Prefix | None = None,
-    ) -> ScoreOutput:
+    def score_prompted(self, images: Tensor, prompt: PromptTokens, prefix: Prefix | None = None) -> ScoreOutput:
         """Score images by the two published steps; a level formulation by the expected level.
 
         Greedy decoding chooses a first token t1 after the prompt; the hidden state at t1 feeds the regressor. A
@@ -174,26 +150,25 @@ class QScorerForScoring(QScorerPreTrainedModel):
         pass is on its way.
 
         Args:
-            pixel_values: (B, 3, S, S) normalised pixels.
-            prefix_ids, suffix_ids: prompt before and after the image.
-            space_id: id of the blank that stands before a score token.
+            images: (B, 3, S, S) normalised pixels.
+            prompt: made by `tokenize_prompt`.
             prefix: `read_prefix` of the prompt and of the very weights that are to score, without gradients; None: it
                 is read here.
 
         Returns:
             Scores that are NaN where the logits are not finite, from which no token can be chosen.
         """
-        visual_tokens = self._backbone.encode_images(pixel_values)
+        visual_tokens = self._backbone.encode_images(images.to(self.device))
         if prefix is None:
-            prefix = self._prefix(prefix_ids, len(pixel_values))
-        read = functools.partial(self._read, prefix_ids, suffix_ids, prefix)
+            prefix = self._prefix(prompt, len(images))
+        read = functools.partial(self._read, prompt, prefix)
         if self.config.formulation != "score_token":
             at_end = read(visual_tokens, wanted=1)[:, 0]
             logits = self.lm_head(at_end)
             score = expected_level(logits[:, self.config.level_token_ids])
             return ScoreOutput(score, logits.argmax(dim=-1), logits, hidden_state=at_end)
 
-        blank = visual_tokens.new_full((len(visual_tokens),), space_id, dtype=torch.long)
+        blank = visual_tokens.new_full((len(visual_tokens),), prompt.blank, dtype=torch.long)
         at_end, at_first_token = read(visual_tokens, blank, wanted=2).unbind(dim=1)
         first_logits = self.lm_head(at_end)
         first_token = first_logits.argmax(dim=-1)
@@ -207,10 +182,6 @@ class QScorerForScoring(QScorerPreTrainedModel):
         raw_score = raw_score.masked_fill(~first_logits.isfinite().all(dim=-1), torch.nan)
         return ScoreOutput(raw_score, first_token, first_logits, hidden_state=at_first_token)
 
-    def score_prompted(self, images: Tensor, prompt: PromptTokens, prefix: Prefix | None = None) -> ScoreOutput:
-        """As `score`, of a prompt made by `tokenize_prompt`; see `network.ScoringNetwork`."""
-        return self.score(images.to(self.device), prompt.prefix, prompt.suffix, prompt.blank, prefix)
-
     def score_collated(self, batch: Mapping[str, Tensor], prompt: PromptTokens) -> ScoreOutput:
         """The same of a training batch."""
         return self.score_prompted(batch["pixel_values"], prompt)
@@ -222,8 +193,7 @@ class QScorerForScoring(QScorerPreTrainedModel):
 
     def _read(
         self,
-        prefix_ids: Sequence[int],
-        suffix_ids: Sequence[int],
+        prompt: PromptTokens,
         prefix: Prefix | None,
         visual_tokens: Tensor,
         last: Tensor | None = None,
@@ -232,16 +202,16 @@ class QScorerForScoring(QScorerPreTrainedModel):
     ) -> Tensor:
         """Hidden states (B, wanted, width) at the end of prompt and image, and of the tokens `last` (B,) after it."""
         batch = len(visual_tokens)
-        before = 0 if prefix is not None else len(prefix_ids)
-        parts = [visual_tokens, self._embed_text(suffix_ids).expand(batch, -1, -1)]
+        before = 0 if prefix is not None else len(prompt.prefix)
+        parts = [visual_tokens, self._embed_text(prompt.suffix).expand(batch, -1, -1)]
         if before:
-            parts.insert(0, self._embed_text(prefix_ids).expand(batch, -1, -1))
+            parts.insert(0, self._embed_text(prompt.prefix).expand(batch, -1, -1))
         if last is not None:
             parts.append(self.model.embed_tokens(last)[:, None])
         span = VisualSpan(before, before + visual_tokens.shape[1])
         return self._backbone.decode(torch.cat(parts, dim=1), span, cache=prefix, last=wanted)
 
-    def _prefix(self, ids: Sequence[int], batch: int) -> Prefix | None:
+    def _prefix(self, prompt: PromptTokens, batch: int) -> Prefix | None:
         """The text before the image, which is the same for all images, read once for a batch.
 
         None where it goes through the decoder with every image: there is none, its gradient is wanted, or the batch
@@ -251,14 +221,11 @@ class QScorerForScoring(QScorerPreTrainedModel):
         """
         wants_gradient = torch.is_grad_enabled() and any(weight.requires_grad for weight in self.model.parameters())
         too_few = self.model.embed_tokens.weight.device.type != "cpu" and batch < SMALLEST_SHARING_BATCH
-        return None if wants_gradient or too_few else self._read_ids(ids)
+        return None if wants_gradient or too_few else self.read_prefix(prompt)
 
     def read_prefix(self, prompt: PromptTokens) -> Prefix | None:
-        """The text before the image as `score` takes it, for as long as no weight changes; None: there is none."""
-        return self._read_ids(prompt.prefix)
-
-    def _read_ids(self, ids: Sequence[int]) -> Prefix | None:
-        return self.model.read_prefix(self._embed_text(ids)) if ids else None
+        """The text before the image, for as long as no weight changes; None: there is none."""
+        return self.model.read_prefix(self._embed_text(prompt.prefix)) if prompt.prefix else None
 
     def _embed_text(self, ids: Sequence[int]) -> Tensor:
         """(1, T, width) embeddings."""
@@ -278,11 +245,9 @@ def quality_positions(labels: Tensor, quality_token_ids: Sequence[int]) -> tuple
 
     Args:
         labels: (B, T) int64, of the merged sequence (visual tokens included).
-        quality_token_ids: ids of the score or level tokens; which of them it is does not matter.
 
     Returns:
-        Row indices (N,) and position indices (N,), int64, ordered by row, then position. A row with two quality tokens
-        comes twice, a row with none not at all.
+        Rows (N,) and positions (N,), ordered by row, then position: a row with two quality tokens comes twice.
 
     Raises:
         ValueError: no quality token ids, or labels that are not (B, T).

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,7 @@ class HyperRegressor(nn.Module):
     @property
     def last_layer(self) -> nn.Linear:
         """Its bias is added to every score."""
-        last = self.biases[-1]
-        assert isinstance(last, nn.Linear)
-        return last
+        return cast(nn.Linear, self.biases[-1])
 
     def forward(self, states: Tensor, visual_tokens: Tensor) -> Tensor:
         """(B, width) states and (B, V, width) visual tokens -> (B,) raw scores, unclamped."""

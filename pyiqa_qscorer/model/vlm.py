@@ -22,26 +22,17 @@ from .vlm_inputs import ChatPrompt, VlmInputs
 
 @dataclass
 class VlmConfig:
-    """Facts of a Q-Scorer on another backbone; the content of its `qscorer_config.json`.
+    """Facts of a Q-Scorer on another backbone; the content of its `qscorer_config.json`. See also `QScorerConfig`."""
 
-    Attributes:
-        base: Hub id or folder of the backbone.
-        base_revision: commit on the Hub that it was trained on.
-        base_fingerprint: of the backbone's weight files, see `vlm_checkpoint.base_fingerprint`.
-        quality_tokens, quality_token_ids: score tokens or level words, lowest quality first.
-        formulation, regressor, regressor_hidden_sizes, prompt: see `QScorerConfig`.
-        training_data: what it was trained on.
-    """
-
-    base: str
-    quality_tokens: list[str]
+    base: str  # Hub id or folder
+    quality_tokens: list[str]  # score tokens or level words, lowest quality first
     quality_token_ids: list[int]
     formulation: str = "score_token"
     regressor: str = "mlp"
     regressor_hidden_sizes: list[int] = field(default_factory=lambda: [512, 128])
     prompt: str = "training"
-    base_revision: str | None = None
-    base_fingerprint: str | None = None
+    base_revision: str | None = None  # commit on the Hub that it was trained on
+    base_fingerprint: str | None = None  # of its weight files, see `vlm_checkpoint.base_fingerprint`
     training_data: Any = None
 
     @classmethod
@@ -83,8 +74,6 @@ class VlmQScorer(nn.Module):
 
     Args:
         base: of `AutoModelForImageTextToText`, its vocabulary tables long enough for the quality tokens.
-        encode: the backbone's processor.
-        config: how the quality is told.
 
     Raises:
         ValueError: a backbone that changes its logits after the output layer, which this class would not, or one
@@ -99,10 +88,10 @@ class VlmQScorer(nn.Module):
             if getattr(text, name, neutral) not in (neutral, None):
                 raise ValueError(f"backbone has {name}={getattr(text, name)}, which is not supported")
         names = ("image_token_id", "image_token_index")
-        image_ids = [getattr(base.config, name, None) for name in names]
-        if image_ids == [None, None]:
+        image_ids = [found for name in names if (found := getattr(base.config, name, None)) is not None]
+        if not image_ids:
             raise ValueError(f"backbone's configuration must say the token of a picture as {' or '.join(names)}")
-        self.image_id: int = next(one for one in image_ids if one is not None)
+        self.image_id: int = image_ids[0]
         self.deepmlp = make_regressor(config.regressor, text.hidden_size, config.regressor_hidden_sizes)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -21,27 +22,16 @@ PER_TOKEN = ("input_ids", FILLED_WITH_ONES, "token_type_ids", "mm_token_type_ids
 
 @dataclass(frozen=True)
 class ChatPrompt:
-    """A question in the chat format of a model, and the beginning of the answer, whose continuation is the quality.
+    """A question in the chat format of a model, and the beginning of the answer, whose continuation is the quality."""
 
-    Attributes:
-        text: as the processor takes it, with the model's own placeholder of an image.
-        starts_text: whether the tokenizer has to put its BOS token before it.
-        answer_length: ids at the end that belong to the answer, and are supervised in training.
-        ending: ids after the quality token: full stop and end of text.
-    """
-
-    text: str
-    starts_text: bool
-    answer_length: int
-    ending: tuple[int, ...]
+    text: str  # as the processor takes it, with the model's own placeholder of an image
+    starts_text: bool  # whether the tokenizer has to put its BOS token before it
+    answer_length: int  # ids at the end that belong to the answer, and are supervised in training
+    ending: tuple[int, ...]  # ids after the quality token: full stop and end of text
 
 
 class VlmInputs:
-    """Processor of a model, with the arithmetic that keeps pictures differentiable.
-
-    Args:
-        processor: of `AutoProcessor`, with the quality tokens in its tokenizer.
-    """
+    """A processor, with the quality tokens in its tokenizer and the arithmetic that keeps pictures differentiable."""
 
     def __init__(self, processor: Any) -> None:
         self.processor = processor
@@ -92,9 +82,8 @@ class VlmInputs:
         end_of_text = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         ending = (*rest[1:], *end_of_text)
         asked = self._ids(text)
-        answer_length = 0
-        while answer_length < len(before_quality) and asked[-1 - answer_length] == before_quality[-1 - answer_length]:
-            answer_length += 1
+        pairs = zip(reversed(asked), reversed(before_quality), strict=False)
+        answer_length = len(list(takewhile(lambda pair: pair[0] == pair[1], pairs)))
         prompt = ChatPrompt(text, starts_text, answer_length, ending)
         self._try(prompt)
         return prompt

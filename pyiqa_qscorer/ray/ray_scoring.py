@@ -19,12 +19,19 @@ from ..data.find_images import find_images, image_extensions
 from ..errors import ImageError, InputError
 from ..files import write_text
 from ..registry import DEFAULT_METRIC, nearest, resolve_metric_options
-from ..scorer import Scorer
+from ..scorer import ScoredImage, Scorer
 
 BYTES, PATH, KEY = "bytes", "path", "__key__"
 RUN, LISTS, PARTS, DONE = "run.json", "inputs", "parts", "done"
 ROWS_OF_A_BLOCK = 256  # what a checkpoint is written after
-MADE = ("score", "error", "width", "height", "metric", "identity")
+MADE = {
+    "score": pa.float32(),
+    "error": pa.string(),
+    "width": pa.int32(),
+    "height": pa.int32(),
+    "metric": pa.string(),
+    "identity": pa.string(),
+}
 
 
 def score_dataset(
@@ -93,7 +100,7 @@ def read_images(inputs: Sequence[str], lists: Path, column: str | None = None) -
     Raises:
         InputError: of unlike kinds, nothing found, or no such column.
     """
-    kinds = {_kind(one) for one in inputs}
+    kinds = {{".parquet": "parquet", ".tar": "shards"}.get(Path(one).suffix.lower(), "files") for one in inputs}
     if len(kinds) != 1:
         raise InputError(f"inputs must be of one kind, got {', '.join(sorted(kinds)) or 'none'}: score them one by one")
     (kind,) = kinds
@@ -121,10 +128,6 @@ def read_images(inputs: Sequence[str], lists: Path, column: str | None = None) -
     if chosen not in there:
         raise InputError(f"{inputs[0]} has no column {chosen!r}; {nearest(chosen, there)}")
     return dataset, chosen, KEY if KEY in there else PATH if PATH in there else chosen
-
-
-def _kind(given: str) -> str:
-    return {".parquet": "parquet", ".tar": "shards"}.get(Path(given).suffix.lower(), "files")
 
 
 def _stored(address: str) -> list[str]:
@@ -220,25 +223,14 @@ class _BatchScorer:
             except (ImageError, OSError, pa.ArrowException) as error:
                 errors.append(" ".join(str(error).split()) or type(error).__name__)
         scored = self.scorer.score_iter(images)
-        rows = [(None, error, None, None) if error else _row(next(scored)) for error in errors]
-        scores, reasons, widths, heights = zip(*rows, strict=True)
-        made = {
-            "score": pa.array(scores, pa.float32()),
-            "error": pa.array(reasons, pa.string()),
-            "width": pa.array(widths, pa.int32()),
-            "height": pa.array(heights, pa.int32()),
-            "metric": pa.array([self.scorer.name] * len(rows), pa.string()),
-            "identity": pa.array([self.scorer.identity] * len(rows), pa.string()),
-        }
+        rows = [ScoredImage(0, "", error=error) if error else next(scored) for error in errors]
         if not self.keep_images and not pa.types.is_string(batch.schema.field(self.column).type):
             batch = batch.drop_columns([self.column])
-        for name, values in made.items():
-            batch = batch.append_column(name, values)
+        same = {"metric": self.scorer.name, "identity": self.scorer.identity}
+        for name, kind in MADE.items():
+            values = [same[name] if name in same else getattr(row, name) for row in rows]
+            batch = batch.append_column(name, pa.array(values, kind))
         return batch
-
-
-def _row(scored: Any) -> tuple[float | None, str | None, int | None, int | None]:
-    return scored.score, scored.error, scored.width, scored.height
 
 
 def _values(column: pa.ChunkedArray) -> Iterable[Any]:
@@ -252,8 +244,7 @@ def _image(value: Any) -> Any:
     if value is None:
         raise ImageError("this row has no image")
     if isinstance(value, dict):  # as datasets stores images in Parquet
-        value = value.get("bytes") or value.get("path")
-        return _image(value)
+        return _image(value.get("bytes") or value.get("path"))
     if isinstance(value, str) and "://" in value:
         filesystem, path = pyarrow.fs.FileSystem.from_uri(value)
         with filesystem.open_input_stream(path) as stream:

@@ -1,1 +1,1 @@
-"""Scores over HTTP: one thread that scores for all requests (`worker`), and the application around it (`web`)."""
+"""Scores over HTTP (`web`), and a page to drop photos on (`drop_page`)."""

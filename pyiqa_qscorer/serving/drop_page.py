@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import os
 import socket
@@ -26,12 +27,9 @@ COLUMNS = ["file", "score", "size", "error"]
 
 
 def create_page(scorer: Scorer) -> gr.Blocks:
-    """The page, not yet served; give `gr.Blocks.launch` the keywords of `offline_settings`.
+    """The page, not yet served, which alone uses the scorer; `gr.Blocks.launch` takes `offline_settings`.
 
     One picture or batch at a time goes through the model, however many browsers are open.
-
-    Args:
-        scorer: used by the page alone.
     """
 
     def score(files: Sequence[str] | None, order: str, progress: Any = gr.Progress()) -> tuple[Any, ...]:  # noqa: B008
@@ -47,6 +45,7 @@ def create_page(scorer: Scorer) -> gr.Blocks:
         maps = [None if file is None else _map_of(scorer, file)[0] for file in (left, right)]
         return *pictures, *maps, comparison(scorer, [left, right])
 
+    picture = functools.partial(gr.Image, interactive=False, buttons=["fullscreen"])
     with gr.Blocks(analytics_enabled=False, title="Picture quality", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(
             f"# Picture quality\n`{scorer.name}`: 1 is bad, 5 is excellent. Pictures do not leave this computer."
@@ -62,7 +61,7 @@ def create_page(scorer: Scorer) -> gr.Blocks:
             with gr.Row():
                 gallery = gr.Gallery(show_label=False, elem_id="scored", height=520, allow_preview=False, scale=3)
                 with gr.Column(scale=2):
-                    region_map = gr.Image(label="Orange: low quality", interactive=False, buttons=["fullscreen"])
+                    region_map = picture(label="Orange: low quality")
                     about = gr.Markdown()
             table = gr.Dataframe(headers=COLUMNS, datatype=["str", "number", "str", "str"], interactive=False)
             shown = [summary, gallery, table]
@@ -78,37 +77,18 @@ def create_page(scorer: Scorer) -> gr.Blocks:
                 left, right = (gr.File(file_types=["image"], label=side) for side in ("Left", "Right"))
             verdict = gr.Markdown()
             with gr.Row():
-                pictures = [
-                    gr.Image(label=side, interactive=False, buttons=["fullscreen"]) for side in ("Left", "Right")
-                ]
+                pictures = [picture(label=side) for side in ("Left", "Right")]
             with gr.Row():
-                maps = [
-                    gr.Image(label=f"{side}, orange: low quality", interactive=False, buttons=["fullscreen"])
-                    for side in ("Left", "Right")
-                ]
-            for change, settings in (
-                (left.change, {"api_name": "compare"}),
-                (right.change, {"api_visibility": "private"}),
-            ):
-                gr.on(
-                    change,
-                    compare,
-                    [left, right],
-                    [*pictures, *maps, verdict],
-                    concurrency_id="model",
-                    trigger_mode="always_last",
-                    **settings,
-                )
+                maps = [picture(label=f"{side}, orange: low quality") for side in ("Left", "Right")]
+            outputs = [*pictures, *maps, verdict]
+            settings: dict[str, Any] = {"concurrency_id": "model", "trigger_mode": "always_last", "api_name": "compare"}
+            gr.on([left.change, right.change], compare, [left, right], outputs, **settings)
     page.queue(default_concurrency_limit=1)
     return page
 
 
 def offline_settings(max_bytes: int) -> dict[str, Any]:
-    """Keywords of `gr.Blocks.launch`: no file but uploads is read, nothing is fetched from or sent to elsewhere.
-
-    Args:
-        max_bytes: of one uploaded file.
-    """
+    """Keywords of `gr.Blocks.launch`: no file but uploads is read, nothing is fetched from or sent to elsewhere."""
     system = ["system-ui", "sans-serif"]
     return {
         "theme": gr.themes.Default(font=system, font_mono=["ui-monospace", "monospace"]),  # its own come from the web

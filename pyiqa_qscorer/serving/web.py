@@ -1,9 +1,12 @@
-"""The HTTP application: POST /score, GET /health."""
+"""Scores over HTTP: one thread that scores for all requests, and the application around it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 from fastapi import FastAPI, HTTPException, Request, Response
@@ -12,18 +15,55 @@ from starlette.requests import ClientDisconnect
 
 from .. import __version__
 from ..errors import QScorerError
-from ..scorer import Scorer
-from .worker import ScoringThread
+from ..scorer import ScoredImage, Scorer
 
 BODY_SECONDS = 60  # for a whole body to arrive; a client that stalls must not hold its place, nor stop the end
 
 
+class ScoringThread:
+    """Scores what waits, in the order it came and in batches that callers share; nobody else may use the scorer."""
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self._waiting: SimpleQueue[tuple[bytes, Future[ScoredImage]] | None] = SimpleQueue()
+        self._thread = Thread(target=self._run, name="qscorer-serve")
+        self._thread.start()
+
+    def submit(self, image: bytes) -> Future[ScoredImage]:
+        """Score the bytes of an image file; the future raises what the model raises."""
+        future: Future[ScoredImage] = Future()
+        self._waiting.put((image, future))
+        return future
+
+    def close(self) -> None:
+        """Score what was submitted, then end the thread."""
+        self._waiting.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        open_ = True
+        while open_:
+            taken = [self._waiting.get()]
+            while not self._waiting.empty():  # nobody else takes from it
+                taken.append(self._waiting.get())
+            open_ = None not in taken
+            # One whose caller is gone is left out; the others cannot be cancelled from here on.
+            jobs = [job for job in taken if job is not None and job[1].set_running_or_notify_cancel()]
+            try:
+                results = self._scorer.score_iter(image for image, _ in jobs)
+                for result, (_, future) in zip(results, jobs, strict=True):
+                    future.set_result(result)
+            except Exception as error:  # of the model: every caller without a score learns of it
+                for _, future in jobs:
+                    if not future.done():
+                        future.set_exception(error)
+
+
 def create_app(scorer: Scorer, thread: ScoringThread, *, max_bytes: int, max_images: int, queue: int) -> FastAPI:
-    """Application that scores what is posted to it.
+    """Application that scores what is posted to it: POST /score, GET /health.
 
     Args:
         scorer: The one that `thread` uses; here only its name and device are read.
-        thread: Not closed here.
         max_bytes: Of one request's body; more is answered with 413, without keeping it.
         max_images: In one request; more is answered with 400.
         queue: Requests that are read, wait or are scored at a time; more are answered with 503 before their
