@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import uuid
@@ -10,7 +11,9 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from .errors import CheckpointError
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 Item = TypeVar("Item")
@@ -104,3 +107,27 @@ def ordered_prefetch(
             future.cancel()
         if pool is not workers:
             pool.shutdown()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parsed JSON object of a file; a missing or malformed one is a `CheckpointError` that names it."""
+    try:
+        parsed = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} has no {path.name}") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, got {type(parsed).__name__}")
+    return parsed
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a JSON object as the published files have it."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first eight, and how many more there are, for a message."""
+    names = sorted(names)
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")

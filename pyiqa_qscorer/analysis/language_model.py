@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoints import CheckpointSource, load_checkpoint
-from ..checkpoints.layouts import VLM_CONFIG, has_lora_files, read_json
+from ..checkpoints.layouts import VLM_CONFIG, has_lora_files
 from ..checkpoints.vlm_checkpoint import load_base, load_processor, saved_dtype
 from ..errors import CheckpointError
+from ..files import read_json
 from ..images.model_images import ModelImages, WholePictures
 from ..images.reading import open_image
 from ..model import QScorerForScoring

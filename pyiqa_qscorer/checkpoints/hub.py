@@ -30,8 +30,8 @@ from huggingface_hub.errors import (
 )
 
 from ..errors import CheckpointError, DownloadError
-from ..files import free_bytes, readable_size, write_text
-from .layouts import checkpoint_files, listed
+from ..files import free_bytes, listed, readable_size, write_text
+from .layouts import checkpoint_files
 
 logger = logging.getLogger("pyiqa_qscorer")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError
+from ..files import listed, read_json
 
 PUBLISHED_MODEL_TYPE = "mplug_owl2"
 OUR_MODEL_TYPE = "qscorer"
@@ -59,30 +59,6 @@ class CheckpointFolder:
     def is_vlm(self) -> bool:
         """Whether it stands on an image-text-to-text model of transformers, not on the published network."""
         return self.layout in (Layout.VLM_ADAPTER, Layout.VLM_MERGED)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Parsed JSON object of a file; a missing or malformed one is a `CheckpointError` that names it."""
-    try:
-        parsed = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} has no {path.name}") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is not readable JSON: {error}") from error
-    if not isinstance(parsed, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, got {type(parsed).__name__}")
-    return parsed
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a JSON object as the published files have it."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def listed(names: Iterable[str]) -> str:
-    """The first eight, and how many more there are, for a message."""
-    names = sorted(names)
-    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def has_lora_files(names: Iterable[str]) -> bool:

@@ -14,13 +14,14 @@ from torch import nn
 from transformers import LlamaTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from ..errors import CheckpointError
+from ..files import listed, read_json
 from ..images.model_images import ModelImages, SquareImages, WholePictures
 from ..model import QScorerConfig, QScorerForScoring
 from ..model.fast_linear import use_fast_linear
 from ..model.vlm import VlmQScorer
 from ..model.vlm_inputs import ChatPrompt
 from ..prompt import PromptTokens, score_tokens, tokenize_prompt
-from .layouts import CheckpointFolder, Layout, listed, read_json, recognise, weight_shards
+from .layouts import CheckpointFolder, Layout, recognise, weight_shards
 from .published_layout import LoraAdapter, check_image_settings, read_non_lora
 from .source import CheckpointSource, PathOrId
 from .vlm_checkpoint import bits_and_bytes, load_vlm, saved_dtype

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from ..files import read_json, write_json
 from ..images.preprocessing import MEAN, STD
-from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS, read_json, write_json
+from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS
 from .weights import read_shard
 
 

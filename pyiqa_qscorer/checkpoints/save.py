@@ -12,9 +12,10 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import CheckpointError
+from ..files import write_json
 from ..model import QScorerForScoring
 from ..model.vlm import VlmQScorer
-from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS, recognise, weight_shards, write_json
+from .layouts import ADAPTER_CONFIG, ADAPTER_WEIGHTS, NON_LORA_WEIGHTS, recognise, weight_shards
 from .load import Precision, load_folder
 from .new_folder import SavedLayout, check_output, new_folder, write_notes
 from .published_layout import image_settings, save_published_tokenizer

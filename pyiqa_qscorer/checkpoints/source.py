@@ -11,9 +11,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..errors import CheckpointError
+from ..files import read_json
 from ..registry import PUBLISHED_BASE
 from . import hub
-from .layouts import ADAPTER_CONFIG, VLM_CONFIG, has_lora_files, read_json
+from .layouts import ADAPTER_CONFIG, VLM_CONFIG, has_lora_files
 
 PathOrId = str | os.PathLike[str]
 

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor,
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from ..errors import CheckpointError
-from ..files import readable_size
+from ..files import listed, read_json, readable_size, write_json
 from ..model.vlm import VlmConfig, VlmQScorer
 from ..model.vlm_inputs import VlmInputs
 from .layouts import (
@@ -32,10 +32,7 @@ from .layouts import (
     VLM_REGRESSOR,
     CheckpointFolder,
     Layout,
-    listed,
-    read_json,
     weight_shards,
-    write_json,
 )
 from .new_folder import check_output, new_folder, write_notes
 

@@ -13,9 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..files import listed
 from ..model import QScorerForScoring
 from ..model.abstractor import CrossAttention
-from .layouts import CheckpointFolder, listed
+from .layouts import CheckpointFolder
 
 FLOATING_POINT = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTER_SUFFIX = "num_batches_tracked"  # of batch norms, the only whole numbers in a model

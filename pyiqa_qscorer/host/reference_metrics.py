@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 
 def compare(distorted: np.ndarray, reference: np.ndarray, names: Sequence[str]) -> dict[str, float]:
@@ -18,6 +17,8 @@ def compare(distorted: np.ndarray, reference: np.ndarray, names: Sequence[str]) 
         names: pyiqa's full-reference metrics. Those with trained weights, such as lpips, download them at the first
             call; formulas, such as gmsd and psnry, do not.
     """
+    import torch  # takes seconds, and rendering of sets with known opinions needs none of it
+
     images = [torch.tensor(image).permute(2, 0, 1)[None].float() / 255 for image in (distorted, reference)]
     with torch.no_grad():
         return {name: float(_metric(name)(*images)) for name in names}

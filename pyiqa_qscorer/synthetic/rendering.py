@@ -23,10 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..checkpoints.layouts import listed, read_json
 from ..data.opinions import read_opinions
 from ..errors import OpinionTableError, SyntheticDataError
-from ..files import ordered_prefetch, write_bytes
+from ..files import listed, ordered_prefetch, read_json, write_bytes
 from ..host.reference_metrics import compare
 from ..images.reading import open_image
 from .calibration import BEST_OPINION, CALIBRATION_TYPES, REFERENCE_METRICS, Calibration, fit_calibration

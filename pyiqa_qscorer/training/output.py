@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from ..checkpoints import save_folder, save_lora_folder
-from ..checkpoints.layouts import read_json
 from ..checkpoints.new_folder import check_output as check_folder
 from ..checkpoints.new_folder import disk_is_full
 from ..checkpoints.vlm_checkpoint import save_vlm_folder
 from ..errors import TrainingFailedError
-from ..files import write_text
+from ..files import read_json, write_text
 from ..model import QScorerForScoring
 from ..model.vlm import VlmQScorer
 from .config import TrainConfig

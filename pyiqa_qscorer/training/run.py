@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, cast
 from transformers import TrainingArguments, set_seed
 
 from .. import __version__
-from ..checkpoints.layouts import read_json
 from ..errors import TrainingConfigError
+from ..files import read_json
 from ..model import QScorerForScoring
 from ..model.attention import enable_gradient_checkpointing
 from .average import mix_in, trained_parameters
