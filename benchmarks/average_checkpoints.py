@@ -2,7 +2,7 @@
 
     python benchmarks/average_checkpoints.py CHECKPOINT CHECKPOINT... OUTPUT [--shares 0.4 0.6]
 
-The last step of qscorer-mini. Wortsman et al., "Model soups: averaging weights of multiple fine-tuned
+The last two steps of qscorer-mini. Wortsman et al., "Model soups: averaging weights of multiple fine-tuned
 models", ICML 2022.
 """
 

@@ -99,6 +99,7 @@ def test_nothing_is_left_uninitialised_where_keys_are_missing(tmp_path: Path) ->
     model.config.save_pretrained(tmp_path)
     kept = {name: tensor for name, tensor in state.items() if name not in missing}
     save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    torch.manual_seed(0)  # of the 16 values of the smallest layer, too few for any seed
     loaded, report = QScorerForScoring.from_pretrained(tmp_path, output_loading_info=True)
     assert set(report["missing_keys"]) == missing
     own_tables = model.model.visual_abstractor.encoder.layers[0].crossattention.attention.position_tables()
