@@ -23,7 +23,8 @@ from ..scorer import ScoredImage, Scorer
 
 BYTES, PATH, KEY = "bytes", "path", "__key__"
 RUN, LISTS, PARTS, DONE = "run.json", "inputs", "parts", "done"
-ROWS_OF_A_BLOCK = 256  # what a checkpoint is written after
+ROWS_OF_A_BLOCK = 256  # of a list of files
+BATCHES_OF_A_BLOCK = 4  # what one actor takes at a time
 MADE = {
     "score": pa.float32(),
     "error": pa.string(),
@@ -72,7 +73,9 @@ def score_dataset(
         raise InputError(f"dataset has no column {column!r}; {nearest(column, there)}")
     if taken := sorted(set(MADE) & set(there)):
         raise InputError(f"dataset has a column {taken[0]!r} already: rename it, this one is going to be made")
-    return dataset.map_batches(
+    dataset.context.execution_options.preserve_order = True  # of this dataset and those made of it
+    # Ray reads small files as one block, and a block goes to one actor: without this the others would have nothing.
+    return dataset.repartition(target_num_rows_per_block=BATCHES_OF_A_BLOCK * batch_size).map_batches(
         _BatchScorer,
         fn_constructor_kwargs={
             **{"metric": metric, "options": options, "column": column, "batch_size": batch_size},
