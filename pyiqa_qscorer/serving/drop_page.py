@@ -48,7 +48,7 @@ def create_page(scorer: Scorer) -> gr.Blocks:
     picture = functools.partial(gr.Image, interactive=False, buttons=["fullscreen"])
     with gr.Blocks(analytics_enabled=False, title="Picture quality", delete_cache=(KEPT_SECONDS, KEPT_SECONDS)) as page:
         gr.Markdown(
-            f"# Picture quality\n`{scorer.name}`: 1 is bad, 5 is excellent. Pictures do not leave this computer."
+            f"# Picture quality\n`{scorer.name}`: 1 is bad, 5 is excellent. Pictures stay where this page is served."
         )
         with gr.Tab("Many pictures"):
             scored = gr.State([])
