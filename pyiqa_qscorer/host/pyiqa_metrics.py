@@ -145,8 +145,11 @@ def _download_bytes(name: str, options: dict[str, Any], tensors: list[Tensor]) -
         source = CheckpointSource(**{key: given[key] for key in where if key in given}, local_files_only=True)
         files: list[Path] = []
         for part in source.plan():
-            files += part.rglob("*") if isinstance(part, Path) else (part.folder / file.name for file in part.files)
-        return sum(file.stat().st_size for file in files if file.is_file())
+            if isinstance(part, Path):
+                files += [file for file in part.rglob("*") if file.is_file()]
+            else:
+                files += [part.folder / file.name for file in part.files]
+        return sum(file.stat().st_size for file in files)
     # pyiqa keeps no record of what a metric fetched; without weights it fetched nothing.
     return None if tensors else 0
 
