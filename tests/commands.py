@@ -2,12 +2,15 @@
 
 import contextlib
 import os
+import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from typer.testing import CliRunner
 
 from pyiqa_qscorer.cli import app as cli
@@ -51,3 +54,24 @@ def full_disk(file_size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def server_of(*command: str, folder: Path | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A command that serves on a free port of this machine: its process and address; killed at the end."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "pyiqa_qscorer.cli", *command, "--port", "0", "--device", "cpu"],
+        # As many threads as here: with another number the last bit of a score can differ.
+        env=os.environ | {"PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        cwd=folder,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr is not None
+    try:
+        found = next(filter(None, (re.search(r"http://127\.0\.0\.1:\d+", line) for line in process.stderr)), None)
+        assert found is not None, f"ended with {process.wait(30)} and served nothing"
+        yield process, found[0]
+    finally:
+        process.kill()
+        process.wait()

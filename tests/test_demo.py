@@ -1,18 +1,15 @@
 """`pyiqa-qscorer demo`: its scores, what it will not read, and the page itself in a browser without a network."""
 
 import importlib.util
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
-import torch
+from commands import server_of
 from environments import REPOSITORY
 
 from pyiqa_qscorer.data.score_page import write_score_page
@@ -33,25 +30,10 @@ MAX_BYTES = 400_000
 def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     folder = tmp_path_factory.mktemp("where it is started")
     (folder / "secret.jpg").write_bytes(PHOTOS[0].read_bytes())
-    process = subprocess.Popen(
-        [*(sys.executable, "-m", "pyiqa_qscorer.cli", "demo", "--port", "0"), "--max-bytes", str(MAX_BYTES)],
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        cwd=folder,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                yield found[0]
-                process.send_signal(signal.SIGTERM)
-                assert process.wait(30) == 0
-                return
-        pytest.fail(f"ended with {process.wait(30)}")
-    finally:
-        process.kill()
-        process.wait()
+    with server_of("demo", "--max-bytes", str(MAX_BYTES), folder=folder) as (process, address):
+        yield address
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
 
 
 @pytest.mark.slow

@@ -2,13 +2,10 @@
 
 import importlib.util
 import io
-import os
 import random
-import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +14,7 @@ from typing import NamedTuple
 import httpx
 import numpy as np
 import pytest
-import torch
+from commands import server_of
 from environments import REPOSITORY
 from fake_metric import FakeMetric
 from PIL import Image
@@ -54,22 +51,9 @@ class Server(NamedTuple):
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     limits = ["--queue", str(QUEUE), "--max-bytes", str(MAX_BYTES), "--max-images", str(MAX_IMAGES)]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "pyiqa_qscorer.cli", "serve", "--port", "0", "--device", "cpu", *limits],
-        # As many threads as here: with another number the last bit of a score can differ.
-        env=os.environ | {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": str(torch.get_num_threads())},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr is not None
-    try:
-        for line in process.stderr:
-            if found := re.search(r"http://(127\.0\.0\.1):(\d+)", line):
-                yield Server(process, (found[1], int(found[2])))
-                break
-    finally:
-        process.kill()
-        process.wait()
+    with server_of("serve", *limits) as (process, address):
+        host, port = address.removeprefix("http://").split(":")
+        yield Server(process, (host, int(port)))
 
 
 @pytest.fixture

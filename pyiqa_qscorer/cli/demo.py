@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from .console import clean_errors, require, say, say_loading
 from .options import Debug, Device, ScoreMetric, chosen_metric, model_options, option
-from .serve import LOOPBACK
+from .serve import LOOPBACK, listen, warn_of_others
 
 
 @model_options("checkpoint", "base", "dtype", "prompt", "local_files_only")
@@ -33,16 +33,16 @@ def demo(
     with clean_errors(debug):
         require("demo", "gradio")
         metric = chosen_metric(metric, options)
+        with listen(host, port) as free:  # gradio opens it once the model is loaded; a port in use is said before
+            port = free.getsockname()[1]
         say_loading(metric, options["checkpoint"])
         from ..scorer import Scorer
-        from ..serving.drop_page import create_page, offline_settings, open_port
+        from ..serving.drop_page import create_page, offline_settings
 
         page = create_page(Scorer(metric, device, 16, **options))
-        address = page.launch(
-            server_name=host, server_port=open_port(host, port), prevent_thread_lock=True, **offline_settings(max_bytes)
-        )[1]
-        if host not in LOOPBACK:
-            say(("warning: ", "yellow"), f"whoever reaches {host} can use it: there is no login")
+        where: dict[str, Any] = {"server_name": host, "server_port": port, "prevent_thread_lock": True}
+        address = page.launch(**where, **offline_settings(max_bytes))[1]
+        warn_of_others(host)
         stop = threading.Event()
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_: stop.set())

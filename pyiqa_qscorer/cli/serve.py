@@ -42,8 +42,7 @@ def serve(
         metric = chosen_metric(metric, options)
         for number in (signal.SIGINT, signal.SIGTERM):  # while it serves, uvicorn's own take their place
             signal.signal(number, _stop)
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, port), family=family) as listening:
+        with listen(host, port) as listening:
             import uvicorn
 
             from ..scorer import Scorer
@@ -55,13 +54,22 @@ def serve(
             try:
                 app = create_app(scorer, thread, max_bytes=max_bytes, max_images=max_images, queue=queue)
                 server = uvicorn.Server(uvicorn.Config(app, log_config=None, log_level="warning", access_log=False))
-                if host not in LOOPBACK:
-                    say(("warning: ", "yellow"), f"whoever reaches {host} can use it: there is no login")
+                warn_of_others(host)
                 shown = f"[{host}]" if ":" in host else host
                 say("Serving ", (metric, "bold"), f" on http://{shown}:{listening.getsockname()[1]}")
                 server.run(sockets=[listening])
             finally:
                 thread.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0: any that is free."""
+    return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+
+
+def warn_of_others(host: str) -> None:
+    if host not in LOOPBACK:
+        say(("warning: ", "yellow"), f"whoever reaches {host} can use it: there is no login")
 
 
 def _stop(*_: Any) -> None:

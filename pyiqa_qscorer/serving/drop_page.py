@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import io
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,16 +101,6 @@ def offline_settings(max_bytes: int) -> dict[str, Any]:
         "footer_links": [],
         "quiet": True,
     }
-
-
-def open_port(host: str, port: int) -> int:
-    """`port`, for 0 one that is free now.
-
-    Raises:
-        OSError: it cannot be listened on.
-    """
-    with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as listening:
-        return int(listening.getsockname()[1])
 
 
 def in_order(scored: Sequence[ScoredImage], order: str) -> list[ScoredImage]:
