@@ -7,7 +7,8 @@ it; the whole picture becomes the cls token in the same way.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate, pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from ..images.preprocessing import MEAN, STD
 from .configuration import QScorerVisionConfig
+from .fast_convolution import make_fast, under_transform
 
 SMALLEST_VARIANCE = 1e-6  # keeps the gradient of the standard deviation finite in flat cells
 
@@ -106,8 +108,7 @@ class FeatureEncoder(nn.Module):
         if pixel_values.shape[1:] != (3, size, size):
             raise ValueError(f"pixel_values must have shape (B, 3, {size}, {size}), got {tuple(pixel_values.shape)}")
         if pixel_values.device.type == "cpu" and len(pixel_values) > 1 and not torch.is_grad_enabled():
-            # Feature maps of several images are given back to the system and fetched again at every layer.
-            return torch.cat([self.statistics(image) for image in pixel_values.split(1)])
+            return torch.cat(each_on_one_thread(self.statistics, pixel_values.split(1)))
         grid = size // self.config.patch_size
         # Convolutions of this kind run three times faster on the CPU with channels last.
         pixels = self._renormalised(pixel_values).contiguous(memory_format=torch.channels_last)
@@ -142,13 +143,37 @@ class FeatureEncoder(nn.Module):
         return pixel_values * factor[:, None, None] + offset[:, None, None]
 
 
+def each_on_one_thread(compute: Callable[[Tensor], Tensor], parts: Sequence[Tensor]) -> list[Tensor]:
+    """`compute` of every part without gradients, side by side on as many threads as PyTorch may use, one for each part.
+
+    Two threads for one image are hardly faster than one; and a batch in one piece is slower than its images one by one,
+    since feature maps of that size are given back to the system and fetched again at every layer. What is set for the
+    calling thread only, autocast or a transform of `torch.func`, would not reach the others: then one after the other.
+    """
+    threads = min(torch.get_num_threads(), len(parts))
+    if threads == 1 or torch.is_autocast_enabled("cpu") or under_transform(parts[0]):
+        return [compute(part) for part in parts]
+    before = torch.get_num_threads()
+
+    def one(part: Tensor) -> Tensor:
+        with torch.no_grad():  # of the calling thread
+            return compute(part)
+
+    torch.set_num_threads(1)  # for the new threads; this one waits
+    try:
+        with ThreadPoolExecutor(threads, thread_name_prefix="qscorer-statistics") as pool:
+            return list(pool.map(one, parts))
+    finally:
+        torch.set_num_threads(before)
+
+
 def fold_batch_norms(network: nn.Module) -> None:
     """Make every batch norm of `network` part of the convolution before it, which gets a bias; in place.
 
     As a layer it reads and writes every feature map once more, which costs more than half of a small network's time on
-    the CPU. The network computes afterwards what it computed in evaluation mode. Activations that timm keeps inside of
-    its batch norms stay. Where a norm's convolution stands is told by the order of registration, as in all networks of
-    the form convolution, norm, activation.
+    the CPU; the convolutions become fast ones. The network computes afterwards what it computed in evaluation mode.
+    Activations that timm keeps inside of its batch norms stay. Where a norm's convolution stands is told by the order
+    of registration, as in all networks of the form convolution, norm, activation.
 
     Raises:
         ValueError: a batch norm that does not come right after a convolution with as many channels.
@@ -161,7 +186,7 @@ def fold_batch_norms(network: nn.Module) -> None:
             if convolution is None or convolution.out_channels != module.num_features:
                 raise ValueError(f"batch norm {name} does not come right after a convolution of its channels")
             _fold(convolution, module)
-            network.set_submodule(name, getattr(module, "act", nn.Identity()))
+            network.set_submodule(name, make_fast(convolution, getattr(module, "act", nn.Identity())))
             convolution = None
 
 
