@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 
 import pyarrow as pa
 import pyarrow.fs
@@ -145,7 +146,9 @@ def _stored(address: str) -> list[str]:
     found = sorted(one.path for one in entries if one.is_file and Path(one.path).suffix.lower() in image_extensions())
     if not found:
         raise InputError(f"no image file in {address}")
-    return [f"{address.split('://')[0]}://{path}" for path in found]
+    scheme, query = address.split("://")[0], urlsplit(address).query  # which may name another store than the default
+    start = f"{scheme}:///" if found[0].startswith("/") else f"{scheme}://"
+    return [start + quote(path.lstrip("/")) + (f"?{query}" if query else "") for path in found]
 
 
 def score_to_folder(
