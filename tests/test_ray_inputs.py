@@ -1,4 +1,4 @@
-"""Ray: what is scored comes from shards and from an object store, is interrupted, and is refused. Every run is a command."""
+"""Scoring on Ray by the command: shards, an object store, an interruption, a full disk."""
 
 from __future__ import annotations
 
@@ -33,10 +33,13 @@ def picture(index: int) -> bytes:
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster() -> Iterator[None]:
-    """One for all commands of this file that run in this process."""
-    ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    yield
-    ray.shutdown()
+    """One for all commands of this file that run in this process; its actors have credentials of a store."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("ACCESS_KEY_ID", "k"), ("SECRET_ACCESS_KEY", "s"), ("EC2_METADATA_DISABLED", "true")):
+            patch.setenv(f"AWS_{name}", value)
+        ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        yield
+        ray.shutdown()
 
 
 def on_ray(*words: str | Path) -> Result:
@@ -64,7 +67,7 @@ def test_shards_of_a_webdataset(tmp_path: Path) -> None:
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
     done = on_ray(*shards, "--output", tmp_path / "out", "--batch-size", "1")
-    assert done.code == 1 and "7 images scored, 1 failed" in said(done), done.err
+    assert done.code == 1 and "7 images scored, 1 failed" in said(done) and "004: " in said(done), done.err
     rows = rows_of(tmp_path / "out", "__key__")
     assert list(rows) and rows.keys() == contents.keys() and rows["003"]["txt"] == b"a caption"
     assert "not an image" in str(rows.pop("004")["error"])
@@ -75,13 +78,11 @@ def test_shards_of_a_webdataset(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def store() -> Iterator[str]:
     """Address of a bucket of a server that speaks S3's protocol, on loopback."""
     server = pytest.importorskip("moto.server", reason="moto[server] is not installed, nothing is wrong")
     import boto3
 
-    for name, value in (("ACCESS_KEY_ID", "k"), ("SECRET_ACCESS_KEY", "s"), ("EC2_METADATA_DISABLED", "true")):
-        monkeypatch.setenv(f"AWS_{name}", value)
     served = server.ThreadedMotoServer("127.0.0.1", 0)
     served.start()
     _, port = served.get_host_and_port()

@@ -169,6 +169,7 @@ def _score_on_ray(
     require("ray", "ray")
     import logging
 
+    import pyarrow.dataset
     import ray
     from ray.data.aggregate import Count
 
@@ -178,12 +179,17 @@ def _score_on_ray(
         # Scoring, reading, writing and Ray's filter of what is done take one logical core each and wait for each other.
         cores = None if os.environ.get("RAY_ADDRESS") else max(os.cpu_count() or 1, scoring["concurrency"] + 4)
         ray.init(num_cpus=cores, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what it logs of an error is pages of call stacks
     given = {name: value for name, value in options.items() if value is not None}
     num_gpus = 0 if device == "cpu" or (device is None and not ray.cluster_resources().get("GPU")) else 1
     scored = score_to_folder(_with_lists(inputs), output, metric, metric_options=given, num_gpus=num_gpus, **scoring)
     made = scored.aggregate(Count(on="score", ignore_nulls=True, alias_name="scored"))["scored"]
     failed = scored.count() - made
+    if failed:
+        broken = pyarrow.dataset.field("error").is_valid()
+        rows = pyarrow.dataset.dataset(str(output / "parts")).scanner(filter=broken)
+        for row in rows.head(cli_output.MAX_LISTED_FAILURES).to_pylist():
+            say(printable(f"{row.get('path') or row.get('__key__') or 'a row'}: {row['error']}"), style="red")
     say(f"{count(made, 'image')} scored, {failed:,} failed: ", (f"{output}/parts/*.parquet", "bold"))
     raise typer.Exit(1 if failed else 0)
 

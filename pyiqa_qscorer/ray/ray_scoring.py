@@ -17,7 +17,7 @@ import ray.data
 from ray.data.checkpoint import CheckpointConfig
 
 from ..data.find_images import find_images, image_extensions
-from ..errors import ImageError, InputError
+from ..errors import ImageError, InputError, QScorerError
 from ..files import write_text
 from ..registry import DEFAULT_METRIC, nearest, resolve_metric_options
 from ..scorer import ScoredImage, Scorer
@@ -123,7 +123,7 @@ def read_images(inputs: Sequence[str], lists: Path, column: str | None = None) -
     if kind == "parquet":
         dataset = ray.data.read_parquet(list(inputs))
     else:
-        dataset = ray.data.read_webdataset(list(inputs), decoder=False)
+        dataset = ray.data.read_webdataset(list(inputs), decoder=None)  # the actors decode
     there = dataset.columns() or []
     known = [name for name in there if name in (BYTES, PATH, "image") or f".{name.lower()}" in image_extensions()]
     if column is None and len(known) != 1:
@@ -174,6 +174,7 @@ def score_to_folder(
 
     Raises:
         InputError: another run's folder, or an id that is not there; see `read_images`, `score_dataset`.
+        QScorerError: reading, scoring or writing as a whole failed, such as a full disk.
     """
     inputs, output = list(inputs), output.absolute()
     asked = {"metric": metric, "options": {k: str(v) for k, v in (scoring.get("metric_options") or {}).items()}}
@@ -195,7 +196,13 @@ def score_to_folder(
     done = CheckpointConfig(named, str(output / DONE), delete_checkpoint_on_success=False)
     dataset.context.checkpoint_config = done
     keep = named == chosen or bool(scoring.pop("keep_images", False))
-    score_dataset(dataset, metric, chosen, keep_images=keep, **scoring).write_parquet(str(output / PARTS))
+    try:
+        score_dataset(dataset, metric, chosen, keep_images=keep, **scoring).write_parquet(str(output / PARTS))
+    except ray.exceptions.RayTaskError as error:  # whose text is the call stacks of all that took part
+        reason = str(getattr(error, "cause", error)).strip().splitlines()[-1]
+        raise QScorerError(
+            f"scoring into {output} stopped: {reason}; what is written stays, and the same call scores the rest"
+        ) from error
     return ray.data.read_parquet(str(output / PARTS))
 
 
