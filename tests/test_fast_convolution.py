@@ -1,5 +1,8 @@
 """Convolutions of the feature network on the CPU: those of PyTorch and timm, whatever the number of threads."""
 
+import os
+import subprocess
+import sys
 import threading
 
 import pytest
@@ -66,18 +69,21 @@ def test_statistics_have_the_same_bits_with_any_number_of_threads_and_in_any_bat
 
 
 def test_parts_are_computed_side_by_side_each_on_one_thread() -> None:
-    before, together = torch.get_num_threads(), threading.Barrier(2, timeout=60)
+    before, together, elsewhere = torch.get_num_threads(), threading.Barrier(2, timeout=60), []
 
     def compute(part: Tensor) -> Tensor:
         together.wait()  # passes only if two are at work at once
         assert torch.get_num_threads() == 1 and not torch.is_grad_enabled()
+        other = threading.Thread(target=lambda: elsewhere.append(torch.get_num_threads()))
+        other.start()
+        other.join()
         return part + 1
 
     torch.set_num_threads(2)
     try:
         with torch.no_grad():
             parts = each_on_one_thread(compute, torch.arange(4).split(1))
-        assert torch.cat(parts).tolist() == [1, 2, 3, 4]
+        assert torch.cat(parts).tolist() == [1, 2, 3, 4] and elsewhere == [2] * 4
 
         def fail(part: Tensor) -> Tensor:
             raise ValueError("planted")
@@ -110,3 +116,20 @@ def test_a_value_that_is_no_number_stays_one() -> None:
     with torch.no_grad():
         found = encoder().statistics(image)
     assert bool(found[0].isfinite().all()) and bool(found[1].isnan().any())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    program = """
+import os, sys, torch
+from pyiqa_qscorer.model.features import each_on_one_thread
+torch.set_num_threads(2)
+parts = torch.arange(4).split(1)
+with torch.no_grad():
+    each_on_one_thread(lambda part: part + 1, parts)
+    child = os.fork()
+    if child == 0:
+        os._exit(int(torch.cat(each_on_one_thread(lambda part: part + 1, parts)).sum()))
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+    assert subprocess.run([sys.executable, "-c", program], timeout=120).returncode == 1 + 2 + 3 + 4
