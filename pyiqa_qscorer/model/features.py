@@ -166,7 +166,7 @@ def each_on_one_thread(compute: Callable[[Tensor], Tensor], parts: Sequence[Tens
 
 @cache
 def _single_threads(process: int, count: int) -> ThreadPoolExecutor:
-    """Threads in which PyTorch uses no others; `process`, since a fork does not have those of its parent."""
+    """Threads in which PyTorch uses no others, kept like its own; `process`, since a fork lacks those of its parent."""
     before, ready = torch.get_num_threads(), Barrier(count + 1)
 
     def start() -> None:
