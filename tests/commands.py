@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from typer.testing import CliRunner
 
@@ -54,6 +55,18 @@ def full_disk(file_size: int) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[list[str]]:
+    """A file system of that size at an empty folder: the command that mounts it, to be given other options with it."""
+    mount = ["mount", "-t", "tmpfs", "tmpfs", str(folder), "-o"]
+    if not sys.platform.startswith("linux") or subprocess.run([*mount, f"size={size}"]).returncode != 0:
+        pytest.skip("may not mount a small file system here (needs root)")
+    try:
+        yield mount
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
 
 
 @contextlib.contextmanager

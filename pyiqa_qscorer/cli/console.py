@@ -177,13 +177,16 @@ def print_scores(rows: Sequence[ScoreRow], worst: int | None = None) -> None:
         say("--worst N shows the lowest scores only", style="dim")
 
 
+def print_failure(name: str, reason: str) -> None:
+    say(("failed ", "bold red"), (printable(name), "bold"), f": {printable(reason)}")
+
+
 def print_summary(rows: Sequence[ScoreRow], made: int, seconds: float, output: Path | None) -> None:
     """Failed images with their reasons, figures, and where the table is; this run `made` so many in `seconds`."""
     failed = [row for row in rows if row.score is None]
     listed = failed[: MAX_LISTED_FAILURES if output or err.is_terminal else None]
     for row in listed:
-        path, reason = printable(row.path), printable(str(row.error))
-        say(("failed ", "bold red"), (path, "bold"), f": {reason}")
+        print_failure(row.path, str(row.error))
     if more := len(failed) - len(listed):
         say(f"and {more:,} more: column 'error' of {'the table' if output else 'a table (--output)'} has all")
     values = sorted(row.score for row in rows if row.score is not None)

@@ -189,7 +189,7 @@ def _score_on_ray(
         broken = pyarrow.dataset.field("error").is_valid()
         rows = pyarrow.dataset.dataset(str(output / "parts")).scanner(filter=broken)
         for row in rows.head(cli_output.MAX_LISTED_FAILURES).to_pylist():
-            say(printable(f"{row.get('path') or row.get('__key__') or 'a row'}: {row['error']}"), style="red")
+            cli_output.print_failure(row.get("path") or row.get("__key__") or "a row", row["error"])
     say(f"{count(made, 'image')} scored, {failed:,} failed: ", (f"{output}/parts/*.parquet", "bold"))
     raise typer.Exit(1 if failed else 0)
 

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 
+from .fast_linear import is_float32_on_cpu
+
 # Not public, but what torch.compile has called for every fused convolution on the CPU since PyTorch 2.0.
 _onednn = getattr(torch.ops.mkldnn, "_convolution_pointwise", None) if torch.backends.mkldnn.is_available() else None
 # By the class of an activation: its name in oneDNN, and the numbers that go with it.
@@ -72,11 +74,8 @@ def make_fast(convolution: nn.Conv2d, activation: nn.Module) -> nn.Module:
 def _suits_onednn(input: Tensor, weight: Tensor) -> bool:
     return (
         _onednn is not None
-        and input.device.type == "cpu"
-        and input.dtype == weight.dtype == torch.float32
+        and is_float32_on_cpu(input, weight)
         and not torch.compiler.is_compiling()
-        and torch._C._get_mkldnn_enabled()
-        and not torch.is_autocast_enabled("cpu")
         and not under_transform(input)
     )
 

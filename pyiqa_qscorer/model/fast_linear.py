@@ -50,13 +50,20 @@ def onednn_linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) ->
 def _suits_onednn(states: Tensor, weight: Tensor) -> bool:
     return (
         _onednn is not None
-        and states.device.type == "cpu"
-        and states.dtype == weight.dtype == torch.float32
+        and is_float32_on_cpu(states, weight)
         and states.ndim > 1
         and states.numel() > 0
+        and not (torch.compiler.is_compiling() and torch.is_grad_enabled())
+    )
+
+
+def is_float32_on_cpu(states: Tensor, weight: Tensor) -> bool:
+    """Whether a layer computes in float32 on the CPU, and oneDNN may do it."""
+    return (
+        states.device.type == "cpu"
+        and states.dtype == weight.dtype == torch.float32
         and (torch.compiler.is_compiling() or torch._C._get_mkldnn_enabled())
         and not torch.is_autocast_enabled("cpu")
-        and not (torch.compiler.is_compiling() and torch.is_grad_enabled())
     )
 
 

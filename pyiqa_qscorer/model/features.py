@@ -7,10 +7,8 @@ it; the whole picture becomes the cls token in the same way.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
 from itertools import accumulate, pairwise
 from threading import Barrier
 from typing import Any
@@ -153,33 +151,26 @@ def each_on_one_thread(compute: Callable[[Tensor], Tensor], parts: Sequence[Tens
     since feature maps of that size are given back to the system and fetched again at every layer. What is set for the
     calling thread only, autocast or a transform of `torch.func`, would not reach the others: then one after the other.
     """
-    threads = torch.get_num_threads()
+    before = torch.get_num_threads()
+    threads = min(before, len(parts))
     if threads == 1 or torch.is_autocast_enabled("cpu") or under_transform(parts[0]):
         return [compute(part) for part in parts]
-
-    def one(part: Tensor) -> Tensor:
-        with torch.no_grad():  # of the calling thread
-            return compute(part)
-
-    return list(_single_threads(os.getpid(), threads).map(one, parts))
-
-
-@cache
-def _single_threads(process: int, count: int) -> ThreadPoolExecutor:
-    """Threads in which PyTorch uses no others, kept like its own; `process`, since a fork lacks those of its parent."""
-    before, ready = torch.get_num_threads(), Barrier(count + 1)
+    ready = Barrier(threads + 1, timeout=60)
 
     def start() -> None:
         torch.get_num_threads()  # at its first use in a thread PyTorch sets the number that was set last
         torch.set_num_threads(1)  # holds for this thread, but new ones would take it over
         ready.wait()
 
-    pool = ThreadPoolExecutor(count, "qscorer-statistics", start)
-    for _ in range(count):
-        pool.submit(int)
-    ready.wait()
-    torch.set_num_threads(before)
-    return pool
+    def one(part: Tensor) -> Tensor:
+        with torch.no_grad():  # of the calling thread
+            return compute(part)
+
+    with ThreadPoolExecutor(threads, "qscorer-statistics", start) as pool:
+        computed = pool.map(one, parts)
+        ready.wait()
+        torch.set_num_threads(before)
+        return list(computed)
 
 
 def fold_batch_norms(network: nn.Module) -> None:

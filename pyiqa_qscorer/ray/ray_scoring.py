@@ -147,8 +147,7 @@ def _stored(address: str) -> list[str]:
     if not found:
         raise InputError(f"no image file in {address}")
     scheme, query = address.split("://")[0], urlsplit(address).query  # which may name another store than the default
-    start = f"{scheme}:///" if found[0].startswith("/") else f"{scheme}://"
-    return [start + quote(path.lstrip("/")) + (f"?{query}" if query else "") for path in found]
+    return [f"{scheme}://{quote(path)}" + (f"?{query}" if query else "") for path in found]
 
 
 def score_to_folder(
